@@ -1,0 +1,3 @@
+"""sakd: spot-adaptive knowledge distillation. Where, not only what, a student learns from its teacher."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,123 @@
+"""From a resolved configuration to parts: each ``_target_`` is called with its keys, after they are checked against its signature."""
+
+import inspect
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+
+from sakd.config import TEACHER_KEYS, Config, needs_teacher
+from sakd.data import Dataset, assemble, check_promises
+from sakd.distillers import Distiller
+from sakd.errors import ConfigError, SakdError, did_you_mean
+from sakd.networks import StagedNet
+from sakd.spot_modes import SpotMode
+from sakd.streams import initialising
+from sakd.trainer import Trainer, spots_of
+
+
+def make(node: Config, key: str, *arguments: object, leave: tuple[str, ...] = ()) -> Any:
+    """Call ``node``'s ``_target_`` with ``arguments`` and its keys, but for ``name`` and those to ``leave`` out.
+
+    Raises ConfigError naming ``key`` if there is no such target, or it does not take the keys or their values.
+    """
+    node = {name: value for name, value in node.items() if name not in ("name", *leave)}
+    target = node.get("_target_")
+    if target is None:
+        raise ConfigError(f"{key}._target_: found none, expected the import path of what to build")
+    try:
+        callee = get_object(target)
+    except Exception as error:
+        raise ConfigError(f"{key}._target_: cannot import {target} ({error})") from error
+    _check_keys(callee, node, key, len(arguments))
+    try:
+        return instantiate(node, *arguments, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, SakdError):
+            raise error.__cause__ from error
+        raise ConfigError(f"{key}: {error.__cause__ or error}") from error
+
+
+def _check_keys(callee: Any, node: Config, key: str, positional: int) -> None:
+    try:
+        parameters = list(inspect.signature(callee).parameters.values())[positional:]
+    except ValueError:  # some built-in callables do not tell
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    names = [parameter.name for parameter in parameters]
+    for name in node:
+        if not name.startswith("_") and name not in names:
+            raise ConfigError(f"{key}.{name}: {node['_target_']} takes {', '.join(names)}.{did_you_mean(name, names)}")
+    for parameter in parameters:
+        if parameter.default is parameter.empty and parameter.name not in node:
+            raise ConfigError(f"{key}.{parameter.name}: found nothing, {node['_target_']} needs it")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a trainer is made of."""
+
+    student: StagedNet
+    teacher: StagedNet | None
+    distillers: dict[str, Distiller]
+    spot_mode: SpotMode | None
+
+
+def parts(config: Config) -> Parts:
+    """Networks, distillers and spot mode, with weights drawn from the streams of ``seed``; the teacher is not yet loaded."""
+    seed = config["seed"]
+    with initialising(seed, "student"):
+        student = make(config["student"], "student")
+    if not needs_teacher(config):
+        return Parts(student, None, {}, None)
+    with initialising(seed, "teacher"):
+        teacher = make(config["teacher"], "teacher", leave=TEACHER_KEYS)
+    distillers = {}
+    for name, node in config["distiller"]["losses"].items():
+        with initialising(seed, f"distiller/{name}"):
+            distillers[name] = make(node, f"distiller.losses.{name}", student, teacher)
+    with initialising(seed, "spot_mode"):
+        spots = spots_of(student, teacher, distillers.values())
+        spot_mode = make(config["spot_mode"], "spot_mode", spots, student, teacher, leave=("optimizer",))
+    return Parts(student, teacher, distillers, spot_mode)
+
+
+def trainer(config: Config, built: Parts, device: torch.device) -> Trainer:
+    policy = config["spot_mode"].get("optimizer")
+    return Trainer(
+        built.student,
+        built.teacher,
+        built.distillers,
+        built.spot_mode,
+        optimizer=partial(make, config["optimizer"], "optimizer"),
+        schedule=partial(make, config["schedule"], "schedule"),
+        policy_optimizer=None if policy is None else partial(make, policy, "spot_mode.optimizer"),
+        seed=config["seed"],
+        device=device,
+    )
+
+
+def dataset(config: Config) -> Dataset:
+    """Read the images with the node's ``_target_``; what the node promises of them is checked, before and after."""
+    node = config["dataset"]
+    promised = {key: node[key] for key in inspect.signature(assemble).parameters if key in node}
+    check_promises(**promised)
+    train, test = make(node, "dataset", leave=("recipe", *promised))
+    return assemble(train, test, **promised)
+
+
+def device(config: Config) -> torch.device:
+    """Raises ConfigError if the machine has no such device."""
+    asked = str(config["device"])
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device: found {asked}, but this machine has no CUDA device; expected cpu or auto")
+    found = torch.device(asked)
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device: found {asked}, expected an index below {torch.cuda.device_count()}")
+    return found

@@ -1,0 +1,27 @@
+"""`sakd`: what is done with runs besides launching them."""
+
+from pathlib import Path
+
+import click
+
+
+@click.group()
+@click.version_option(package_name="sakd")
+def main() -> None:
+    """Spot-adaptive knowledge distillation."""
+
+
+@main.command()
+@click.argument("runs", type=click.Path(exists=True, file_okay=False, path_type=Path), default="runs")
+def sync(runs: Path) -> None:
+    """Send to MLflow what it lacks of the runs in RUNS, each epoch exactly once."""
+    from sakd.tracking import synchronise_all
+
+    outcomes = synchronise_all(runs)
+    failures = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Exception)}
+    sent = sum(outcome for outcome in outcomes.values() if isinstance(outcome, int))
+    click.echo(f"{len(outcomes)} runs, {sent} epochs sent, {len(failures)} runs failed")
+    for name, error in failures.items():
+        click.echo(f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}", err=True)
+    if failures:
+        raise SystemExit(1)

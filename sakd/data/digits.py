@@ -1,0 +1,22 @@
+"""scikit-learn's handwritten digits: 1,797 real images of 8x8, inside the package, no download.
+
+Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998 (its
+test part).
+"""
+
+import torch
+
+from sakd.data.sets import ImageSet, stratified
+
+TEST_IMAGES = 360
+
+
+def digits() -> tuple[ImageSet, ImageSet]:
+    """1,437 images to train on and 360 stratified test images, the same at every seed."""
+    from sklearn.datasets import load_digits  # takes a second to import, and only this data set needs it
+
+    read = load_digits()
+    grey = torch.tensor(read.images).mul(255 / 16).round().to(torch.uint8)  # 17 levels, 0 to 16
+    everything = ImageSet(grey[:, None], torch.tensor(read.target, dtype=torch.int64))
+    test = stratified(everything.labels, TEST_IMAGES)
+    return everything[~test], everything[test]

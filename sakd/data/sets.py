@@ -1,0 +1,164 @@
+"""What every data set is: uint8 images in memory, labels, and what is known of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from sakd.errors import ConfigError, DataError
+from sakd.streams import stream
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """``images``: uint8 [N, C, H, W]; ``labels``: int64 [N]. A sample's index is its place here."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: Tensor) -> "ImageSet":
+        return ImageSet(self.images[indices], self.labels[indices])
+
+    def to(self, device: torch.device) -> "ImageSet":
+        return ImageSet(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop after zero-padding by ``crop_padding`` pixels (0: none), and horizontal ``flip`` with probability ½."""
+
+    crop_padding: int = 0
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Splits of one data set, and what it knows. ``mean`` and ``std``: per channel, of pixels in [0, 1]."""
+
+    train: ImageSet
+    test: ImageSet
+    val: ImageSet | None
+    classes: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def to(self, device: torch.device) -> "Dataset":
+        val = None if self.val is None else self.val.to(device)
+        return Dataset(
+            self.train.to(device),
+            self.test.to(device),
+            val,
+            self.classes,
+            self.image_size,
+            self.mean,
+            self.std,
+            self.augmentation,
+        )
+
+
+def check_promises(
+    name: str,
+    *,
+    classes: int,
+    channels: int,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop_padding: int,
+    flip: bool,
+    val_fraction: float,
+    train_samples: int | None,
+    test_samples: int | None,
+) -> None:
+    """Raise ConfigError for values that no images could satisfy. Keys as in ``assemble``."""
+    for key, count, least in (
+        ("classes", classes, 2),
+        ("channels", channels, 1),
+        ("image_size", image_size, 1),
+        ("crop_padding", crop_padding, 0),
+    ):
+        if not isinstance(count, int) or isinstance(count, bool) or count < least:
+            raise ConfigError(f"dataset.{key}: found {count!r}, expected a whole number of at least {least}")
+    for key, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise ConfigError(f"dataset.{key}: found {len(values)} numbers, expected one for each of {channels} channels")
+    if not all(value > 0 for value in std):
+        raise ConfigError(f"dataset.std: found {list(std)}, expected numbers above 0")
+    if not isinstance(flip, bool):
+        raise ConfigError(f"dataset.flip: found {flip!r}, expected true or false")
+    if not isinstance(val_fraction, (int, float)) or not 0 <= val_fraction < 1:
+        raise ConfigError(f"dataset.val_fraction: found {val_fraction!r}, expected a number from 0 to below 1")
+    for key, count in (("train_samples", train_samples), ("test_samples", test_samples)):
+        if count is not None and (not isinstance(count, int) or count < 2):
+            raise ConfigError(f"dataset.{key}: found {count!r}, expected a whole number of at least 2, or null for all")
+
+
+def assemble(
+    train: ImageSet,
+    test: ImageSet,
+    name: str,
+    *,
+    classes: int,
+    channels: int,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop_padding: int,
+    flip: bool,
+    val_fraction: float,
+    train_samples: int | None,
+    test_samples: int | None,
+) -> Dataset:
+    """A Dataset from what was read and what its config promises, with parts taken where the config asks for them.
+
+    Validation images are a stratified ``val_fraction`` of the training images; ``train_samples`` and ``test_samples`` take a
+    stratified part (null: all); the choice is the same at every seed.
+
+    Raises ConfigError for an impossible part, DataError if images or labels are not as promised.
+    """
+    for part, images in (("train", train), ("test", test)):
+        expected = (channels, image_size, image_size)
+        if images.images.shape[1:] != expected:
+            raise DataError(f"{name}: found {part} images of {tuple(images.images.shape[1:])}, expected {expected}")
+        low, high = int(images.labels.min()), int(images.labels.max())
+        if low < 0 or high >= classes:
+            raise DataError(f"{name}: found {part} labels from {low} to {high}, expected 0 to {classes - 1}")
+    val = None
+    if val_fraction > 0:
+        chosen = stratified(train.labels, ceil(val_fraction * len(train)))
+        val, train = train[chosen], train[~chosen]
+    train = _part(train, train_samples, "dataset.train_samples")
+    test = _part(test, test_samples, "dataset.test_samples")
+    augmentation = Augmentation(crop_padding, flip)
+    return Dataset(train, test, val, classes, image_size, tuple(mean), tuple(std), augmentation)
+
+
+def _part(images: ImageSet, count: int | None, key: str) -> ImageSet:
+    if count is None:
+        return images
+    if count > len(images):
+        raise ConfigError(f"{key}: found {count}, expected at most the {len(images)} images there are")
+    return images[stratified(images.labels, count)]
+
+
+def stratified(labels: Tensor, count: int) -> Tensor:
+    """A fixed choice of ``count`` samples with each class's share as in the whole: bool [N].
+
+    Within a class the order is shuffled, and classes are interleaved by rank, so that every count is within one sample of
+    the exact share.
+    """
+    shuffled = torch.randperm(len(labels), generator=stream(0, "data/split"))
+    position = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        members = shuffled[labels[shuffled] == label]
+        position[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[position.argsort(stable=True)[:count]] = True
+    return chosen

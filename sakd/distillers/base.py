@@ -1,0 +1,62 @@
+"""What every distiller shares."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sakd.errors import ConfigError
+from sakd.networks import StagedNet
+from sakd.spots import Spot, spots_at
+
+Features = Mapping[str, Tensor]
+
+
+class Distiller(nn.Module):
+    """*What* to distil: a published loss at each spot of a kind, over the rows kept there.
+
+    A distiller sees features and masks; never labels' cross-entropy, optimizers, the policy or the networks. A new one gives
+    ``spot_loss``; a method that compares spots with each other overrides ``forward``. Modules that a spot needs are
+    built in ``__init__`` from ``self.spots``. Frozen features need no detaching: the teacher runs without gradients.
+    """
+
+    def __init__(self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float):
+        super().__init__()
+        if not isinstance(weight, (int, float)) or isinstance(weight, bool) or weight < 0:
+            raise ConfigError(f"weight of {type(self).__name__}: found {weight!r}, expected a number of at least 0")
+        self.spots = spots_at(where, student, teacher)
+        self.weight = float(weight)
+
+    def forward(self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor) -> Tensor:
+        """The weighted loss, a scalar, summed over the spots.
+
+        ``keep[spot]``: [B] bool. ``indices``: [B], the samples' places in the training set.
+        """
+        losses = [
+            self.spot_loss(spot, student[spot.student].float(), teacher[spot.teacher].float(), keep[spot])
+            for spot in self.spots
+        ]
+        return self.weight * torch.stack(losses).sum()
+
+    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+        """n_kept / B times the published loss on the kept rows, as a scalar; exactly 0 where none is kept.
+
+        ``student``, ``teacher``: float32 features [B, …] at the spot. Shapes must not depend on ``keep``.
+        """
+        raise NotImplementedError
+
+
+def kept_mean(values: Tensor, keep: Tensor) -> Tensor:
+    """Sum of kept ``values`` [B] over B: n_kept / B times their mean."""
+    return torch.where(keep, values, 0).sum() / len(keep)
+
+
+def kept_pair_mean(values: Tensor, keep: Tensor) -> Tensor:
+    """n_kept / B times the mean of ``values`` [B, B] over pairs of kept rows; 0 where none is kept."""
+    pairs = keep[:, None] & keep[None, :]
+    return torch.where(pairs, values, 0).sum() / (keep.sum().clamp_min(1) * len(keep))
+
+
+def distinct_spots(distillers: Iterable[Distiller]) -> set[Spot]:
+    """All spots that any of the distillers uses."""
+    return {spot for distiller in distillers for spot in distiller.spots}

@@ -1,0 +1,86 @@
+"""The routed network: student and teacher grafted together, spot by spot and sample by sample."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from sakd.errors import ConfigError
+from sakd.networks import Shape, StagedNet
+from sakd.spots import Spot
+
+
+def adapter(source: Shape, target: Shape) -> nn.Module:
+    """A layer from features of one shape to another's: convolution, batch norm and ReLU for maps, linear for vectors.
+
+    Shapes are of one sample: (C, H, W) or (d,). The convolution is 1x1 where sizes agree, 3x3 with stride 2 to halve,
+    a transposed 4x4 with stride 2 to double, and otherwise the one that fits.
+
+    Raises ConfigError for a map beside a vector.
+    """
+    if len(source) != len(target):
+        raise ConfigError(f"no adapter between a map and a vector: found {source} and {target}")
+    if len(source) == 1:
+        return nn.Linear(source[0], target[0])
+    (c_in, *size_in), (c_out, *size_out) = source, target
+    if size_in == [2 * size for size in size_out]:
+        convolution: nn.Module = nn.Conv2d(c_in, c_out, 3, stride=2, padding=1)
+    elif size_out == [2 * size for size in size_in]:
+        convolution = nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1)
+    elif all(a >= b for a, b in zip(size_in, size_out, strict=True)):
+        kernel = tuple(1 + a - b for a, b in zip(size_in, size_out, strict=True))
+        convolution = nn.Conv2d(c_in, c_out, kernel)
+    else:
+        stride = tuple(max(b // a, 1) for a, b in zip(size_in, size_out, strict=True))
+        kernel = tuple(b - s * (a - 1) for a, b, s in zip(size_in, size_out, stride, strict=True))
+        convolution = nn.ConvTranspose2d(c_in, c_out, kernel, stride=stride)
+    return nn.Sequential(convolution, nn.BatchNorm2d(c_out), nn.ReLU(inplace=True))
+
+
+def frozen_alias(network: StagedNet) -> StagedNet:
+    """The same network, always in eval and without gradients of its weights: parameters and buffers share memory.
+
+    What an optimizer or a training pass changes in place is seen at once; nothing runs to keep the two alike.
+    Move the network to its device first.
+    """
+    shared: dict[int, object] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
+    shared |= {id(buffer): buffer for buffer in network.buffers()}
+    return deepcopy(network, shared).requires_grad_(False).eval()
+
+
+class Grafts(nn.Module):
+    """Adapters at every feature spot, both ways, and the pass of a batch through the routed network.
+
+    At a feature spot with route a (1: teacher), the teacher's next stage gets (1 - a) H(f_s) + a f_t and the student's
+    (1 - a) f_s + a A(f_t), with adapters H to the teacher and A to the student; the logits are mixed without adapters
+    (Song et al., IEEE TIP 2022).
+    """
+
+    def __init__(self, spots: Sequence[Spot]):
+        super().__init__()
+        self.spots = tuple(spots)
+        features = self.spots[:-1]  # the last spot is the logits: nothing runs after it
+        self.to_teacher = nn.ModuleList(adapter(spot.student_shape, spot.teacher_shape) for spot in features)
+        self.to_student = nn.ModuleList(adapter(spot.teacher_shape, spot.student_shape) for spot in features)
+
+    def forward(
+        self, student: StagedNet, teacher: StagedNet, images: Tensor, teacher_features: Mapping[str, Tensor], route: Tensor
+    ) -> Tensor:
+        """Routed logits [B, classes].
+
+        ``student`` and ``teacher`` are in eval and take no gradients of weights; ``teacher_features`` come from the ordinary
+        pass: up to the first spot nothing depends on the route. ``route``: [B, spots], in [0, 1].
+        """
+        first = self.spots[0]
+        with torch.no_grad():  # before the first spot there is nothing to learn
+            f_s = student.between(None, first.student)(images)
+        f_t = teacher_features[first.teacher]
+        for k, (spot, following) in enumerate(zip(self.spots, self.spots[1:])):  # noqa: B905, neighbours
+            a = route[:, k].reshape(-1, *[1] * (f_s.dim() - 1))
+            to_teacher = (1 - a) * self.to_teacher[k](f_s) + a * f_t
+            to_student = (1 - a) * f_s + a * self.to_student[k](f_t)
+            f_t = teacher.between(spot.teacher, following.teacher)(to_teacher)
+            f_s = student.between(spot.student, following.student)(to_student)
+        a = route[:, -1:]
+        return (1 - a) * f_s + a * f_t

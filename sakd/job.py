@@ -1,0 +1,208 @@
+"""One run from its configuration: its teacher first, then its own training, resumed where it was left, tracked, finished."""
+
+import logging
+import platform
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from sakd import build
+from sakd.config import Config, needs_teacher, short_names, teacher_config
+from sakd.data import Dataset
+from sakd.networks.checkpoints import load_weights, read_weights
+from sakd.runs import Run
+from sakd.teachers import Certificate, certify
+from sakd.terminal import Watch
+from sakd.tracking import Mirror
+from sakd.trainer import Trainer
+
+log = logging.getLogger("sakd")
+
+Result = dict[str, Any]
+
+
+def execute(config: Config, dataset: Dataset | None = None) -> Result:
+    """The run's result: read if it is finished, else trained, from its last checkpoint if there is one.
+
+    All that can be wrong with the configuration is found before any data is read. Raises a SakdError for what the user can
+    mend; an interruption (SIGINT, SIGTERM) ends as KeyboardInterrupt with the run marked KILLED.
+    """
+    run = Run(config)
+    result = run.result()
+    if result is not None:
+        return result
+    device = build.device(config)
+    parts = build.parts(config)
+    trainer = build.trainer(config, parts, device)
+    _check_teacher(config, parts, device)
+    dataset = dataset or build.dataset(config)
+    certificate = None
+    if parts.teacher is not None:
+        path = _teacher_weights(config, dataset)
+        name, least = config["teacher"]["name"], config["teacher"]["min_accuracy"]
+        certificate = certify(parts.teacher, name, path, dataset, least, device)
+        log.info("teacher %s: %.2f %% (%s)", name, certificate.accuracy, path)
+    with run.locked(waiting=lambda: log.info("another process works on %s; waiting for it", run.folder)):
+        return run.result() or _train(run, trainer, dataset, certificate)
+
+
+def _check_teacher(config: Config, parts: build.Parts, device: Any) -> None:
+    """What can be known of the teacher without data: its weights file fits, or its own training can be built."""
+    if parts.teacher is None:
+        return
+    checkpoint = config["teacher"]["checkpoint"]
+    if checkpoint is not None:
+        path = Path(checkpoint)
+        load_weights(parts.teacher, read_weights(path), config["teacher"]["name"], path)
+    else:
+        own = teacher_config(config)
+        if Run(own).result() is None:
+            build.trainer(own, build.parts(own), device)
+
+
+def _teacher_weights(config: Config, dataset: Dataset) -> Path:
+    checkpoint = config["teacher"]["checkpoint"]
+    if checkpoint is not None:
+        return Path(checkpoint)
+    own = teacher_config(config)
+    if Run(own).result() is None:
+        log.info("training the teacher %s first", config["teacher"]["name"])
+    execute(own, dataset)
+    return Run(own).weights
+
+
+def _train(run: Run, trainer: Trainer, dataset: Dataset, certificate: Certificate | None) -> Result:
+    config = run.config
+    state = run.load_checkpoint()
+    if state is not None:
+        trainer.load_state_dict(state)
+        log.info("going on after epoch %d", trainer.epoch)
+    run.start()
+    run.keep_metrics(trainer.epoch)
+    mirror = None
+    if config["tracking"]["name"] == "mlflow":
+        mirror = Mirror(run.folder, config["tracking"]["uri"], config["tracking"]["experiment"])
+    status = "FAILED"
+    try:
+        with _own_log(run.folder / "run.log"), _interruptible():
+            _train_epochs(run, trainer, dataset, certificate, mirror)
+            result = run.finish(trainer.student.state_dict(), _result(run, certificate))
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if mirror is not None and not mirror.close(status):
+            log.warning("MLflow has not got everything of this run (%s); `sakd sync` sends the rest", mirror.error)
+    return result
+
+
+def _train_epochs(
+    run: Run, trainer: Trainer, dataset: Dataset, certificate: Certificate | None, mirror: Mirror | None
+) -> None:
+    config = run.config
+    best = max((line["test/accuracy"] for line in run.metrics()), default=0.0)
+    names = short_names(config)
+    title = names["student"] if certificate is None else " ".join(list(names.values())[1:])
+    with Watch(title, config["epochs"], trainer.epoch) as watch:
+        for metrics in trainer.fit(dataset, config["epochs"], config["batch_size"], watch.step):
+            best = max(best, metrics["test/accuracy"])
+            metrics |= {"test/best_accuracy": best, "time": time.time()}
+            if certificate is not None:
+                metrics["teacher/accuracy"] = certificate.accuracy
+            run.append_metrics(metrics)
+            run.save_checkpoint(trainer.state_dict())
+            watch.epoch(metrics)
+            if mirror is not None:
+                mirror.notify()
+
+
+def _result(run: Run, certificate: Certificate | None) -> Result:
+    """What is kept of a finished run; accuracies in percent, ``kept`` as shares in the last epoch."""
+    lines = run.metrics()
+    last = lines[-1]
+    best = max(lines, key=lambda line: line["test/accuracy"])
+    return {
+        "run": run.name,
+        **short_names(run.config),
+        "epochs": run.config["epochs"],
+        "teacher": None if certificate is None else certificate.as_dict(),
+        "student": {
+            "name": run.config["student"]["name"],
+            "accuracy": last["test/accuracy"],
+            "best_accuracy": best["test/accuracy"],
+            "best_epoch": best["epoch"],
+            "val_accuracy": last.get("val/accuracy"),
+        },
+        "kept": {key.removeprefix("kept/"): share for key, share in last.items() if key.startswith("kept/")},
+        "seconds": sum(line["seconds"] for line in lines),
+        "versions": _versions(),
+        "code": _code(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("sakd", "torch", "torchvision", "numpy", "scikit-learn", "hydra-core", "mlflow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _code() -> dict[str, Any]:
+    """The commit that ran, and whether files differed from it; None where it is no git checkout."""
+    here = Path(__file__).parent
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", "-C", here, *arguments], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", here])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "changed": None}
+    return {"commit": commit, "changed": bool(changes)}
+
+
+@contextmanager
+def _own_log(path: Path) -> Iterator[None]:
+    """Messages, and the traceback of what ends the run early, in the run's own log."""
+    handler = logging.FileHandler(path, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    own = logging.getLogger("sakd")
+    own.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        record = own.makeRecord(own.name, logging.ERROR, __file__, 0, "ended early: %s", (repr(error),), None)
+        record.exc_info = (type(error), error, error.__traceback__)
+        handler.handle(record)
+        raise
+    finally:
+        own.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM, as a cluster sends it, ends like Ctrl-C; only the main thread may ask for signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

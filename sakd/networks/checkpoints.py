@@ -1,0 +1,61 @@
+"""Weights files: reading them safely, and loading them strictly."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sakd.errors import CheckpointError
+from sakd.networks.staged import StagedNet
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Weights by name from a .safetensors file or a torch file (a state dict, or one under "model").
+
+    Nothing in the file is executed. Raises CheckpointError if it is missing, damaged, or holds no weights.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected a network's weights")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # both readers raise many kinds for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: cannot be read as weights ({reason}); expected a whole .safetensors or torch file"
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        found = f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else type(content).__name__
+        raise CheckpointError(f"{path}: found {found}; expected weights by name, or such under 'model'")
+    return dict(content)
+
+
+def load_weights(network: StagedNet, weights: Mapping[str, Tensor], name: str, path: Path) -> None:
+    """Strictly. Raises CheckpointError saying what differs; ``name`` is the network's, ``path`` the file's, for the message."""
+    own = network.state_dict()
+    missing, stray = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    if missing or stray:
+        raise CheckpointError(
+            f"{path}: is not a {name}; of its {len(own)} weights {len(missing)} are missing{_first(missing)}, "
+            f"and {len(stray)} are not its own{_first(stray)}"
+        )
+    differing = [key for key in own if own[key].shape != weights[key].shape]
+    if differing and all(key.startswith("logits.") for key in differing):
+        raise CheckpointError(f"{path}: found {len(weights[differing[0]])} classes, expected {network.classes}")
+    if differing:
+        key = differing[0]
+        raise CheckpointError(
+            f"{path}: is not this {name}; found {key} of {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}"
+        )
+    network.load_state_dict(weights)
+
+
+def _first(names: list[str]) -> str:
+    return f" ({', '.join(names[:2])}{', …' if len(names) > 2 else ''})" if names else ""

@@ -1,0 +1,99 @@
+"""A network as a sequence of named stages."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sakd.errors import ConfigError, did_you_mean
+
+Shape = tuple[int, ...]  # of one sample: (channels, height, width) of a map, (width,) of a vector
+
+
+class StagedNet(nn.Sequential):
+    """Stages in order: ``stem, stage1 … stageN, embedding, logits``.
+
+    To cut the network is to slice it. ``embedding`` is the pooled, flattened vector [B, d]; ``logits`` is [B, classes];
+    all before are maps [B, C, H, W].
+
+    ``family`` tells which networks are of one design; ``shapes`` gives every stage's output shape for one sample.
+
+    Raises ConfigError if images of ``input_shape`` (channels, height, width) cannot pass through.
+    """
+
+    def __init__(self, stages: Mapping[str, nn.Module], family: str, input_shape: Shape):
+        super().__init__(OrderedDict(stages))
+        self.family = family
+        self.input_shape = tuple(input_shape)
+        self.shapes = self._measure_shapes()
+
+    @property
+    def names(self) -> list[str]:
+        """The stages' names, in order."""
+        return list(self._modules)
+
+    @property
+    def maps(self) -> list[str]:
+        """The stages ``stage1 … stageN`` in order, without the stem: what the field calls a network's layers."""
+        return [name for name in self.names if name.startswith("stage")]
+
+    @property
+    def classes(self) -> int:
+        return self.shapes["logits"][0]
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Every stage's output, by name. ``images``: [B, C, H, W], normalised."""
+        outputs = {}
+        x = images
+        for name, stage in self._modules.items():
+            x = outputs[name] = stage(x)
+        return outputs
+
+    def between(self, after: str | None, upto: str) -> nn.Sequential:
+        """The stages behind ``after`` (None: from the images) up to and with ``upto``; the modules are shared, not copied.
+
+        Raises ConfigError if the network has no such stage or ``after`` does not come before ``upto``.
+        """
+        first = 0 if after is None else self.index(after) + 1
+        last = self.index(upto) + 1
+        if first >= last:
+            raise ConfigError(f"stage '{after}' does not come before '{upto}' in the order {', '.join(self.names)}")
+        return nn.Sequential(OrderedDict(list(self._modules.items())[first:last]))
+
+    def index(self, name: str) -> int:
+        """The place of a stage in the order. Raises ConfigError if there is no such stage."""
+        if name not in self._modules:
+            raise ConfigError(f"no stage '{name}': this network has {', '.join(self.names)}.{did_you_mean(name, self.names)}")
+        return self.names.index(name)
+
+    def _measure_shapes(self) -> dict[str, Shape]:
+        training = self.training
+        try:
+            with torch.no_grad():
+                outputs = self.eval().features(torch.zeros(1, *self.input_shape))
+        except RuntimeError as error:
+            c, h, w = self.input_shape
+            raise ConfigError(
+                f"image_size: {h}x{w} images with {c} channels cannot pass through this {self.family} network, "
+                f"whose stages halve them too often ({error})"
+            ) from error
+        finally:
+            self.train(training)
+        return {name: tuple(output.shape[1:]) for name, output in outputs.items()}
+
+
+class Pooled(nn.Sequential):
+    """A map [B, C, H, W] averaged over its positions to [B, C]; modules given are applied to the map first."""
+
+    def __init__(self, *before: nn.Module):
+        super().__init__(*before, nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
+
+
+def initialise_convolutions(network: nn.Module) -> None:
+    """Normal weights with variance 2 / fan-out (He et al. 2015), zero biases: what the field's CIFAR networks start from."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,168 @@
+"""A run is its resolved configuration: its digest names its folder, and everything that a run leaves lies there.
+
+``config.yaml``, ``metrics.jsonl`` (a line per epoch, the truth), ``last.pt`` (resume from here), ``student.safetensors``,
+``result.json`` (only once finished), ``run.log``. Files appear whole or not at all.
+"""
+
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from sakd import config as configuration
+from sakd.errors import CheckpointError, RunError
+
+Metrics = dict[str, float]
+
+
+class Run:
+    """The folder ``runs/<name>-<digest>`` of a resolved configuration."""
+
+    def __init__(self, config: configuration.Config):
+        self.config = config
+        self.name = configuration.run_name(config)
+        self.folder = Path(config["runs"]) / self.name
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "student.safetensors"
+
+    def result(self) -> dict[str, Any] | None:
+        """What a finished run stored; None while it is not finished."""
+        return read_json(self.folder / "result.json")
+
+    @contextmanager
+    def locked(self, waiting: Any = None) -> Iterator[None]:
+        """Only one process at a time works in a run's folder; the kernel lets go of the lock when the process dies.
+
+        ``waiting()`` is called once if another process has it. Raises RunError if the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                if waiting is not None:
+                    waiting()
+                lock.acquire()
+        except OSError as error:
+            raise RunError(f"runs={self.config['runs']}: cannot write {self.folder} ({error.strerror or error})") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def start(self) -> None:
+        """Write the configuration; leftovers of a killed write are removed."""
+        for leftover in self.folder.glob("*.partial"):
+            leftover.unlink()
+        write_whole(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False).encode())
+
+    def metrics(self) -> list[Metrics]:
+        """Every whole line of metrics.jsonl."""
+        return read_metrics(self.folder)
+
+    def keep_metrics(self, epochs: int) -> None:
+        """Drop lines past ``epochs``, and a line that a kill cut short: they are trained again, with the same values."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            if epochs:
+                raise RunError(f"{path}: found no file beside a checkpoint of epoch {epochs}, expected {epochs} lines")
+            return
+        kept = [line for line in self.metrics() if line["epoch"] <= epochs]
+        if [line["epoch"] for line in kept] != list(range(1, epochs + 1)):
+            raise RunError(f"{path}: found epochs {[line['epoch'] for line in kept]}, expected 1 to {epochs}")
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def append_metrics(self, metrics: Metrics) -> None:
+        path = self.folder / "metrics.jsonl"
+        with _explained(path), path.open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        import torch
+
+        content = io.BytesIO()  # a full disk is then an ordinary OSError
+        torch.save({"digest": configuration.digest(self.config), "trainer": dict(state)}, content)
+        write_whole(self.folder / "last.pt", content.getbuffer())
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The trainer's last saved state; None before the first. Raises CheckpointError if the file is damaged or foreign."""
+        import torch
+
+        path = self.folder / "last.pt"
+        if not path.exists():
+            return None
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(f"{path}: cannot be read ({reason}); move it away to train from the start") from error
+        if not isinstance(saved, dict) or saved.get("digest") != configuration.digest(self.config):
+            raise CheckpointError(f"{path}: is not this run's checkpoint; move it away to train from the start")
+        return saved["trainer"]
+
+    def finish(self, weights: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+        """Store the student's weights, then the result that marks the run as finished; the result with the checksum."""
+        from safetensors.torch import save
+
+        write_whole(self.weights, save({name: tensor.contiguous() for name, tensor in weights.items()}))
+        result = {**result, "student_sha256": configuration.sha256_of(self.weights)}
+        write_whole(self.folder / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+        return result
+
+
+def read_metrics(folder: Path) -> list[Metrics]:
+    """Every whole line of a run's metrics.jsonl; what a kill cut short is left out."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """None if there is no such file. Raises RunError if it is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path}: found no valid JSON ({error}); move the file away to train again") from error
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Beside, to the disk, and renamed: after a kill or on a full disk the old file is still there, whole."""
+    partial = path.with_name(path.name + ".partial")
+    with _explained(path):
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror}; what was saved before is kept, the same command goes on from there"
+        ) from error

@@ -1,0 +1,156 @@
+"""Spot modes: *where* a student is distilled, per sample and step."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sakd.errors import ConfigError, did_you_mean
+from sakd.grafts import Grafts
+from sakd.networks import StagedNet
+from sakd.spots import Spot
+
+
+class SpotMode(nn.Module):
+    """Decides routes [B, spots] (1: teacher, 0: student), and which rows are kept for distillation at each spot.
+
+    ``learns`` says whether the mode has parameters that a loss of the routed network trains.
+    """
+
+    learns = False
+
+    def __init__(self, spots: Sequence[Spot], student: StagedNet, teacher: StagedNet):
+        super().__init__()
+        self.spots = tuple(spots)
+
+    def route(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], stream: torch.Generator) -> Tensor:
+        """Routes [B, spots] from both networks' features; random numbers come from ``stream`` alone."""
+        raise NotImplementedError
+
+    def keep(self, route: Tensor) -> Tensor:
+        """[B, spots], True where the sample is distilled at the spot. Carries no gradient."""
+        return route.detach() > 0.5
+
+    def loss(
+        self,
+        student: StagedNet,
+        teacher: StagedNet,
+        images: Tensor,
+        teacher_features: Mapping[str, Tensor],
+        route: Tensor,
+        labels: Tensor,
+        task_loss: Tensor,
+    ) -> Tensor:
+        """What trains the mode, where it learns. ``student`` is the frozen alias, in eval."""
+        raise NotImplementedError
+
+
+class Fixed(SpotMode):
+    """Every sample at every spot, always: ordinary distillation."""
+
+    def route(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], stream: torch.Generator) -> Tensor:
+        logits = student["logits"]
+        return torch.ones(len(logits), len(self.spots), device=logits.device)
+
+
+class Random(SpotMode):
+    """Each sample at each spot with probability ``p``: one number, or one by spot's name, to match a measured keep rate."""
+
+    def __init__(self, spots: Sequence[Spot], student: StagedNet, teacher: StagedNet, p: float | Mapping[str, float]):
+        super().__init__(spots, student, teacher)
+        names = [spot.name for spot in self.spots]
+        rates = dict(p) if isinstance(p, Mapping) else dict.fromkeys(names, p)
+        if set(rates) != set(names):
+            stray = next(iter(set(rates) ^ set(names)))
+            raise ConfigError(f"spot_mode.p: found {sorted(rates)}, expected a rate for {names}.{did_you_mean(stray, names)}")
+        for name, rate in rates.items():
+            if not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
+                raise ConfigError(f"spot_mode.p: found {rate!r} at {name}, expected a probability from 0 to 1")
+        self.register_buffer("rates", torch.tensor([float(rates[name]) for name in names]), persistent=False)
+
+    def route(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], stream: torch.Generator) -> Tensor:
+        logits = student["logits"]
+        draws = torch.rand(len(logits), len(self.spots), generator=stream, device=logits.device)
+        return (draws < self.rates).float()
+
+
+class Adaptive(SpotMode):
+    """A policy routes each sample through teacher or student at each spot; it is distilled where the teacher was chosen.
+
+    The policy is one linear layer on both networks' embeddings; it and the grafts' adapters learn from the routed network's
+    cross-entropy c: times ``gamma`` where c is above the student's own, divided by it where below; plus a budget,
+    max(0, B/2 - teachers chosen at the logits) (Song et al., IEEE TIP 2022).
+
+    The teacher's scores start with ``same_family_bias`` or ``other_family_bias`` added.
+    """
+
+    learns = True
+
+    def __init__(
+        self,
+        spots: Sequence[Spot],
+        student: StagedNet,
+        teacher: StagedNet,
+        temperature: float,
+        gamma: float,
+        same_family_bias: float,
+        other_family_bias: float,
+    ):
+        super().__init__(spots, student, teacher)
+        if temperature <= 0:
+            raise ConfigError(f"spot_mode.temperature: found {temperature}, expected a number above 0")
+        if gamma <= 0:
+            raise ConfigError(f"spot_mode.gamma: found {gamma}, expected a number above 0")
+        self.temperature, self.gamma = temperature, gamma
+        width = teacher.shapes["embedding"][0] + student.shapes["embedding"][0]
+        self.policy = nn.Linear(width, 2 * len(self.spots))
+        bias = same_family_bias if student.family == teacher.family else other_family_bias
+        with torch.no_grad():
+            self.policy.bias.view(-1, 2)[:, 0] += bias
+        self.grafts = Grafts(self.spots)
+
+    def route(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], stream: torch.Generator) -> Tensor:
+        embeddings = torch.cat([teacher["embedding"], student["embedding"].detach()], dim=1)
+        scores = self.policy(embeddings).view(len(embeddings), len(self.spots), 2)
+        return straight_through_gumbel(scores, self.temperature, stream)
+
+    def loss(
+        self,
+        student: StagedNet,
+        teacher: StagedNet,
+        images: Tensor,
+        teacher_features: Mapping[str, Tensor],
+        route: Tensor,
+        labels: Tensor,
+        task_loss: Tensor,
+    ) -> Tensor:
+        routed_logits = self.grafts(student, teacher, images, teacher_features, route)
+        return router_loss(F.cross_entropy(routed_logits, labels), task_loss.detach(), route[:, -1], self.gamma)
+
+
+class Anti(Adaptive):
+    """Distils exactly where adaptive would not; policy and adapters learn just as there."""
+
+    def keep(self, route: Tensor) -> Tensor:
+        return ~super().keep(route)
+
+
+def straight_through_gumbel(scores: Tensor, temperature: float, stream: torch.Generator) -> Tensor:
+    """One hard draw per pair of ``scores`` [..., 2]: 1.0 where channel 0 won, else 0.0, exactly; the gradient is the soft
+    choice's (Jang et al., ICLR 2017)."""
+    exponential = torch.empty_like(scores).exponential_(generator=stream)
+    noise = -exponential.log()  # standard Gumbel
+    soft = F.softmax((scores + noise) / temperature, dim=-1)[..., 0]
+    return (soft.detach() >= 0.5).to(soft.dtype) + (soft - soft.detach())
+
+
+def router_loss(routed_loss: Tensor, task_loss: Tensor, logits_route: Tensor, gamma: float) -> Tensor:
+    """Scalar: the routed network's cross-entropy, weighed by whether it beats the student's, and the budget's hinge.
+
+    ``logits_route``: [B], the route at the logits. The hinge is not divided by B.
+    """
+    above, below = routed_loss > task_loss, routed_loss < task_loss
+    one = torch.ones_like(task_loss)
+    weight = torch.where(above, one * gamma, torch.where(below, one / gamma, one))
+    return weight * routed_loss + F.relu(len(logits_route) / 2 - logits_route.sum())

@@ -1,0 +1,73 @@
+"""Spots: the places where a student is compared with its teacher, and where the two are grafted together."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from sakd.errors import ConfigError, did_you_mean
+from sakd.networks import Shape, StagedNet
+
+KINDS = ("hint", "stages", "last_stage", "embedding", "logits")
+
+
+class Spot(NamedTuple):
+    """A stage of the student and one of the teacher, with the shapes of their outputs for one sample."""
+
+    student: str
+    teacher: str
+    student_shape: Shape
+    teacher_shape: Shape
+
+    @property
+    def name(self) -> str:
+        """``stage2``, or ``stage3-stage4`` where the two stages' names differ."""
+        return self.student if self.student == self.teacher else f"{self.student}-{self.teacher}"
+
+
+def spots_at(where: str | Sequence[str], student: StagedNet, teacher: StagedNet) -> list[Spot]:
+    """The spots of a kind, in order of depth.
+
+    ``hint`` (stage 2 of both), ``stages`` (stage 1 … of the shallower, pairwise by index), ``last_stage`` (the last map
+    of each), ``embedding``, ``logits``; or stages by name: ``stage3``, ``stage3:stage4`` (student:teacher), or a list of such.
+
+    Raises ConfigError if a network lacks the stage, or a map would be paired with a vector.
+    """
+    if where == "hint":
+        pairs = [("stage2", "stage2")]
+    elif where == "stages":
+        pairs = list(zip(student.maps, teacher.maps))  # noqa: B905, the shallower network ends the list
+    elif where == "last_stage":
+        pairs = [(student.maps[-1], teacher.maps[-1])]
+    else:
+        names = [where] if isinstance(where, str) else list(where)
+        pairs = [(name.split(":")[0], name.split(":")[-1]) for name in names]
+    return [_spot(pair, where, student, teacher) for pair in pairs]
+
+
+def _spot(pair: tuple[str, str], where: object, student: StagedNet, teacher: StagedNet) -> Spot:
+    for role, stage, network in zip(("student", "teacher"), pair, (student, teacher), strict=True):
+        if stage not in network.names:
+            options = [*KINDS, *network.names]
+            raise ConfigError(
+                f"where={where}: the {role} ({network.family}) has no stage '{stage}'; it has {', '.join(network.names)}, "
+                f"and kinds of spot are {', '.join(KINDS)}.{did_you_mean(stage, options)}"
+            )
+    shapes = student.shapes[pair[0]], teacher.shapes[pair[1]]
+    if len(shapes[0]) != len(shapes[1]):
+        raise ConfigError(f"where={where}: found a map beside a vector ({pair[0]} and {pair[1]}), expected two of a kind")
+    return Spot(*pair, *shapes)
+
+
+def all_spots(spots: Iterable[Spot], student: StagedNet, teacher: StagedNet) -> list[Spot]:
+    """Distinct spots in order of depth, with the logits as the last.
+
+    Raises ConfigError if the order differs between the networks: a sample could not be routed through both.
+    """
+    logits = spots_at("logits", student, teacher)
+    ordered = sorted({*spots, *logits}, key=lambda spot: (student.index(spot.student), teacher.index(spot.teacher)))
+    for before, after in zip(ordered, ordered[1:]):  # noqa: B905, neighbours
+        ascending = student.index(before.student) < student.index(after.student)
+        if not ascending or teacher.index(before.teacher) >= teacher.index(after.teacher):
+            raise ConfigError(
+                f"spots {before.name} and {after.name}: expected stages in the same order in both networks, each used once"
+            )
+    return ordered

@@ -1,0 +1,30 @@
+"""Named streams of random numbers.
+
+Initialisation, data and policy draw from streams of their own, so that with one seed every spot mode starts from the same
+weights and sees the same batches. A stream is a function of (seed, name, epoch): resuming at an epoch needs no stored state.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def stream_seed(seed: int, name: str, epoch: int = 0) -> int:
+    """63 bits that depend on all three arguments, the same on every machine."""
+    digest = hashlib.sha256(f"{seed}/{name}/{epoch}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def stream(seed: int, name: str, epoch: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh generator at the start of the stream."""
+    return torch.Generator(device=device).manual_seed(stream_seed(seed, name, epoch))
+
+
+@contextmanager
+def initialising(seed: int, name: str) -> Iterator[None]:
+    """Modules built inside draw their weights from the stream ``init/<name>``; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, f"init/{name}"))
+        yield

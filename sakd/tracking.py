@@ -1,0 +1,260 @@
+"""MLflow as a mirror of a run's folder.
+
+Training appends to metrics.jsonl and goes on; a thread sends what the store lacks. Where the store is away, nothing is
+lost: `sakd sync` sends the rest later, each epoch exactly once. Only this module and the reading of finished runs know MLflow.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from sakd.config import flatten, short_names
+from sakd.runs import read_json, read_metrics, write_whole
+
+log = logging.getLogger("sakd")
+
+SECONDS_BETWEEN = 2.0  # between two transfers of one run
+PATIENCE = 20.0  # seconds that the end of a run waits for the last transfer
+_state_lock = threading.Lock()  # a run's mirror and the run itself both note what they know
+PARAMETERS_AT_ONCE, METRICS_AT_ONCE = 100, 1000  # MLflow's limits of one batch
+
+
+class Mirror:
+    """Sends a run's folder to MLflow from a thread of its own; neither slow nor absent stores hold up the training."""
+
+    def __init__(self, folder: Path, uri: str, experiment: str):
+        self.folder = folder
+        self.uri = uri
+        self.error: str | None = None
+        state = {"uid": uuid.uuid4().hex, "start_time": _now()} | _read_state(folder)
+        if (state.get("uri"), state.get("experiment")) != (absolute(uri), experiment):
+            state["run_id"] = None
+        _update_state(folder, **state | {"uri": absolute(uri), "experiment": experiment, "status": "RUNNING"})
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def notify(self) -> None:
+        """There is something new in the folder."""
+        self._wake.set()
+
+    def close(self, status: str) -> bool:
+        """Record how the run ended (FINISHED, FAILED, KILLED), and send the rest. False if not all could be sent."""
+        _update_state(self.folder, status=status)
+        self._closing = True
+        self._wake.set()
+        self._thread.join(PATIENCE)
+        if self._thread.is_alive():
+            self.error = self.error or f"no answer within {PATIENCE:.0f} seconds"
+        return self.error is None
+
+    def _work(self) -> None:
+        while not self._closing:
+            self._attempt()
+            if not self._closing:
+                self._wake.wait()
+                self._wake.clear()
+                started = time.monotonic()
+                while not self._closing and time.monotonic() - started < SECONDS_BETWEEN:
+                    time.sleep(0.05)
+        self._attempt()
+
+    def _attempt(self) -> None:
+        try:
+            synchronise(self.folder)
+            if self.error is not None:
+                log.info("MLflow at %s is back", self.uri)
+            self.error = None
+        except Exception as error:
+            first = self.error is None
+            self.error = (str(error).splitlines() or [type(error).__name__])[0]
+            if first:
+                log.warning(
+                    "MLflow at %s cannot be reached (%s). Training goes on unharmed; what is missing there is in %s",
+                    self.uri,
+                    self.error[:200],
+                    self.folder / "metrics.jsonl",
+                )
+
+
+def synchronise(folder: Path) -> int:
+    """Send what the store lacks of one run's folder; the number of epochs sent.
+
+    Raises whatever MLflow raises where the store is away or refuses.
+    """
+    state = _read_state(folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    metrics = read_metrics(folder)
+    client = _client(state["uri"])
+    with _alone(state["uri"]):
+        experiment = _experiment(client, state)
+        run_id = state.get("run_id") or _find_or_create(client, experiment, state, folder)
+        _update_state(folder, run_id=run_id)
+        known = client.get_run(run_id)
+        _send_parameters(client, run_id, config, known.data.params)
+        sent = _send_metrics(client, run_id, metrics, int(known.data.metrics.get("epoch", 0)))
+        status = _read_state(folder)["status"]
+        if status == "RUNNING":
+            if known.info.status != "RUNNING":
+                client.update_run(run_id, status="RUNNING")
+        elif known.info.status != status:
+            for name in ("config.yaml", "result.json"):
+                if (folder / name).exists():
+                    client.log_artifact(run_id, str(folder / name))
+            _send_result(client, run_id, folder)
+            client.set_terminated(run_id, status=status)
+    return sent
+
+
+def synchronise_all(runs: Path) -> dict[str, int | Exception]:
+    """Send what is missing of every run in ``runs``: epochs sent, or what went wrong, by the run's name.
+
+    A run that was killed without warning is marked so; one that another process works on is left to it.
+    """
+    outcomes: dict[str, int | Exception] = {}
+    for state in sorted(runs.glob("*/mlflow.json")):
+        folder = state.parent
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        try:
+            if _read_state(folder)["status"] == "RUNNING":
+                _update_state(folder, status="KILLED")
+            outcomes[folder.name] = synchronise(folder)
+        except Exception as error:
+            outcomes[folder.name] = error
+        finally:
+            lock.release()
+    return outcomes
+
+
+def open_command(uri: str) -> str:
+    """What a user types, or opens, to see the runs."""
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+
+
+def absolute(uri: str) -> str:
+    """A relative SQLite path made absolute, so that the folder can be sent from anywhere."""
+    path = _sqlite_path(uri)
+    return uri if path is None else f"sqlite:///{path}"
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """One process at a time writes to an SQLite store; a fresh one must be set up by one alone."""
+    path = _sqlite_path(uri)
+    if path is None:
+        yield
+    else:
+        with FileLock(f"{path}.lock"):
+            yield
+
+
+def _client(uri: str) -> Any:
+    # MLflow's own defaults would try for minutes; here another try follows anyway.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    from mlflow.tracking import MlflowClient
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    with _alone(uri):
+        return MlflowClient(uri)
+
+
+def _experiment(client: Any, state: dict[str, Any]) -> str:
+    from mlflow.exceptions import MlflowException
+
+    name = state["experiment"]
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    path = _sqlite_path(state["uri"])
+    location = None if path is None else (path.parent / "mlartifacts" / name).as_uri()
+    try:
+        return client.create_experiment(name, artifact_location=location)
+    except MlflowException:
+        found = client.get_experiment_by_name(name)  # another process was first
+        if found is None:
+            raise
+        return found.experiment_id
+
+
+def _find_or_create(client: Any, experiment: str, state: dict[str, Any], folder: Path) -> str:
+    """A kill between creating the run and noting its id must not lead to two."""
+    found = client.search_runs([experiment], f"tags.`sakd.uid` = '{state['uid']}'")
+    if found:
+        return found[0].info.run_id
+    tags = {"sakd.uid": state["uid"], "sakd.folder": str(folder.absolute())}
+    created = client.create_run(experiment, start_time=state["start_time"], tags=tags, run_name=folder.name)
+    return created.info.run_id
+
+
+def _send_parameters(client: Any, run_id: str, config: dict[str, Any], known: dict[str, str]) -> None:
+    from mlflow.entities import Param
+
+    values = short_names(config) | {key: str(value) for key, value in flatten(config) if key != "seed"}
+    missing = [Param(key, value[:6000]) for key, value in values.items() if key not in known]
+    for start in range(0, len(missing), PARAMETERS_AT_ONCE):
+        client.log_batch(run_id, params=missing[start : start + PARAMETERS_AT_ONCE])
+
+
+def _send_metrics(client: Any, run_id: str, lines: list[dict[str, float]], last_known: int) -> int:
+    """Whole epochs, each in one transaction together with its number, which then tells what has arrived."""
+    from mlflow.entities import Metric
+
+    new = [line for line in lines if line["epoch"] > last_known]
+    batch: list[Metric] = []
+    for line in new:
+        when, epoch = int(line["time"] * 1000), int(line["epoch"])
+        metrics = [Metric(key, float(value), when, epoch) for key, value in line.items() if key != "time"]
+        if len(batch) + len(metrics) > METRICS_AT_ONCE:
+            client.log_batch(run_id, metrics=batch)
+            batch = []
+        batch += metrics
+    if batch:
+        client.log_batch(run_id, metrics=batch)
+    return len(new)
+
+
+def _send_result(client: Any, run_id: str, folder: Path) -> None:
+    from mlflow.entities import RunTag
+
+    result = read_json(folder / "result.json")
+    if result is None:
+        return
+    tags = {"sakd.student_sha256": result["student_sha256"], "mlflow.source.git.commit": result["code"]["commit"]}
+    if result["teacher"] is not None:
+        tags["sakd.teacher_sha256"] = result["teacher"]["sha256"]
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items() if value])
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "mlflow.json") or {}
+
+
+def _update_state(folder: Path, **changes: object) -> None:
+    with _state_lock:
+        content = _read_state(folder) | changes
+        write_whole(folder / "mlflow.json", (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,237 @@
+"""The only training loop: a student alone, or a student that learns from a teacher at spots that a spot mode chooses."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from sakd.data import Batch, Dataset, ImageSet, evaluation_batches, steps_per_epoch, train_batches
+from sakd.distillers import Distiller, distinct_spots
+from sakd.errors import CheckpointError, ConfigError, NonFiniteLossError
+from sakd.grafts import frozen_alias
+from sakd.networks import StagedNet
+from sakd.spot_modes import SpotMode
+from sakd.spots import Spot, all_spots
+from sakd.streams import stream
+
+Progress = Callable[[int, int, int, Callable[[], dict[str, float]]], None]
+
+NEVER = 2**62  # a step that is not reached
+
+
+class Trainer:
+    """Trains ``student``; with a teacher, distillers and a spot mode, distils it.
+
+    ``optimizer`` and ``policy_optimizer`` build an optimizer from parameters, ``schedule`` builds a learning rate schedule
+    from an optimizer and is stepped once an epoch, for both. Random numbers come from streams of ``seed``.
+
+    Raises ConfigError if teacher, distillers and spot mode are not given together, or the spots contradict each other.
+    """
+
+    def __init__(
+        self,
+        student: StagedNet,
+        teacher: StagedNet | None = None,
+        distillers: Mapping[str, Distiller] | None = None,
+        spot_mode: SpotMode | None = None,
+        *,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        schedule: Callable[[Optimizer], LRScheduler] | None = None,
+        policy_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ):
+        given = [bool(part) for part in (teacher is not None, distillers, spot_mode is not None)]
+        if any(given) != all(given):
+            raise ConfigError("found some of teacher, distillers and spot mode; expected all of them, or none")
+        self.device = torch.device(device)
+        self.seed = seed
+        self.epoch = 0  # epochs done
+        self.student = student.to(self.device).train()
+        self.teacher = None if teacher is None else teacher.to(self.device).requires_grad_(False).eval()
+        self.distillers = nn.ModuleDict(distillers or {}).to(self.device).train()
+        self.spot_mode = None if spot_mode is None else spot_mode.to(self.device).train()
+        self.spots = spots_of(student, teacher, self.distillers.values()) if teacher else []
+        if spot_mode is not None and list(spot_mode.spots) != self.spots:
+            raise ConfigError(
+                f"the spot mode is built for spots {[s.name for s in spot_mode.spots]}, "
+                f"the distillers use {[s.name for s in self.spots]}"
+            )
+        self.optimizer = optimizer([*self.student.parameters(), *self.distillers.parameters()])
+        self.schedules = {} if schedule is None else {"student": schedule(self.optimizer)}
+        self.policy_optimizer = None
+        if spot_mode is not None and spot_mode.learns:
+            if policy_optimizer is None:
+                raise ConfigError(f"{type(spot_mode).__name__} learns: expected a policy_optimizer, found none")
+            self.policy_parameters = list(self.spot_mode.parameters())
+            self.policy_optimizer = policy_optimizer(self.policy_parameters)
+            if schedule is not None:
+                self.schedules["policy"] = schedule(self.policy_optimizer)
+            self.routed_student = frozen_alias(self.student)
+        self.policy_stream = torch.Generator(device=self.device)
+
+    def train_step(self, images: Tensor, labels: Tensor, indices: Tensor) -> dict[str, Tensor]:
+        """One update of the student, and of the policy where it learns.
+
+        ``images``: float32 [B, C, H, W], normalised; ``labels``, ``indices``: int64 [B]. All measurements stay on the device:
+        nothing here waits for it.
+        """
+        student = self.student.features(images)
+        task_loss = F.cross_entropy(student["logits"].float(), labels)
+        losses = {"task": task_loss}
+        measured = {"train/accuracy": 100 * (student["logits"].argmax(1) == labels).float().mean()}
+        if self.teacher is not None:
+            with torch.no_grad():
+                teacher = self.teacher.features(images)
+            route = self.spot_mode.route(student, teacher, self.policy_stream)
+            keep = dict(zip(self.spots, self.spot_mode.keep(route).unbind(1), strict=True))
+            for name, distiller in self.distillers.items():
+                losses[name] = distiller(student, teacher, keep, indices)
+            if self.policy_optimizer is not None:
+                measured["loss/policy"] = self._policy_step(images, labels, teacher, route, task_loss)
+            measured |= {f"kept/{spot.name}": kept.float().mean() for spot, kept in keep.items()}
+        self.optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        self.optimizer.step()
+        return {f"loss/{name}": loss.detach() for name, loss in losses.items()} | measured
+
+    def _policy_step(
+        self, images: Tensor, labels: Tensor, teacher: Mapping[str, Tensor], route: Tensor, task_loss: Tensor
+    ) -> Tensor:
+        """Policy and adapters learn from the routed network; no gradient of it reaches the student or the distillers."""
+        loss = self.spot_mode.loss(self.routed_student, self.teacher, images, teacher, route, labels, task_loss)
+        gradients = torch.autograd.grad(loss, self.policy_parameters)
+        for parameter, gradient in zip(self.policy_parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.policy_optimizer.step()
+        return loss.detach()
+
+    def train_epoch(self, dataset: Dataset, batch_size: int, progress: Progress | None = None) -> dict[str, float]:
+        """One pass over the training images; means over them of what ``train_step`` measures.
+
+        ``progress(epoch, step, steps, means)`` is called after each step; calling ``means()`` waits for the device.
+
+        Raises NonFiniteLossError, naming the first loss and step, when the epoch ends or ``means`` is called.
+        """
+        self.epoch += 1
+        self.policy_stream.manual_seed(stream(self.seed, "policy", self.epoch).initial_seed())
+        steps = steps_per_epoch(len(dataset.train), batch_size)
+        means = RunningMeans(self.epoch)
+        for step, batch in enumerate(train_batches(dataset, batch_size, stream(self.seed, "data", self.epoch)), 1):
+            means.add(self.train_step(*batch), len(batch.labels), step)
+            if progress is not None:
+                progress(self.epoch, step, steps, means.compute)
+        measured = means.compute() | {f"lr/{name}": rate for name, rate in self.learning_rates().items()}
+        for schedule in self.schedules.values():
+            schedule.step()
+        return measured
+
+    def fit(
+        self, dataset: Dataset, epochs: int, batch_size: int, progress: Progress | None = None
+    ) -> Iterator[dict[str, float]]:
+        """Train up to and with epoch number ``epochs``; yield each epoch's measurements when it is done.
+
+        The caller may save ``state_dict()`` between epochs; a trainer that loads it goes on with the next epoch.
+        """
+        dataset = dataset.to(self.device)
+        while self.epoch < epochs:
+            start = time.perf_counter()
+            measured = self.train_epoch(dataset, batch_size, progress)
+            seconds = time.perf_counter() - start
+            measured["images_per_second"] = len(dataset.train) / seconds
+            for name, images in (("val", dataset.val), ("test", dataset.test)):
+                if images is not None:
+                    results = evaluate(self.student, evaluation_batches(images, dataset))
+                    measured |= {f"{name}/{key}": value for key, value in results.items()}
+            yield {"epoch": self.epoch, **measured, "seconds": time.perf_counter() - start}
+
+    def learning_rates(self) -> dict[str, float]:
+        rates = {"student": self.optimizer.param_groups[0]["lr"]}
+        if self.policy_optimizer is not None:
+            rates["policy"] = self.policy_optimizer.param_groups[0]["lr"]
+        return rates
+
+    def _parts(self) -> dict[str, Any]:
+        """All that changes in training, by name: not the teacher."""
+        parts = {"student": self.student, "distillers": self.distillers, "optimizer": self.optimizer}
+        parts |= {f"schedule/{name}": schedule for name, schedule in self.schedules.items()}
+        if self.policy_optimizer is not None:
+            parts |= {"spot_mode": self.spot_mode, "policy_optimizer": self.policy_optimizer}
+        return parts
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes; random streams are functions of the seed and the epoch."""
+        return {"epoch": self.epoch} | {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Strict. Raises CheckpointError if the state is of another trainer."""
+        parts = self._parts()
+        if set(state) != {"epoch", *parts}:
+            raise CheckpointError(f"found a state of {sorted(state)}, expected {sorted(['epoch', *parts])}")
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"the state of {name} is for another trainer: {error}") from error
+        self.epoch = state["epoch"]
+
+
+class RunningMeans:
+    """Means of measurements over samples, kept on the device, and the first step at which each was not finite."""
+
+    def __init__(self, epoch: int):
+        self.epoch = epoch
+        self.samples = 0
+        self.sums: dict[str, Tensor] = {}
+        self.first_bad: dict[str, Tensor] = {}
+
+    def add(self, measured: Mapping[str, Tensor], samples: int, step: int) -> None:
+        """``measured``: scalars, means over ``samples``."""
+        self.samples += samples
+        for name, value in measured.items():
+            if name not in self.sums:
+                self.sums[name] = torch.zeros_like(value)
+                self.first_bad[name] = torch.full((), NEVER, device=value.device)
+            self.sums[name] += value * samples
+            bad = torch.where(value.isfinite(), NEVER, step)
+            self.first_bad[name] = torch.minimum(self.first_bad[name], bad)
+
+    def compute(self) -> dict[str, float]:
+        """The means so far. Raises NonFiniteLossError naming what was first not finite."""
+        bad = {name: int(step) for name, step in self.first_bad.items()}
+        first = min(bad.values())
+        if first < NEVER:
+            names = ", ".join(name for name, step in bad.items() if step == first)
+            raise NonFiniteLossError(
+                f"{names} became NaN or infinite at epoch {self.epoch}, step {first}; expected finite losses. "
+                "A lower learning rate or distillation weight may help."
+            )
+        means = {name: float(total) / self.samples for name, total in self.sums.items()}
+        assert all(map(math.isfinite, means.values()))
+        return means
+
+
+def spots_of(student: StagedNet, teacher: StagedNet, distillers: Iterable[Distiller]) -> list[Spot]:
+    """The spots that a spot mode decides on for these distillers, in order, the logits last."""
+    return all_spots(distinct_spots(distillers), student, teacher)
+
+
+@torch.no_grad()
+def evaluate(network: StagedNet, batches: Iterable[Batch]) -> dict[str, float]:
+    """``accuracy`` in percent and mean cross-entropy ``loss``, in eval mode; the network's mode is put back."""
+    training = network.training
+    network.eval()
+    correct = loss = samples = 0
+    for images, labels, _ in batches:
+        logits = network(images).float()
+        correct += (logits.argmax(1) == labels).sum()
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+        samples += len(labels)
+    network.train(training)
+    return {"accuracy": 100 * int(correct) / samples, "loss": float(loss) / samples}
