@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,15 +29,20 @@ log = logging.getLogger("sakd")
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """One run."""
-    config = configuration.resolve(cfg)
-    run = Run(config)
-    result = run.result()
-    if result is None:
-        from sakd.job import execute  # torch and the rest load only for a run that is not finished
+    try:
+        config = configuration.resolve(cfg)
+        run = Run(config)
+        result = run.result()
+        if result is None:
+            from sakd.job import execute  # torch and the rest load only for a run that is not finished
 
-        result = execute(config)
-    else:
-        log.info("finished before")
+            result = execute(config)
+        else:
+            log.info("finished before")
+    except Exception as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra tells of the first failure only, and only at the end
+            log.error("%s failed: %s", " ".join(HydraConfig.get().overrides.task), error)
+        raise
     show_result(result, str(run.folder), config["tracking"].get("uri"))
 
 
@@ -47,7 +54,7 @@ def explain(error: HydraException) -> str:
         return f"{lines[0]}; expected one of {', '.join(error.options)}.{did_you_mean(word, error.options)}"
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.key is not None:
-        siblings = [] if cause.parent_node is None else list(cause.parent_node)
+        siblings = [] if cause.parent_node is None else [key for key in cause.parent_node if key != "hydra"]
         where = f"{cause.full_key}" if cause.full_key else str(cause.key)
         return f"no key '{where}'; expected one of {', '.join(siblings)}.{did_you_mean(cause.key, siblings)}"
     return " ".join(lines)
@@ -58,6 +65,8 @@ def run() -> None:
     configuration.register_resolvers()
     start_logging()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the handlers below whole
+    # Idle OpenMP threads give way soon: where runs share cores, spinning ones make them several times slower.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         main()
     except SakdError as error:

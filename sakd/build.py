@@ -31,14 +31,24 @@ def make(node: Config, key: str, *arguments: object, leave: tuple[str, ...] = ()
     try:
         callee = get_object(target)
     except Exception as error:
-        raise ConfigError(f"{key}._target_: cannot import {target} ({error})") from error
+        raise ConfigError(f"{key}._target_: cannot import {target}.{_nearest_sibling(target)}") from error
     _check_keys(callee, node, key, len(arguments))
     try:
         return instantiate(node, *arguments, _convert_="all")
     except InstantiationException as error:
+        if isinstance(error.__cause__, ConfigError) and key not in str(error.__cause__):
+            raise ConfigError(f"{key}: {error.__cause__}") from error
         if isinstance(error.__cause__, SakdError):
             raise error.__cause__ from error
         raise ConfigError(f"{key}: {error.__cause__ or error}") from error
+
+
+def _nearest_sibling(target: str) -> str:
+    module, _, name = target.rpartition(".")
+    try:
+        return did_you_mean(name, dir(get_object(module)))
+    except Exception:  # the module itself cannot be imported
+        return ""
 
 
 def _check_keys(callee: Any, node: Config, key: str, positional: int) -> None:

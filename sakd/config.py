@@ -21,6 +21,7 @@ Config = dict[str, Any]
 # What a result does not depend on.
 NOT_IDENTITY = (
     "device",
+    "threads",
     "runs",
     "tracking",
     "dataset.root",
@@ -29,6 +30,9 @@ NOT_IDENTITY = (
     "teacher.checkpoint",
     "teacher.min_accuracy",
 )
+WHOLE_NUMBERS = {  # and the least that each may be
+    f"{of}{key}": least for of in ("", "teacher.training.") for key, least in (("seed", 0), ("epochs", 1), ("batch_size", 2))
+}
 # Keys of the teacher that are not its network's.
 TEACHER_KEYS = ("checkpoint", "min_accuracy", "training")
 
@@ -36,32 +40,36 @@ TEACHER_KEYS = ("checkpoint", "min_accuracy", "training")
 def register_resolvers() -> None:
     """``${times:a,b}`` multiplies; ``${share_of:n,[0.5, …]}`` gives whole numbers at those shares of n."""
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
-    OmegaConf.register_new_resolver(
-        "share_of", lambda whole, shares: [round(share * whole) for share in shares], replace=True
-    )
+    OmegaConf.register_new_resolver("share_of", lambda whole, shares: [round(share * whole) for share in shares], replace=True)
 
 
 def resolve(cfg: DictConfig) -> Config:
     """The composed configuration as plain values, checked. Raises ConfigError naming the key at fault."""
+    for key, least in WHOLE_NUMBERS.items():
+        _check_whole(key, OmegaConf.select(cfg, key), least)  # before anything is computed from them
     try:
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise ConfigError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from error
+        key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
+        raise ConfigError(f"{key}{str(error).splitlines()[0]}") from error
     check(config)
     return config
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError for run-level values that cannot be used."""
-    for key, least in (("seed", 0), ("epochs", 1), ("batch_size", 2)):
-        _check_whole(key, config[key], least)
-    for key, least in (("seed", 0), ("epochs", 1), ("batch_size", 2)):
-        _check_whole(f"teacher.training.{key}", config["teacher"]["training"][key], least)
+    """Raise an error for values that cannot be used, or that contradict each other."""
+    if config["threads"] is not None:
+        _check_whole("threads", config["threads"], 1)
     percent = config["teacher"]["min_accuracy"]
-    if not _is_number(percent) or not 0 <= percent <= 100:
+    if not isinstance(percent, (int, float)) or isinstance(percent, bool) or not 0 <= percent <= 100:
         raise ConfigError(f"teacher.min_accuracy: found {percent!r}, expected percent, from 0 to 100")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(config["device"])):
         raise ConfigError(f"device: found {config['device']!r}, expected auto, cpu, cuda or cuda:N")
+    for network in ("student", "teacher"):
+        for key, of_data in (("num_classes", "classes"), ("in_channels", "channels"), ("image_size", "image_size")):
+            found, expected = config[network].get(key), config["dataset"][of_data]
+            if found is not None and found != expected:
+                raise ConfigError(f"{network}.{key}: found {found!r}, expected dataset.{of_data}, which is {expected!r}")
     checkpoint = config["teacher"]["checkpoint"]
     if needs_teacher(config) and checkpoint is not None and not Path(checkpoint).is_file():
         raise CheckpointError(f"teacher.checkpoint: no file {checkpoint}; expected the teacher's weights")
@@ -70,10 +78,6 @@ def check(config: Config) -> None:
 def _check_whole(key: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{key}: found {value!r}, expected a whole number of at least {least}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def needs_teacher(config: Config) -> bool:

@@ -1,7 +1,8 @@
 """Errors that the user can mend. Each message names the key or file, what was found and what was expected."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
+from os.path import commonprefix
 
 
 class SakdError(Exception):
@@ -29,13 +30,10 @@ class NonFiniteLossError(SakdError):
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """``" Did you mean 'kd'?"``, or the empty string where nothing is near."""
-    near = get_close_matches(str(word), [str(option) for option in options], n=1, cutoff=0.5)
-    return f" Did you mean '{near[0]}'?" if near else ""
-
-
-def check_choice(key: str, value: object, options: Iterable[str]) -> None:
-    """Raise a ConfigError unless ``value`` is one of ``options``."""
-    options = list(options)
-    if value not in options:
-        raise ConfigError(f"{key}: found {value!r}, expected one of {', '.join(options)}.{did_you_mean(value, options)}")
+    """``" Did you mean 'kd'?"``, or the empty string where nothing is near. Of equally near ones, a like beginning wins."""
+    word = str(word)
+    near = get_close_matches(word, [str(option) for option in options], n=5, cutoff=0.5)
+    if not near:
+        return ""
+    best = max(near, key=lambda option: (SequenceMatcher(None, word, option).ratio(), len(commonprefix([word, option]))))
+    return f" Did you mean '{best}'?"

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sakd import build
 from sakd.config import Config, needs_teacher, short_names, teacher_config
 from sakd.data import Dataset
@@ -37,6 +39,8 @@ def execute(config: Config, dataset: Dataset | None = None) -> Result:
     result = run.result()
     if result is not None:
         return result
+    if config["threads"] is not None:
+        torch.set_num_threads(config["threads"])
     device = build.device(config)
     parts = build.parts(config)
     trainer = build.trainer(config, parts, device)
@@ -52,7 +56,7 @@ def execute(config: Config, dataset: Dataset | None = None) -> Result:
         return run.result() or _train(run, trainer, dataset, certificate)
 
 
-def _check_teacher(config: Config, parts: build.Parts, device: Any) -> None:
+def _check_teacher(config: Config, parts: build.Parts, device: torch.device) -> None:
     """What can be known of the teacher without data: its weights file fits, or its own training can be built."""
     if parts.teacher is None:
         return
@@ -109,7 +113,10 @@ def _train_epochs(
     config = run.config
     best = max((line["test/accuracy"] for line in run.metrics()), default=0.0)
     names = short_names(config)
-    title = names["student"] if certificate is None else " ".join(list(names.values())[1:])
+    title = names["student"]
+    if certificate is not None:
+        title = f"{names['teacher']} to {title}, {names['distiller']} {names['spot_mode']}"
+    title += f", seed {names['seed']}"
     with Watch(title, config["epochs"], trainer.epoch) as watch:
         for metrics in trainer.fit(dataset, config["epochs"], config["batch_size"], watch.step):
             best = max(best, metrics["test/accuracy"])

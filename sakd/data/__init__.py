@@ -3,4 +3,14 @@
 from sakd.data.batches import Batch, evaluation_batches, steps_per_epoch, train_batches
 from sakd.data.sets import Augmentation, Dataset, ImageSet, assemble, check_promises
 
-__all__ = ["Augmentation", "Batch", "Dataset", "ImageSet", "assemble", "check_promises", "evaluation_batches", "steps_per_epoch", "train_batches"]
+__all__ = [
+    "Augmentation",
+    "Batch",
+    "Dataset",
+    "ImageSet",
+    "assemble",
+    "check_promises",
+    "evaluation_batches",
+    "steps_per_epoch",
+    "train_batches",
+]

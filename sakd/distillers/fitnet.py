@@ -18,9 +18,7 @@ class FitNet(Distiller):
 
     def __init__(self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float):
         super().__init__(student, teacher, where, weight)
-        self.regressors = nn.ModuleDict(
-            {spot.name: adapter(spot.student_shape, spot.teacher_shape) for spot in self.spots}
-        )
+        self.regressors = nn.ModuleDict({spot.name: adapter(spot.student_shape, spot.teacher_shape) for spot in self.spots})
 
     def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
         squared_error = (self.regressors[spot.name](student) - teacher).square()

@@ -21,9 +21,7 @@ def softened_divergence(student_logits: Tensor, teacher_logits: Tensor, temperat
 class KD(Distiller):
     """Softened class probabilities at the logits."""
 
-    def __init__(
-        self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float, temperature: float
-    ):
+    def __init__(self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float, temperature: float):
         super().__init__(student, teacher, where, weight)
         if temperature <= 0:
             raise ConfigError(f"temperature of KD: found {temperature}, expected a number above 0")
