@@ -26,7 +26,7 @@ from sakd.terminal import show_result, start_logging
 log = logging.getLogger("sakd")
 
 
-@hydra.main(config_path="conf", config_name="config", version_base="1.3")
+@hydra.main(config_path=str(Path(__file__).parent / "conf"), config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """One run."""
     try:

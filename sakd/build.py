@@ -1,13 +1,14 @@
-"""From a resolved configuration to parts: each ``_target_`` is called with its keys, after they are checked against its signature."""
+"""From a resolved configuration to parts: each ``_target_`` is called with its keys, once they fit its signature."""
 
 import inspect
 from dataclasses import dataclass
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 
 from sakd.config import TEACHER_KEYS, Config, needs_teacher
 from sakd.data import Dataset, assemble, check_promises
@@ -29,8 +30,8 @@ def make(node: Config, key: str, *arguments: object, leave: tuple[str, ...] = ()
     if target is None:
         raise ConfigError(f"{key}._target_: found none, expected the import path of what to build")
     try:
-        callee = get_object(target)
-    except Exception as error:
+        callee = resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key}._target_: cannot import {target}.{_nearest_sibling(target)}") from error
     _check_keys(callee, node, key, len(arguments))
     try:
@@ -46,8 +47,8 @@ def make(node: Config, key: str, *arguments: object, leave: tuple[str, ...] = ()
 def _nearest_sibling(target: str) -> str:
     module, _, name = target.rpartition(".")
     try:
-        return did_you_mean(name, dir(get_object(module)))
-    except Exception:  # the module itself cannot be imported
+        return did_you_mean(name, dir(resolve_name(module)))
+    except (ImportError, AttributeError, ValueError):  # the module itself cannot be imported
         return ""
 
 

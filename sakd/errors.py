@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
-from os.path import commonprefix
 
 
 class SakdError(Exception):
@@ -35,5 +34,10 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     near = get_close_matches(word, [str(option) for option in options], n=5, cutoff=0.5)
     if not near:
         return ""
-    best = max(near, key=lambda option: (SequenceMatcher(None, word, option).ratio(), len(commonprefix([word, option]))))
+
+    def nearness(option: str) -> tuple[float, int]:
+        beginning = next((i for i, (a, b) in enumerate(zip(word, option)) if a != b), len(word))  # noqa: B905
+        return SequenceMatcher(None, word, option).ratio(), beginning
+
+    best = max(near, key=nearness)
     return f" Did you mean '{best}'?"

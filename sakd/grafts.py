@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ class Grafts(nn.Module):
         with torch.no_grad():  # before the first spot there is nothing to learn
             f_s = student.between(None, first.student)(images)
         f_t = teacher_features[first.teacher]
-        for k, (spot, following) in enumerate(zip(self.spots, self.spots[1:])):  # noqa: B905, neighbours
+        for k, (spot, following) in enumerate(pairwise(self.spots)):
             a = route[:, k].reshape(-1, *[1] * (f_s.dim() - 1))
             to_teacher = (1 - a) * self.to_teacher[k](f_s) + a * f_t
             to_student = (1 - a) * f_s + a * self.to_student[k](f_t)

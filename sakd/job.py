@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from sakd import build
-from sakd.config import Config, needs_teacher, short_names, teacher_config
+from sakd.config import Config, short_names, teacher_config
 from sakd.data import Dataset
 from sakd.networks.checkpoints import load_weights, read_weights
 from sakd.runs import Run

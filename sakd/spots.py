@@ -1,6 +1,7 @@
 """Spots: the places where a student is compared with its teacher, and where the two are grafted together."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from sakd.errors import ConfigError, did_you_mean
@@ -64,7 +65,7 @@ def all_spots(spots: Iterable[Spot], student: StagedNet, teacher: StagedNet) -> 
     """
     logits = spots_at("logits", student, teacher)
     ordered = sorted({*spots, *logits}, key=lambda spot: (student.index(spot.student), teacher.index(spot.teacher)))
-    for before, after in zip(ordered, ordered[1:]):  # noqa: B905, neighbours
+    for before, after in pairwise(ordered):
         ascending = student.index(before.student) < student.index(after.student)
         if not ascending or teacher.index(before.teacher) >= teacher.index(after.teacher):
             raise ConfigError(

@@ -78,12 +78,12 @@ class Mirror:
             self.error = None
         except Exception as error:
             first = self.error is None
-            self.error = (str(error).splitlines() or [type(error).__name__])[0]
+            self.error = (str(error).splitlines() or [type(error).__name__])[0][:160]
             if first:
                 log.warning(
                     "MLflow at %s cannot be reached (%s). Training goes on unharmed; what is missing there is in %s",
                     self.uri,
-                    self.error[:200],
+                    self.error,
                     self.folder / "metrics.jsonl",
                 )
 
@@ -175,6 +175,7 @@ def _client(uri: str) -> Any:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # a store that is away is reported once, by the mirror
     with _alone(uri):
         return MlflowClient(uri)
 

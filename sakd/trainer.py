@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from sakd.data import Batch, Dataset, ImageSet, evaluation_batches, steps_per_epoch, train_batches
+from sakd.data import Batch, Dataset, evaluation_batches, steps_per_epoch, train_batches
 from sakd.distillers import Distiller, distinct_spots
 from sakd.errors import CheckpointError, ConfigError, NonFiniteLossError
 from sakd.grafts import frozen_alias

@@ -38,7 +38,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(network: StagedNet, weights: Mapping[str, Tensor], name: str, path: Path) -> None:
-    """Strictly. Raises CheckpointError saying what differs; ``name`` is the network's, ``path`` the file's, for the message."""
+    """Strictly. Raises CheckpointError saying what differs; ``name`` (the network's) and ``path`` are for its message."""
     own = network.state_dict()
     missing, stray = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or stray:

@@ -1,4 +1,4 @@
-"""VGG with batch normalisation (Simonyan and Zisserman, ICLR 2015), with one linear layer, as the distillation field uses it."""
+"""VGG (Simonyan and Zisserman, ICLR 2015) with batch norm and one linear layer, as the distillation field uses it."""
 
 from torch import Tensor, nn
 

@@ -1,0 +1,53 @@
+"""What tests share: launching as a user does, and composing as launch.py does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from sakd import config as configuration
+
+ROOT = Path(__file__).parent.parent
+
+# Two epochs of one small network on a part of the digits: a second or two.
+TINY = ("teacher=resnet8", "student=resnet8", "dataset.train_samples=192", "epochs=2")
+
+
+def compose_config(*overrides: str) -> configuration.Config:
+    """What launch.py makes of a command line."""
+    configuration.register_resolvers()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return configuration.resolve(compose("config", list(overrides)))
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Composes a small, untracked run in a folder of the test's own."""
+
+    def composed(*overrides: str) -> configuration.Config:
+        return compose_config(*TINY, f"runs={tmp_path}/runs", "tracking=none", *overrides)
+
+    return composed
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Runs `python launch.py …` in a folder of the test's own."""
+
+    def launched(*overrides: str, script: tuple[str, ...] = (), expect: int | None = 0, **keys) -> subprocess.CompletedProcess:
+        command = [sys.executable, *(script or (str(ROOT / "launch.py"),)), *overrides]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False, **keys)
+        if expect is not None:
+            assert done.returncode == expect, done.stdout + done.stderr
+        return done
+
+    return launched
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_tracking_server():
+    """Tests choose their store themselves."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)

@@ -1,0 +1,277 @@
+"""Every distiller's masked loss is n_kept / B times its published loss on the kept rows, written out here in plain steps."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+from sakd.distillers import AT, KD, PKT, SP, FitNet
+from sakd.errors import ConfigError
+from sakd.networks import resnet8, resnet8x4, resnet20
+
+BATCH, TEMPERATURE = 6, 4.0
+KEEPS = {
+    "all": [True] * BATCH,
+    "some": [True, False, True, True, False, True],
+    "one": [False, False, False, True, False, False],
+    "none": [False] * BATCH,
+}
+
+# With 8x8 images stages 1, 2 and 3 give maps of 8x8, 4x4 and 2x2; resnet8x4 is four times as wide as resnet8.
+MAPS = {
+    "equal": ("stage2", resnet20),
+    "channels-differ": ("stage2", resnet8x4),
+    "larger-teacher-map": ("stage2:stage1", resnet8x4),
+    "larger-student-map": ("stage2:stage3", resnet8x4),
+}
+VECTORS = {"equal": ("embedding", resnet20), "widths-differ": ("embedding", resnet8x4)}
+
+
+def plain_kd(student, teacher):
+    losses = []
+    for z_s, z_t in zip(student, teacher, strict=True):
+        p_s = (z_s / TEMPERATURE).exp() / (z_s / TEMPERATURE).exp().sum()
+        p_t = (z_t / TEMPERATURE).exp() / (z_t / TEMPERATURE).exp().sum()
+        losses.append(TEMPERATURE**2 * sum(t * (t / s).log() for s, t in zip(p_s, p_t, strict=True)))
+    return sum(losses) / len(losses)
+
+
+def plain_at(student, teacher):
+    size = min(student.shape[-1], teacher.shape[-1])
+
+    def attention(sample):
+        block = sample.shape[-1] // size
+        positions = []
+        for i in range(0, size * block, block):
+            for j in range(0, size * block, block):
+                mean = sample[:, i : i + block, j : j + block].sum((1, 2)) / block**2
+                positions.append((mean**2).sum() / len(mean))
+        flat = torch.stack(positions)
+        return flat / (flat**2).sum().sqrt()
+
+    pairs = zip(student, teacher, strict=True)
+    return sum(((attention(s) - attention(t)) ** 2).sum() / size**2 for s, t in pairs) / len(student)
+
+
+def plain_sp(student, teacher):
+    def similarity(features):
+        rows = []
+        for f in features:
+            row = torch.stack([(f * other).sum() for other in features])
+            rows.append(row / (row**2).sum().sqrt())
+        return torch.stack(rows)
+
+    return ((similarity(student) - similarity(teacher)) ** 2).sum() / len(student) ** 2
+
+
+def plain_pkt(student, teacher, epsilon=1e-7):
+    def probabilities(embeddings):
+        rows = []
+        for e in embeddings:
+            cosines = [(e * o).sum() / ((e.norm() + epsilon) * (o.norm() + epsilon)) for o in embeddings]
+            similarities = (torch.stack(cosines) + 1) / 2
+            rows.append(similarities / similarities.sum())
+        return torch.stack(rows)
+
+    p_s, p_t = probabilities(student), probabilities(teacher)
+    return (p_t * ((p_t + epsilon) / (p_s + epsilon)).log()).sum() / len(student) ** 2
+
+
+def plain_regression(regressor, student):
+    """Convolution, batch norm over the whole batch, ReLU; a linear layer for vectors."""
+    if student.dim() == 2:
+        return student @ regressor.weight.T + regressor.bias
+    convolution, norm, _ = regressor
+    x = convolution(student)
+    mean = x.mean((0, 2, 3), keepdim=True)
+    variance = ((x - mean) ** 2).mean((0, 2, 3), keepdim=True)
+    x = (x - mean) / (variance + 1e-5).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
+    return x * (x > 0)
+
+
+def build(kind, where, teacher=resnet20, weight=1.0):
+    """The distiller for a resnet8 that learns from ``teacher``, in float64."""
+    student, teacher = resnet8(10, 1, 8), teacher(10, 1, 8)
+    if kind is KD:
+        return KD(student, teacher, where, weight, temperature=TEMPERATURE).double()
+    distiller = kind(student, teacher, where, weight).double()
+    for parameter in distiller.parameters():  # so that no batch norm starts as the identity
+        torch.nn.init.normal_(parameter, std=0.3)
+    return distiller
+
+
+def features(distiller, spot=None, dtype=torch.float64):
+    """Random features at the distiller's spot: the student's takes gradients."""
+    spot = spot or distiller.spots[0]
+    student = torch.randn(BATCH, *spot.student_shape, dtype=dtype).requires_grad_()
+    return student, torch.randn(BATCH, *spot.teacher_shape, dtype=dtype)
+
+
+def masked(distiller, student, teacher, keep):
+    """The masked loss at the first spot and its gradient for the student's features."""
+    loss = distiller.spot_loss(distiller.spots[0], student, teacher, keep)
+    return loss, *torch.autograd.grad(loss, student)
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+CASES = [
+    pytest.param(kind, plain, *case, id=f"{kind.__name__}-{name}")
+    for kind, plain, cases in (
+        (KD, plain_kd, {"logits": ("logits", resnet20)}),
+        (AT, plain_at, MAPS),
+        (SP, plain_sp, MAPS | {f"vectors-{name}": case for name, case in VECTORS.items()}),
+        (PKT, plain_pkt, VECTORS),
+    )
+    for name, case in cases.items()
+]
+FITNET_CASES = [
+    pytest.param(*case, id=name) for name, case in (MAPS | {f"vectors-{name}": case for name, case in VECTORS.items()}).items()
+]
+# One of each distiller, at its usual spot, with shapes that differ where they may.
+USUAL = [
+    pytest.param(kind, where, id=kind.__name__)
+    for kind, where in ((KD, "logits"), (FitNet, "hint"), (AT, "stages"), (SP, "last_stage"), (PKT, "embedding"))
+]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("kept", ["all", "some", "one"])
+@pytest.mark.parametrize(("kind", "plain", "where", "teacher"), CASES)
+def test_masked_loss_is_the_kept_share_of_the_published_loss_on_the_kept_rows(kind, plain, where, teacher, kept):
+    distiller, keep = build(kind, where, teacher), torch.tensor(KEEPS[kept])
+    f_s, f_t = features(distiller)
+    loss, gradient = masked(distiller, f_s, f_t, keep)
+    expected = keep.sum() / BATCH * plain(f_s[keep], f_t[keep])
+    close(loss, expected)
+    close(gradient, *torch.autograd.grad(expected, f_s))
+
+
+@pytest.mark.parametrize("kept", ["all", "some", "one"])
+@pytest.mark.parametrize(("where", "teacher"), FITNET_CASES)
+def test_fitnet_masks_rows_behind_a_regressor_that_sees_the_whole_batch(where, teacher, kept):
+    distiller, keep = build(FitNet, where, teacher), torch.tensor(KEEPS[kept])
+    f_s, f_t = features(distiller)
+    loss, gradient = masked(distiller, f_s, f_t, keep)
+    (regressor,) = distiller.regressors.values()
+    errors = (plain_regression(regressor, f_s)[keep] - f_t[keep]) ** 2
+    expected = keep.sum() / BATCH * errors.sum() / errors.numel()
+    close(loss, expected)
+    close(gradient, *torch.autograd.grad(expected, f_s))
+
+
+@pytest.mark.parametrize("kind_of_features", ["random", "zero"])
+@pytest.mark.parametrize(("kind", "where"), USUAL)
+def test_without_kept_rows_loss_and_gradients_are_exactly_zero(kind, where, kind_of_features):
+    distiller = build(kind, where, resnet8x4)
+    f_s, f_t = features(distiller)
+    if kind_of_features == "zero":
+        f_s, f_t = torch.zeros_like(f_s, requires_grad=True), torch.zeros_like(f_t)
+    loss = distiller.spot_loss(distiller.spots[0], f_s, f_t, torch.tensor(KEEPS["none"]))
+    loss.backward()
+    assert loss == 0
+    assert torch.equal(f_s.grad, torch.zeros_like(f_s))
+    for parameter in distiller.regressors[distiller.spots[0].name].parameters() if kind is FitNet else ():
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter))
+
+
+@pytest.mark.parametrize("kept", KEEPS)
+@pytest.mark.parametrize("zero", ["student", "teacher", "both"])
+@pytest.mark.parametrize(("kind", "where"), USUAL)
+def test_features_of_zero_give_finite_losses_and_gradients(kind, where, zero, kept):
+    distiller = build(kind, where, resnet8x4).float()
+    f_s, f_t = features(distiller, dtype=torch.float32)
+    if zero != "teacher":
+        f_s = torch.zeros_like(f_s, requires_grad=True)
+    if zero != "student":
+        f_t = torch.zeros_like(f_t)
+    loss, gradient = masked(distiller, f_s, f_t, torch.tensor(KEEPS[kept]))
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("kept", KEEPS)
+def test_kd_with_the_kept_share_is_the_sum_of_kept_losses_over_the_batch(kept):
+    distiller, keep = build(KD, "logits"), torch.tensor(KEEPS[kept])
+    f_s, f_t = features(distiller)
+    rows = [plain_kd(f_s[[i]], f_t[[i]]) for i in range(BATCH)]
+    close(masked(distiller, f_s, f_t, keep)[0], sum(keep[i] * rows[i] for i in range(BATCH)) / BATCH)
+
+
+def test_fitnets_batch_norm_does_not_depend_on_what_is_kept():
+    distiller = build(FitNet, "hint", resnet8x4)
+    f_s, f_t = features(distiller)
+    statistics = {}
+    for kept, rows in KEEPS.items():
+        copy = deepcopy(distiller)
+        copy.spot_loss(copy.spots[0], f_s, f_t, torch.tensor(rows))
+        statistics[kept] = copy.regressors["stage2"][1].running_mean
+    mean = distiller.regressors["stage2"][0](f_s).mean((0, 2, 3))
+    for running_mean in statistics.values():
+        close(running_mean, 0.1 * mean)  # batch norm's momentum, from 0
+
+
+def test_fitnets_regressor_learns():
+    distiller = build(FitNet, "hint", resnet8x4)
+    masked_loss = distiller.spot_loss(distiller.spots[0], *features(distiller), torch.tensor(KEEPS["some"]))
+    masked_loss.backward()
+    convolution, norm, _ = distiller.regressors["stage2"]
+    for parameter in (convolution.weight, norm.weight, norm.bias):
+        assert parameter.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "plain", "where"),
+    [
+        pytest.param(KD, plain_kd, "logits", id="KD"),
+        pytest.param(AT, plain_at, ["stage1", "stage2:stage3"], id="AT"),
+        pytest.param(SP, plain_sp, ["stage1", "stage2:stage3"], id="SP"),
+        pytest.param(PKT, plain_pkt, ["embedding", "logits"], id="PKT"),
+    ],
+)
+def test_forward_sums_over_spots_with_each_spots_own_mask_and_multiplies_with_the_weight(kind, plain, where):
+    distiller = build(kind, where, weight=2.5).float()
+    student, teacher, keep, expected = {}, {}, {}, 0
+    for i, spot in enumerate(distiller.spots):
+        f_s, f_t = features(distiller, spot, torch.float32)
+        student[spot.student], teacher[spot.teacher] = f_s, f_t
+        keep[spot] = rows = torch.tensor(KEEPS["some"]).roll(i)
+        expected += 2.5 * rows.sum() / BATCH * plain(f_s[rows].double(), f_t[rows].double())
+    loss = distiller(student, teacher, keep, torch.arange(BATCH))
+    assert len(distiller.spots) == (1 if kind is KD else 2)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_forward_of_fitnet_uses_each_spots_own_regressor():
+    distiller = build(FitNet, "stages", resnet8x4, weight=2.5).float()
+    inputs = {spot: features(distiller, spot, torch.float32) for spot in distiller.spots}
+    student = {spot.student: f_s for spot, (f_s, _) in inputs.items()}
+    teacher = {spot.teacher: f_t for spot, (_, f_t) in inputs.items()}
+    keep = dict.fromkeys(distiller.spots, torch.tensor(KEEPS["all"]))
+    loss = distiller(student, teacher, keep, torch.arange(BATCH))
+    errors = [
+        ((plain_regression(regressor, f_s) - f_t) ** 2).mean()
+        for regressor, (f_s, f_t) in zip(distiller.regressors.values(), inputs.values(), strict=True)
+    ]
+    assert len(errors) == 3
+    torch.testing.assert_close(loss, 2.5 * sum(errors), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("weight", [-1, -0.5, "many", None, True])
+@pytest.mark.parametrize(("kind", "where"), USUAL)
+def test_a_weight_that_is_no_number_of_at_least_zero_is_refused(kind, where, weight):
+    with pytest.raises(ConfigError, match=f"weight of {kind.__name__}: found {weight!r}"):
+        build(kind, where, weight=weight)
+
+
+@pytest.mark.parametrize("temperature", [0, -4.0])
+def test_a_temperature_of_zero_or_less_is_refused(temperature):
+    networks = resnet8(10, 1, 8), resnet20(10, 1, 8)
+    with pytest.raises(ConfigError, match=f"temperature of KD: found {temperature}"):
+        KD(*networks, "logits", 1.0, temperature=temperature)
