@@ -25,3 +25,7 @@ def sync(runs: Path) -> None:
         click.echo(f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}", err=True)
     if failures:
         raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """Real kills at exact moments.
 
-    python kill_at.py module:function NUMBER before|after OVERRIDE…      (launches with these overrides)
+python kill_at.py module:function NUMBER before|after OVERRIDE…      (launches with these overrides)
 """
 
 import importlib

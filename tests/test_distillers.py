@@ -148,7 +148,7 @@ def test_masked_loss_is_the_kept_share_of_the_published_loss_on_the_kept_rows(ki
     distiller, keep = build(kind, where, teacher), torch.tensor(KEEPS[kept])
     f_s, f_t = features(distiller)
     loss, gradient = masked(distiller, f_s, f_t, keep)
-    expected = keep.sum() / BATCH * plain(f_s[keep], f_t[keep])
+    expected = int(keep.sum()) / BATCH * plain(f_s[keep], f_t[keep])
     close(loss, expected)
     close(gradient, *torch.autograd.grad(expected, f_s))
 
@@ -161,7 +161,7 @@ def test_fitnet_masks_rows_behind_a_regressor_that_sees_the_whole_batch(where, t
     loss, gradient = masked(distiller, f_s, f_t, keep)
     (regressor,) = distiller.regressors.values()
     errors = (plain_regression(regressor, f_s)[keep] - f_t[keep]) ** 2
-    expected = keep.sum() / BATCH * errors.sum() / errors.numel()
+    expected = int(keep.sum()) / BATCH * errors.sum() / errors.numel()
     close(loss, expected)
     close(gradient, *torch.autograd.grad(expected, f_s))
 
@@ -242,7 +242,7 @@ def test_forward_sums_over_spots_with_each_spots_own_mask_and_multiplies_with_th
         f_s, f_t = features(distiller, spot, torch.float32)
         student[spot.student], teacher[spot.teacher] = f_s, f_t
         keep[spot] = rows = torch.tensor(KEEPS["some"]).roll(i)
-        expected += 2.5 * rows.sum() / BATCH * plain(f_s[rows].double(), f_t[rows].double())
+        expected += 2.5 * int(rows.sum()) / BATCH * plain(f_s[rows].double(), f_t[rows].double())
     loss = distiller(student, teacher, keep, torch.arange(BATCH))
     assert len(distiller.spots) == (1 if kind is KD else 2)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)

@@ -1,0 +1,319 @@
+"""What the files under conf/ compose to, what can be built from it, and what a run's identity depends on."""
+
+from copy import deepcopy
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+from sakd import build
+from sakd.config import TEACHER_KEYS, digest, flatten, teacher_config
+from sakd.errors import CheckpointError, ConfigError, did_you_mean
+from tests.conftest import ROOT, compose_config
+
+CONF = ROOT / "conf"
+CPU = torch.device("cpu")
+
+
+NETWORK_GROUPS = ("network", "student", "teacher")  # the last two are links to the first
+
+
+def names(group: str) -> list[str]:
+    folder = CONF / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def every_choice() -> list[tuple[str, str]]:
+    """Group and file, but for the networks."""
+    groups = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NETWORK_GROUPS)
+    return [(group, name) for group in groups for name in names(group)]
+
+
+def build_all(*overrides: str) -> build.Parts:
+    config = compose_config(*overrides)
+    parts = build.parts(config)
+    build.trainer(config, parts, CPU)
+    return parts
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+# Composing and building
+
+
+def assert_resolved(config: dict):
+    assert [leaf for _, leaf in flatten(config) if "${" in str(leaf)] == []
+
+
+@pytest.mark.parametrize(("group", "name"), every_choice())
+def test_every_file_composes(group, name):
+    config = compose_config(f"{group}={name}")
+    assert config[group]["name"] == name
+    assert_resolved(config)
+
+
+def test_students_and_teachers_are_the_same_networks():
+    assert names("student") == names("teacher") == names("network")
+
+
+@pytest.mark.parametrize("name", names("network"))
+def test_every_network_builds_as_student_and_as_teacher(name):
+    config = compose_config("dataset=cifar10", f"student={name}", f"teacher={name}", "distiller=none")
+    assert config["student"]["name"] == config["teacher"]["name"] == name
+    assert_resolved(config)
+    parts = build.parts(config)
+    build.trainer(config, parts, CPU)
+    assert (parts.student.input_shape, parts.student.classes) == ((3, 32, 32), 10)
+    with torch.device("meta"):
+        teacher = build.make(config["teacher"], "teacher", leave=TEACHER_KEYS)
+    assert teacher.shapes == parts.student.shapes
+    assert parameters(teacher) == parameters(parts.student)
+
+
+@pytest.mark.parametrize("spot_mode", names("spot_mode"))
+@pytest.mark.parametrize("distiller", names("distiller"))
+def test_every_distiller_builds_with_every_spot_mode(distiller, spot_mode):
+    config = compose_config("teacher=vgg8", f"distiller={distiller}", f"spot_mode={spot_mode}")
+    parts = build.parts(config)
+    trainer = build.trainer(config, parts, CPU)
+    assert list(parts.distillers) == list(config["distiller"]["losses"])
+    if distiller == "none":
+        assert parts.teacher is parts.spot_mode is None
+        assert trainer.spots == []
+    else:
+        assert trainer.spots[-1].name == "logits"
+
+
+def test_a_student_starts_from_the_weights_of_its_seed_whatever_it_is_distilled_by():
+    distilled, alone, of_another_seed = (
+        nn.utils.parameters_to_vector(build_all("teacher=resnet8", *overrides).student.parameters())
+        for overrides in (["distiller=at", "spot_mode=anti"], ["distiller=none"], ["distiller=none", "seed=1"])
+    )
+    assert torch.equal(distilled, alone)
+    assert not torch.equal(distilled, of_another_seed)
+
+
+def test_student_and_teacher_of_one_design_start_from_different_weights():
+    parts = build_all("teacher=resnet8", "student=resnet8")
+    assert not torch.equal(parts.student.stem[0].weight, parts.teacher.stem[0].weight)
+
+
+def test_the_networks_follow_the_data_set():
+    parts = build_all("dataset=fashion_mnist")
+    assert parts.student.input_shape == parts.teacher.input_shape == (1, 28, 28)
+
+
+# Values computed from others
+
+
+def test_the_learning_rate_falls_as_published():
+    config = compose_config("dataset=cifar100")
+    assert config["epochs"] == 240
+    assert config["schedule"]["milestones"] == [150, 180, 210]
+    assert config["teacher"]["training"]["schedule"]["milestones"] == [150, 180, 210]
+
+
+def test_the_teacher_s_milestones_follow_its_own_epochs():
+    config = compose_config("epochs=240", "teacher.training.epochs=80")
+    assert config["schedule"]["milestones"] == [150, 180, 210]
+    assert config["teacher"]["training"]["schedule"]["milestones"] == [50, 60, 70]
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2])
+def test_the_policy_learns_at_half_the_student_s_rate(rate):
+    config = compose_config(f"optimizer.lr={rate}")
+    trainer = build.trainer(config, build.parts(config), CPU)
+    assert trainer.learning_rates() == {"student": rate, "policy": rate / 2}
+
+
+# A run's identity
+
+BASE = ("dataset=cifar10", "student=resnet8", "teacher=resnet20", "distiller=kd")
+
+
+@cache
+def digest_of(*overrides: str) -> str:
+    return digest(compose_config(*BASE, *overrides))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "device=cpu",
+        "threads=2",
+        "runs=/elsewhere",
+        "tracking=none",
+        "tracking.uri=http://elsewhere",
+        "dataset.root=/elsewhere",
+        "dataset.download=true",
+        "dataset.recipe.epochs=3 epochs=240 teacher.training.epochs=240",
+        "teacher.min_accuracy=70",
+    ],
+)
+def test_what_leaves_a_result_alone_leaves_the_digest_alone(override):
+    assert digest_of(*override.split()) == digest_of()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "epochs=5",
+        "batch_size=32",
+        "optimizer.lr=0.1",
+        "schedule.gamma=0.2",
+        "dataset=cifar100",
+        "dataset.val_fraction=0.1",
+        "dataset.train_samples=1000",
+        "student=resnet14",
+        "teacher=resnet32",
+        "teacher.training.seed=1",
+        "teacher.training.optimizer.lr=0.1",
+        "distiller=at",
+        "distiller.losses.kd.weight=0.5",
+        "distiller.losses.kd.temperature=2.0",
+        "spot_mode=fixed",
+        "spot_mode=anti",
+        "spot_mode.gamma=2.0",
+    ],
+)
+def test_what_changes_a_result_changes_the_digest(override):
+    assert digest_of(override) != digest_of()
+
+
+@pytest.mark.parametrize("override", ["teacher=vgg8", "teacher.training.seed=1", "spot_mode=fixed", "spot_mode.gamma=2.0"])
+def test_without_distillers_neither_teacher_nor_spot_mode_counts(override):
+    assert digest_of("distiller=none", override) == digest_of("distiller=none")
+    assert digest_of("distiller=none", "student=resnet14") != digest_of("distiller=none")
+
+
+def test_digest_leaves_the_configuration_as_it_was():
+    config = compose_config(*BASE)
+    before = deepcopy(config)
+    digest(config)
+    teacher_config(config)
+    assert config == before
+
+
+def test_a_teacher_s_own_run_is_the_one_that_trains_it_alone():
+    config = compose_config(*BASE, "seed=3", "optimizer.lr=0.1", "batch_size=32", "spot_mode=anti", "teacher.min_accuracy=70")
+    alone = compose_config("dataset=cifar10", "distiller=none", "student=resnet20")
+    assert digest(teacher_config(config)) == digest(alone)
+
+
+def test_a_teacher_s_own_run_follows_its_own_recipe():
+    config = compose_config(
+        *BASE, "teacher.training.seed=3", "teacher.training.epochs=80", "teacher.training.optimizer.lr=0.1"
+    )
+    alone = compose_config("dataset=cifar10", "distiller=none", "student=resnet20", "seed=3", "epochs=80", "optimizer.lr=0.1")
+    assert digest(teacher_config(config)) == digest(alone)
+
+
+def test_a_teacher_s_checkpoint_counts_by_its_content(tmp_path):
+    for name, content in (("a.pt", b"weights"), ("b.pt", b"weights"), ("c.pt", b"others")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (digest_of(f"teacher.checkpoint={tmp_path}/{name}.pt") for name in "abc")
+    assert a == b
+    assert len({a, c, digest_of()}) == 3
+    assert digest_of(f"teacher.checkpoint={tmp_path}/a.pt", "teacher.training.seed=1") == a
+    assert digest_of(f"teacher.checkpoint={tmp_path}/a.pt", "teacher=resnet32") != a
+
+
+def test_a_teacher_s_checkpoint_must_exist(tmp_path):
+    override = f"teacher.checkpoint={tmp_path}/none.pt"
+    with pytest.raises(CheckpointError, match=rf"teacher\.checkpoint: no file {tmp_path}/none\.pt"):
+        compose_config(override)
+    compose_config(override, "distiller=none")  # nobody asks for it
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "near"),
+    [
+        ("+optimizer.lrr=1", "optimizer.lrr", "lr"),
+        ("+schedule.milestone=[3]", "schedule.milestone", "milestones"),
+        ("+student.num_clases=10", "student.num_clases", "num_classes"),
+        ("+teacher.image_sise=8", "teacher.image_sise", "image_size"),
+        ("+distiller.losses.kd.temprature=3", "distiller.losses.kd.temprature", "temperature"),
+        ("+spot_mode.gama=1", "spot_mode.gama", "gamma"),
+        ("+spot_mode.optimizer.momentun=0.5", "spot_mode.optimizer.momentun", "momentum"),
+    ],
+)
+def test_a_misspelled_key_is_refused_with_the_near_name(override, key, near):
+    with pytest.raises(ConfigError, match=rf"^{key}: .*Did you mean '{near}'"):
+        build_all(override)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "override", "near"),
+    [("digits", "+dataset.crop_pading=3", "crop_padding"), ("cifar10", "+dataset.dowload=true", "download")],
+)
+def test_a_misspelled_key_of_the_data_set_is_refused_with_the_near_name(dataset, override, near):
+    key = override.strip("+").partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"^{key}: .*Did you mean '{near}'"):
+        build.dataset(compose_config(f"dataset={dataset}", override))
+
+
+@pytest.mark.parametrize("key", ["classes", "crop_padding"])
+def test_a_missing_key_of_the_data_set_is_named(key):
+    config = compose_config()
+    del config["dataset"][key]
+    with pytest.raises(ConfigError, match=rf"^dataset\.{key}: "):
+        build.dataset(config)
+
+
+def test_a_missing_key_of_a_constructor_is_named():
+    with pytest.raises(ConfigError, match=r"^distiller\.losses\.kd\.temperature: found nothing"):
+        build_all("~distiller.losses.kd.temperature")
+
+
+def test_a_misspelled_target_is_refused_with_the_near_name():
+    with pytest.raises(ConfigError, match=r"^student\._target_: .*Did you mean 'resnet8'"):
+        build_all("student._target_=sakd.networks.resnet8y")
+
+
+@pytest.mark.parametrize("network", ["student", "teacher"])
+@pytest.mark.parametrize(("key", "value", "of_data"), [("num_classes", 7, 10), ("in_channels", 3, 1), ("image_size", 32, 8)])
+def test_a_network_may_not_contradict_its_data_set(network, key, value, of_data):
+    with pytest.raises(ConfigError, match=rf"^{network}\.{key}: found {value}, .* {of_data}$"):
+        compose_config(f"{network}.{key}={value}")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=-1",
+        "seed=0.5",
+        "epochs=0",
+        "epochs=many",
+        "batch_size=1",
+        "threads=0",
+        "device=gpu",
+        "teacher.min_accuracy=101",
+        "teacher.min_accuracy=high",
+        "teacher.training.epochs=0",
+    ],
+)
+def test_impossible_values_are_refused_by_key(override):
+    key = override.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"^{key}: found "):
+        compose_config(override)
+
+
+@pytest.mark.parametrize(
+    ("word", "options", "near"),
+    [
+        ("resnet21", names("network"), "resnet20"),
+        ("wrn16_2", names("network"), "wrn_16_2"),
+        ("adaptiv", names("spot_mode"), "adaptive"),
+        ("zzz", names("network"), None),
+        ("kd", [], None),
+    ],
+)
+def test_did_you_mean(word, options, near):
+    assert did_you_mean(word, options) == ("" if near is None else f" Did you mean '{near}'?")

@@ -1,0 +1,219 @@
+"""MLflow mirrors a run's folder: with real stores, real servers, and servers that are not there."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+from mlflow.tracking import MlflowClient
+
+from sakd.cli import main as cli
+from sakd.config import teacher_config
+from sakd.job import execute
+from sakd.runs import Run
+from sakd.tracking import synchronise
+from tests.conftest import ROOT, TINY, compose_config
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One SQLite store for the module: setting one up takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+def tracked(tmp_path, uri: str, *overrides: str) -> dict:
+    return compose_config(
+        *TINY, f"runs={tmp_path}/runs", f"tracking.uri={uri}", f"tracking.experiment={tmp_path.name}", *overrides
+    )
+
+
+def runs_of(uri: str, experiment: str) -> list:
+    client = MlflowClient(uri)
+    return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+
+
+def steps(uri: str, run_id: str, metric: str) -> list[int]:
+    return [point.step for point in MlflowClient(uri).get_metric_history(run_id, metric)]
+
+
+def test_a_finished_run_is_in_mlflow_with_names_metrics_and_artifacts(store, tmp_path):
+    config = tracked(tmp_path, store, "distiller=at")
+    result = execute(config)
+    (run,) = runs_of(store, tmp_path.name)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == Run(config).name
+    expected = {"dataset": "digits", "teacher": "resnet8", "student": "resnet8", "distiller": "at"}
+    expected |= {"spot_mode": "adaptive", "seed": "0", "optimizer.lr": "0.05", "distiller.losses.at.weight": "1000.0"}
+    assert expected.items() <= run.data.params.items()
+    lines = Run(config).metrics()
+    for metric in set(lines[0]) - {"time"}:
+        points = MlflowClient(store).get_metric_history(run.info.run_id, metric)
+        assert [(point.step, point.value) for point in points] == [(line["epoch"], line[metric]) for line in lines], metric
+    artifacts = {artifact.path for artifact in MlflowClient(store).list_artifacts(run.info.run_id)}
+    assert artifacts == {"config.yaml", "result.json"}
+    assert run.data.tags["sakd.teacher_sha256"] == result["teacher"]["sha256"]
+    (teacher,) = runs_of(store, f"{tmp_path.name}-teachers")
+    assert (teacher.info.status, teacher.data.params["student"]) == ("FINISHED", "resnet8")
+
+
+def test_sending_again_sends_nothing_twice(store, tmp_path):
+    config = tracked(tmp_path, store, "distiller=none", "epochs=3")
+    execute(config)
+    folder = Run(config).folder
+    assert synchronise(folder) == 0
+    (run,) = runs_of(store, tmp_path.name)
+    assert steps(store, run.info.run_id, "test/accuracy") == [1, 2, 3]
+
+
+def test_a_kill_between_creating_the_run_and_noting_its_id_leads_to_one_run(store, tmp_path):
+    config = tracked(tmp_path, store, "distiller=none")
+    execute(config)
+    state = Run(config).folder / "mlflow.json"
+    noted = json.loads(state.read_text())
+    del noted["run_id"]
+    state.write_text(json.dumps(noted))
+    synchronise(Run(config).folder)
+    assert len(runs_of(store, tmp_path.name)) == 1
+
+
+def test_a_failed_run_is_failed_with_its_traceback_in_its_own_log(store, tmp_path, monkeypatch):
+    from sakd.trainer import Trainer
+
+    config = tracked(tmp_path, store, "distiller=none", "epochs=3")
+    train_epoch = Trainer.train_epoch
+
+    def breaks(self, *arguments):
+        if self.epoch == 1:
+            raise ZeroDivisionError("of all things")
+        return train_epoch(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_epoch", breaks)
+        with pytest.raises(ZeroDivisionError):
+            execute(config)
+    (run,) = runs_of(store, tmp_path.name)
+    assert run.info.status == "FAILED"
+    own = (Run(config).folder / "run.log").read_text()
+    assert "Traceback" in own
+    assert "ZeroDivisionError: of all things" in own
+    execute(config)  # mended: the same run goes on
+    (run,) = runs_of(store, tmp_path.name)
+    assert run.info.status == "FINISHED"
+    assert steps(store, run.info.run_id, "loss/task") == [1, 2, 3]
+
+
+def test_an_interrupted_run_is_killed_in_mlflow(store, tmp_path, monkeypatch):
+    from sakd.trainer import Trainer
+
+    config = tracked(tmp_path, store, "distiller=none", "epochs=3")
+    train_epoch = Trainer.train_epoch
+
+    def interrupted(self, *arguments):
+        if self.epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        return train_epoch(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "train_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        execute(config)
+    (run,) = runs_of(store, tmp_path.name)
+    assert run.info.status == "KILLED"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_server_that_is_down_does_no_harm_and_says_so_and_a_sync_brings_the_rest(store, tmp_path, caplog, monkeypatch):
+    config = tracked(tmp_path, f"http://127.0.0.1:{free_port()}", "distiller=none")
+    monkeypatch.setattr(logging.getLogger("sakd"), "propagate", True)
+    start = time.monotonic()
+    result = execute(config)
+    assert time.monotonic() - start < 60
+    assert result["student"]["accuracy"] > 0
+    assert "cannot be reached" in caplog.text
+    assert "sakd sync" in caplog.text
+    state = Run(config).folder / "mlflow.json"
+    state.write_text(state.read_text().replace(config["tracking"]["uri"], store))  # a store that is there again
+    told = CliRunner().invoke(cli, ["sync", str(tmp_path / "runs")])
+    assert told.output == "1 runs, 2 epochs sent, 0 runs failed\n"
+    assert told.exit_code == 0
+    (run,) = runs_of(store, tmp_path.name)
+    assert run.info.status == "FINISHED"
+    assert steps(store, run.info.run_id, "test/accuracy") == [1, 2]
+    assert CliRunner().invoke(cli, ["sync", str(tmp_path / "runs")]).output == "1 runs, 0 epochs sent, 0 runs failed\n"
+
+
+def test_sync_marks_a_run_killed_without_warning(store, tmp_path):
+    config = tracked(tmp_path, store, "distiller=none")
+    execute(config)
+    folder = Run(config).folder
+    state = json.loads((folder / "mlflow.json").read_text())
+    (folder / "mlflow.json").write_text(json.dumps(state | {"status": "RUNNING"}))  # as a SIGKILL leaves it
+    (folder / "result.json").unlink()
+    CliRunner().invoke(cli, ["sync", str(tmp_path / "runs")])
+    (run,) = runs_of(store, tmp_path.name)
+    assert run.info.status == "KILLED"
+
+
+@pytest.mark.slow
+def test_a_real_server_that_goes_away_and_comes_back_has_each_epoch_once(tmp_path):
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+
+    def serve() -> subprocess.Popen:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        command += [
+            "--backend-store-uri",
+            f"sqlite:///{tmp_path}/server.db",
+            "--artifacts-destination",
+            str(tmp_path / "kept"),
+        ]
+        server = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return server
+            time.sleep(0.2)
+        raise TimeoutError("the server did not start")
+
+    def stop(server: subprocess.Popen) -> None:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+    overrides = [*TINY, "distiller=none", "epochs=60", f"tracking.uri={uri}", "dataset.train_samples=1400"]
+    server = serve()
+    job = subprocess.Popen([sys.executable, str(ROOT / "launch.py"), *overrides], cwd=tmp_path, stdout=subprocess.PIPE)
+    metrics = None
+    while metrics is None or len(metrics.read_text().splitlines()) < 8:
+        metrics = next((tmp_path / "runs").glob("*/metrics.jsonl"), None)
+        time.sleep(0.2)
+    stop(server)
+    while len(metrics.read_text().splitlines()) < 25:
+        time.sleep(0.2)
+    server = serve()
+    try:
+        assert job.wait(200) == 0
+        subprocess.run([sys.executable, "-m", "sakd.cli", "sync", "runs"], cwd=tmp_path, check=True)
+        (run,) = runs_of(uri, "sakd")
+        assert run.info.status == "FINISHED"
+        assert steps(uri, run.info.run_id, "test/accuracy") == list(range(1, 61))
+    finally:
+        stop(server)
+
+
+def test_the_teacher_is_tracked_apart(tmp_path):
+    config = compose_config(*TINY, "distiller=kd")
+    assert teacher_config(config)["tracking"]["experiment"] == "sakd-teachers"
