@@ -48,8 +48,8 @@ def make(network):
 @cache
 def settled(network):
     """In float64, in eval, with running statistics that are not those of a fresh network."""
-    network = make(network).double().train()
-    with torch.no_grad():
+    with initialising(0, network.__name__), torch.no_grad():
+        network = make(network).double().train()
         network(torch.randn(16, 1, 8, 8, dtype=torch.float64))
     return network.eval().requires_grad_(False)
 

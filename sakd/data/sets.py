@@ -110,11 +110,11 @@ def assemble(
     image_size: int,
     mean: Sequence[float],
     std: Sequence[float],
-    crop_padding: int,
-    flip: bool,
-    val_fraction: float,
-    train_samples: int | None,
-    test_samples: int | None,
+    crop_padding: int = 0,
+    flip: bool = False,
+    val_fraction: float = 0.0,
+    train_samples: int | None = None,
+    test_samples: int | None = None,
 ) -> Dataset:
     """A Dataset from what was read and what its config promises, with parts taken where the config asks for them.
 

@@ -1,0 +1,68 @@
+"""What the project promises about itself."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def test_environment_yml_has_the_dependencies_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (by_pip,) = [entry["pip"] for entry in environment if isinstance(entry, dict)]
+    assert sorted(by_pip) == sorted(project["dependencies"] + project["optional-dependencies"]["test"])
+    assert f"python{project['requires-python']}" in environment
+
+
+def test_every_package_is_installed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "sakd").rglob("__init__.py")}
+    assert set(listed) == found
+
+
+def readme_blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def test_the_readme_library_example_runs_with_torch_alone(tmp_path):
+    """In a process in which Hydra, MLflow and the rest cannot be imported."""
+    (example,) = readme_blocks("python")
+    assert len([line for line in example.splitlines() if line.strip() and not line.startswith(("from", "import"))]) <= 16
+    banned = ("hydra", "omegaconf", "mlflow", "submitit", "rich", "click", "safetensors")
+    guard = f"import sys\nsys.modules.update(dict.fromkeys({banned!r}))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", guard + example], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "test/accuracy" in done.stdout
+
+
+def test_the_readme_tree_names_what_there_is():
+    tree = next(block for block in readme_blocks("text") if "launch.py" in block)
+    for line in tree.splitlines():
+        name = re.match(r"\s*(\S+)", line)
+        if name and not line.startswith("    "):
+            for part in line.split("  ")[0].split():
+                assert (ROOT / part).exists(), part
+
+
+@pytest.mark.parametrize("core", ["networks", "spots", "grafts", "distillers", "spot_modes", "trainer", "data"])
+def test_the_core_imports_go_one_way(core):
+    """networks <- spots <- grafts <- distillers, spot_modes <- trainer; none knows Hydra, MLflow or the runs."""
+    order = ["networks", "spots", "grafts", "distillers", "spot_modes", "data", "trainer"]
+    allowed = {"errors", "streams", core, *order[: order.index(core)]}
+    place = ROOT / "sakd" / core
+    for path in place.rglob("*.py") if place.is_dir() else [place.with_suffix(".py")]:
+        imported = set(re.findall(r"^from sakd\.(\w+)|^import sakd\.(\w+)", path.read_text(), flags=re.MULTILINE))
+        assert {a or b for a, b in imported} <= allowed, path
+        assert not re.search(r"^(from|import) (hydra|omegaconf|mlflow|rich)", path.read_text(), flags=re.MULTILINE), path
