@@ -1,0 +1,77 @@
+"""The same on a CUDA device: it trains, resumes, sees the CPU's batches, and a step never waits for the device."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.optim import SGD
+
+from sakd.data import Augmentation, Dataset, ImageSet, train_batches
+from sakd.distillers import AT, KD, PKT, SP, FitNet
+from sakd.networks import resnet8, wrn_16_1
+from sakd.spot_modes import Adaptive, Fixed
+from sakd.streams import initialising, stream
+from sakd.trainer import Trainer, spots_of
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def dataset() -> Dataset:
+    noise = stream(0, "test")
+    images = torch.randint(0, 256, (200, 1, 8, 8), generator=noise, dtype=torch.uint8)
+    part = ImageSet(images, torch.randint(0, 10, (200,), generator=noise))
+    return Dataset(part, part, None, 10, 8, (0.5,), (0.25,), Augmentation(crop_padding=2, flip=True))
+
+
+def trainer(mode: str) -> Trainer:
+    with initialising(0, "parts"):
+        student, teacher = resnet8(10, 1, 8), wrn_16_1(10, 1, 8)
+        distillers = {
+            "kd": KD(student, teacher, "logits", 1.0, 4.0),
+            "fitnet": FitNet(student, teacher, "hint", 1.0),
+            "at": AT(student, teacher, "stages", 10.0),
+            "sp": SP(student, teacher, "last_stage", 10.0),
+            "pkt": PKT(student, teacher, "embedding", 100.0),
+        }
+        spots = spots_of(student, teacher, distillers.values())
+        spot_mode = Fixed(spots, student, teacher)
+        if mode == "adaptive":
+            spot_mode = Adaptive(spots, student, teacher, 5.0, 2.0, same_family_bias=10.0, other_family_bias=0.0)
+    sgd = partial(SGD, lr=0.01, momentum=0.9)
+    return Trainer(student, teacher, distillers, spot_mode, optimizer=sgd, policy_optimizer=sgd, device="cuda")
+
+
+@pytest.mark.parametrize("mode", ["fixed", "adaptive"])
+def test_a_step_never_waits_for_the_device(mode):
+    part = dataset().to(torch.device("cuda"))
+    batches = list(train_batches(part, 64, stream(0, "data")))
+    trained = trainer(mode)
+    trained.train_step(*batches[0])  # first calls set up what is kept
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches[1:]:
+            trained.train_step(*batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("mode", ["fixed", "adaptive"])
+def test_it_trains_and_a_loaded_state_goes_on(mode):
+    whole, first, second = trainer(mode), trainer(mode), trainer(mode)
+    *_, expected = whole.fit(dataset(), 3, 64)
+    list(first.fit(dataset(), 2, 64))
+    second.load_state_dict(first.state_dict())
+    *_, found = second.fit(dataset(), 3, 64)
+    assert found["epoch"] == expected["epoch"] == 3
+    assert found["loss/task"] == pytest.approx(expected["loss/task"], rel=0.05)
+
+
+def test_every_device_sees_the_same_batches():
+    on_cpu = train_batches(dataset(), 64, stream(0, "data", 1))
+    on_gpu = train_batches(dataset().to(torch.device("cuda")), 64, stream(0, "data", 1))
+    for a, b in zip(on_cpu, on_gpu, strict=True):
+        torch.testing.assert_close(b.images.cpu(), a.images)
+        assert torch.equal(b.indices.cpu(), a.indices)
