@@ -150,12 +150,8 @@ def flatten(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def sha256_of(path: Path) -> str:
+    total = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file: Any) -> str:
-    total = hashlib.sha256()  # Python 3.10 has no file_digest
-    for part in iter(lambda: file.read(1 << 20), b""):
-        total.update(part)
+        for part in iter(lambda: file.read(1 << 20), b""):
+            total.update(part)
     return total.hexdigest()

@@ -1,5 +1,6 @@
 """Errors that the user can mend. Each message names the key or file, what was found and what was expected."""
 
+import math
 from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
 
@@ -41,3 +42,11 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 
     best = max(near, key=nearness)
     return f" Did you mean '{best}'?"
+
+
+def check_number(key: str, value: object, least: float = -math.inf, above: bool = False) -> None:
+    """Raise ConfigError unless ``value`` is a finite number of at least ``least``, or ``above`` it."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < least or (above and value == least):
+        bound = f" above {least:g}" if above else f" of at least {least:g}" if least > -math.inf else ""
+        raise ConfigError(f"{key}: found {value!r}, expected a finite number{bound}")

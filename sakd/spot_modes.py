@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sakd.errors import ConfigError, did_you_mean
+from sakd.errors import ConfigError, check_number, did_you_mean
 from sakd.grafts import Grafts
 from sakd.networks import StagedNet
 from sakd.spots import Spot
@@ -62,10 +62,11 @@ class Random(SpotMode):
         names = [spot.name for spot in self.spots]
         rates = dict(p) if isinstance(p, Mapping) else dict.fromkeys(names, p)
         if set(rates) != set(names):
-            stray = next(iter(set(rates) ^ set(names)))
-            raise ConfigError(f"spot_mode.p: found {sorted(rates)}, expected a rate for {names}.{did_you_mean(stray, names)}")
+            found = sorted(map(str, rates))
+            stray = next(iter({*found} ^ {*names}))
+            raise ConfigError(f"spot_mode.p: found {found}, expected a rate for {names}.{did_you_mean(stray, names)}")
         for name, rate in rates.items():
-            if not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
+            if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
                 raise ConfigError(f"spot_mode.p: found {rate!r} at {name}, expected a probability from 0 to 1")
         self.register_buffer("rates", torch.tensor([float(rates[name]) for name in names]), persistent=False)
 
@@ -98,10 +99,10 @@ class Adaptive(SpotMode):
         other_family_bias: float,
     ):
         super().__init__(spots, student, teacher)
-        if temperature <= 0:
-            raise ConfigError(f"spot_mode.temperature: found {temperature}, expected a number above 0")
-        if gamma <= 0:
-            raise ConfigError(f"spot_mode.gamma: found {gamma}, expected a number above 0")
+        check_number("spot_mode.temperature", temperature, least=0, above=True)
+        check_number("spot_mode.gamma", gamma, least=0, above=True)
+        check_number("spot_mode.same_family_bias", same_family_bias)
+        check_number("spot_mode.other_family_bias", other_family_bias)
         self.temperature, self.gamma = temperature, gamma
         width = teacher.shapes["embedding"][0] + student.shapes["embedding"][0]
         self.policy = nn.Linear(width, 2 * len(self.spots))

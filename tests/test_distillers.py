@@ -263,15 +263,26 @@ def test_forward_of_fitnet_uses_each_spots_own_regressor():
     torch.testing.assert_close(loss, 2.5 * sum(errors), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("weight", [-1, -0.5, "many", None, True])
+@pytest.mark.parametrize("weight", [-1, -0.5, float("nan"), "many", None, True])
 @pytest.mark.parametrize(("kind", "where"), USUAL)
 def test_a_weight_that_is_no_number_of_at_least_zero_is_refused(kind, where, weight):
     with pytest.raises(ConfigError, match=f"weight of {kind.__name__}: found {weight!r}"):
         build(kind, where, weight=weight)
 
 
-@pytest.mark.parametrize("temperature", [0, -4.0])
-def test_a_temperature_of_zero_or_less_is_refused(temperature):
+@pytest.mark.parametrize("temperature", [0, -4.0, float("nan"), "4", None])
+def test_a_temperature_that_is_no_number_above_zero_is_refused(temperature):
     networks = resnet8(10, 1, 8), resnet20(10, 1, 8)
-    with pytest.raises(ConfigError, match=f"temperature of KD: found {temperature}"):
+    with pytest.raises(ConfigError, match=f"temperature of KD: found {temperature!r}"):
         KD(*networks, "logits", 1.0, temperature=temperature)
+
+
+@pytest.mark.parametrize(("kind", "where"), [(KD, "stage2"), (PKT, "stage2"), (AT, "embedding")])
+def test_a_spot_whose_features_a_distiller_cannot_compare_is_refused_when_it_is_built(kind, where):
+    with pytest.raises(ConfigError, match=where):
+        build(kind, where)
+
+
+def test_a_distiller_without_a_spot_is_refused_when_it_is_built():
+    with pytest.raises(ConfigError, match="where"):
+        build(SP, [])

@@ -9,14 +9,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from sakd.data import Augmentation, Dataset, ImageSet
+from sakd.data import Augmentation, Dataset, ImageSet, train_batches
 from sakd.distillers import AT, KD, PKT, SP, FitNet
 from sakd.errors import ConfigError
 from sakd.grafts import Grafts, adapter, frozen_alias
 from sakd.networks import resnet8, resnet20, vgg8
 from sakd.spot_modes import Adaptive, Anti, Fixed, Random, router_loss, straight_through_gumbel
 from sakd.spots import all_spots, spots_at
-from sakd.streams import initialising
+from sakd.streams import initialising, stream
 from sakd.trainer import Trainer, spots_of
 
 BATCH, CLASSES = 6, 4
@@ -427,7 +427,8 @@ def test_the_router_loss_has_the_gradients_of_its_formula():
 def test_the_modes_loss_is_the_routed_networks_and_trains_policy_and_adapters_alone(places, pair):
     student, teacher = make(pair[0]).train(), make(pair[1]).eval().requires_grad_(False)
     mode = adaptive(student, teacher, places, bias=(0.0, 0.0), gamma=2.0)
-    images, labels = torch.randn(16, 1, 8, 8), torch.arange(16) % CLASSES
+    nn.init.zeros_(mode.policy.weight)  # even chances, so that some samples go each way
+    images, labels = torch.randn(32, 1, 8, 8), torch.arange(32) % CLASSES
     student_features, teacher_features = student.features(images), teacher.features(images)
     task_loss = F.cross_entropy(student_features["logits"], labels)
     route = mode.route(student_features, teacher_features, generator())
@@ -437,7 +438,7 @@ def test_the_modes_loss_is_the_routed_networks_and_trains_policy_and_adapters_al
     with torch.no_grad():
         c = F.cross_entropy(mode.grafts(alias, teacher, images, teacher_features, route), labels)
         weighed = c * 2 if c > task_loss else c / 2
-    assert_close(loss.detach(), weighed + max(0.0, 8 - float(route[:, -1].detach().sum())))
+    assert_close(loss.detach(), weighed + max(0.0, 16 - float(route[:, -1].detach().sum())))
 
     loss.backward()
     for parameter in mode.parameters():
@@ -504,9 +505,30 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def trained_parts(made):
+    return {"student": made.student, "distillers": made.distillers, "spot_mode": made.spot_mode}
+
+
 @pytest.fixture(scope="module")
 def alone():
     return trained()[0]
+
+
+def test_a_student_alone_descends_its_cross_entropy(alone):
+    student = trainer().student
+    optimizer = sgd(student.parameters())
+    for epoch in (1, 2):
+        for images, labels, _ in train_batches(dataset(), 16, stream(0, "data", epoch)):
+            optimizer.zero_grad()
+            F.cross_entropy(student(images), labels).backward()
+            optimizer.step()
+    assert same(student, alone.student)
+
+
+def test_a_run_leaves_the_global_random_numbers_alone():
+    state = torch.get_rng_state()
+    trained("fitnet", kind=Adaptive, bias=0.0)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("method", DISTILLERS)
@@ -526,17 +548,18 @@ def test_a_policy_sure_of_the_teacher_makes_adaptive_fixed_and_anti_a_student_al
 @pytest.mark.parametrize(("teacher", "methods"), [(resnet20, list(DISTILLERS)), (vgg8, ["fitnet", "sp", "pkt"])])
 def test_a_step_gives_everything_trainable_a_gradient_and_leaves_the_teacher(kind, teacher, methods):
     made = trainer(*methods, kind=kind, teacher=teacher, bias=0.0)
-    teacher_before, mode_before = deepcopy(made.teacher), deepcopy(made.spot_mode)
+    teacher_before, parts_before = deepcopy(made.teacher), deepcopy(trained_parts(made))
     indices = torch.arange(16)
     images = torch.randn(16, 1, 8, 8)
     made.train_step(images, indices % CLASSES, indices)
-    for part in (made.student, made.distillers, made.spot_mode):
+    for part in trained_parts(made).values():
         for name, parameter in part.named_parameters():
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
             assert parameter.dim() == 1 or parameter.grad.abs().max() > 0, name
-    for before, after in zip(mode_before.parameters(), made.spot_mode.parameters(), strict=True):
-        assert before.dim() == 1 or not torch.equal(before, after)
+    for name, part in trained_parts(made).items():
+        for before, after in zip(parts_before[name].parameters(), part.parameters(), strict=True):
+            assert before.dim() == 1 or not torch.equal(before, after)
     assert same(made.teacher, teacher_before)
     assert all(parameter.grad is None for parameter in made.teacher.parameters())
 

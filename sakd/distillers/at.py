@@ -21,6 +21,8 @@ def to_common_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 class AT(Distiller):
     """Mean squared difference of attention maps, at every stage."""
 
+    takes = "map"
+
     def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
         student, teacher = to_common_size(student, teacher)
         return kept_mean((attention_maps(student) - attention_maps(teacher)).square().mean(dim=1), keep)

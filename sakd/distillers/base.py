@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from sakd.errors import ConfigError
+from sakd.errors import ConfigError, check_number
 from sakd.networks import StagedNet
 from sakd.spots import Spot, spots_at
 
@@ -17,14 +17,23 @@ class Distiller(nn.Module):
 
     A distiller sees features and masks; never labels' cross-entropy, optimizers, the policy or the networks. A new one gives
     ``spot_loss``; a method that compares spots with each other overrides ``forward``. Modules that a spot needs are
-    built in ``__init__`` from ``self.spots``. Frozen features need no detaching: the teacher runs without gradients.
+    built in ``__init__`` from ``self.spots``. The teacher's features need no detaching: it runs without gradients.
+
+    ``takes`` says which features the loss is defined for: "map", "vector" or "both".
+
+    Raises ConfigError for a weight below 0, or a spot with other features than it takes.
     """
+
+    takes = "both"
 
     def __init__(self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float):
         super().__init__()
-        if not isinstance(weight, (int, float)) or isinstance(weight, bool) or weight < 0:
-            raise ConfigError(f"weight of {type(self).__name__}: found {weight!r}, expected a number of at least 0")
+        check_number(f"weight of {type(self).__name__}", weight, least=0)
         self.spots = spots_at(where, student, teacher)
+        for spot in self.spots:
+            found = "map" if len(spot.student_shape) == 3 else "vector"
+            if self.takes not in (found, "both"):
+                raise ConfigError(f"where={where}: found a {found} at {spot.name}, {type(self).__name__} takes {self.takes}s")
         self.weight = float(weight)
 
     def forward(self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor) -> Tensor:

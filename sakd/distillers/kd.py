@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sakd.distillers.base import Distiller, kept_mean
-from sakd.errors import ConfigError
+from sakd.errors import check_number
 from sakd.networks import StagedNet
 from sakd.spots import Spot
 
@@ -21,10 +21,11 @@ def softened_divergence(student_logits: Tensor, teacher_logits: Tensor, temperat
 class KD(Distiller):
     """Softened class probabilities at the logits."""
 
+    takes = "vector"
+
     def __init__(self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float, temperature: float):
         super().__init__(student, teacher, where, weight)
-        if temperature <= 0:
-            raise ConfigError(f"temperature of KD: found {temperature}, expected a number above 0")
+        check_number("temperature of KD", temperature, least=0, above=True)
         self.temperature = temperature
 
     def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:

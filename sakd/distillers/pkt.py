@@ -19,6 +19,8 @@ def conditional_probabilities(embeddings: Tensor, keep: Tensor) -> Tensor:
 class PKT(Distiller):
     """Divergence between the two networks' conditional probabilities over the kept rows, at the embedding."""
 
+    takes = "vector"
+
     def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
         p_s, p_t = conditional_probabilities(student, keep), conditional_probabilities(teacher, keep)
         return kept_pair_mean(p_t * ((p_t + EPSILON) / (p_s + EPSILON)).log(), keep)
