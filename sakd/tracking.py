@@ -99,7 +99,7 @@ def synchronise(folder: Path) -> int:
     client = _client(state["uri"])
     with _alone(state["uri"]):
         experiment = _experiment(client, state)
-        run_id = state.get("run_id") or _find_or_create(client, experiment, state, folder)
+        run_id = state.get("run_id") or _find_or_create(client, experiment, state, folder, config)
         _update_state(folder, run_id=run_id)
         known = client.get_run(run_id)
         _send_parameters(client, run_id, config, known.data.params)
@@ -198,13 +198,23 @@ def _experiment(client: Any, state: dict[str, Any]) -> str:
         return found.experiment_id
 
 
-def _find_or_create(client: Any, experiment: str, state: dict[str, Any], folder: Path) -> str:
+def _find_or_create(client: Any, experiment: str, state: dict[str, Any], folder: Path, config: dict[str, Any]) -> str:
     """A kill between creating the run and noting its id must not lead to two."""
     found = client.search_runs([experiment], f"tags.`sakd.uid` = '{state['uid']}'")
     if found:
         return found[0].info.run_id
-    tags = {"sakd.uid": state["uid"], "sakd.folder": str(folder.absolute())}
-    created = client.create_run(experiment, start_time=state["start_time"], tags=tags, run_name=folder.name)
+    tags = {"sakd.uid": state["uid"], "sakd.folder": str(folder.absolute()), "mlflow.source.name": "launch.py"}
+    names = short_names(config)
+    # What differs between a sweep's runs comes first: MLflow's page shows only the beginning of a name.
+    parts = (
+        names["distiller"],
+        names["spot_mode"],
+        f"seed{names['seed']}",
+        names["teacher"],
+        names["student"],
+        names["dataset"],
+    )
+    created = client.create_run(experiment, start_time=state["start_time"], tags=tags, run_name="-".join(parts))
     return created.info.run_id
 
 

@@ -47,7 +47,8 @@ def test_a_finished_run_is_in_mlflow_with_names_metrics_and_artifacts(store, tmp
     result = execute(config)
     (run,) = runs_of(store, tmp_path.name)
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == Run(config).name
+    assert run.info.run_name == "at-adaptive-seed0-resnet8-resnet8-digits"
+    assert run.data.tags["sakd.folder"] == str(Run(config).folder)
     expected = {"dataset": "digits", "teacher": "resnet8", "student": "resnet8", "distiller": "at"}
     expected |= {"spot_mode": "adaptive", "seed": "0", "optimizer.lr": "0.05", "distiller.losses.at.weight": "1000.0"}
     assert expected.items() <= run.data.params.items()
