@@ -33,7 +33,7 @@ def make(node: Config, key: str, *arguments: object, leave: tuple[str, ...] = ()
         callee = resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key}._target_: cannot import {target}.{_nearest_sibling(target)}") from error
-    _check_keys(callee, node, key, len(arguments))
+    _check_keys(callee, node, key, len(arguments), besides=leave)
     try:
         return instantiate(node, *arguments, _convert_="all")
     except InstantiationException as error:
@@ -52,17 +52,17 @@ def _nearest_sibling(target: str) -> str:
         return ""
 
 
-def _check_keys(callee: Any, node: Config, key: str, positional: int) -> None:
+def _check_keys(callee: Any, node: Config, key: str, positional: int, besides: tuple[str, ...]) -> None:
     try:
         parameters = list(inspect.signature(callee).parameters.values())[positional:]
     except ValueError:  # some built-in callables do not tell
         return
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
-    names = [parameter.name for parameter in parameters]
+    names = [*(parameter.name for parameter in parameters), *besides]
     for name in node:
         if not name.startswith("_") and name not in names:
-            raise ConfigError(f"{key}.{name}: {node['_target_']} takes {', '.join(names)}.{did_you_mean(name, names)}")
+            raise ConfigError(f"{key}.{name}: no such key; expected {', '.join(names)}.{did_you_mean(name, names)}")
     for parameter in parameters:
         if parameter.default is parameter.empty and parameter.name not in node:
             raise ConfigError(f"{key}.{parameter.name}: found nothing, {node['_target_']} needs it")
@@ -115,9 +115,13 @@ def trainer(config: Config, built: Parts, device: torch.device) -> Trainer:
 def dataset(config: Config) -> Dataset:
     """Read the images with the node's ``_target_``; what the node promises of them is checked, before and after."""
     node = config["dataset"]
-    promised = {key: node[key] for key in inspect.signature(assemble).parameters if key in node}
+    promises = list(inspect.signature(check_promises).parameters)
+    missing = [key for key in promises if key not in node]
+    if missing:
+        raise ConfigError(f"dataset.{missing[0]}: found nothing, every data set needs it.{did_you_mean(missing[0], node)}")
+    promised = {key: node[key] for key in promises}
     check_promises(**promised)
-    train, test = make(node, "dataset", leave=("recipe", *promised))
+    train, test = make(node, "dataset", leave=("recipe", *promises))
     return assemble(train, test, **promised)
 
 

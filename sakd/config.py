@@ -118,8 +118,17 @@ def _drop(node: Config, path: list[str]) -> None:
 
 def digest(config: Config) -> str:
     """Ten hexadecimal digits of the identity."""
-    canonical = json.dumps(identity(config), sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(_whole(identity(config)), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+
+
+def _whole(node: Any) -> Any:
+    """1.0 is written as 1: the same number is the same run."""
+    if isinstance(node, Mapping):
+        return {key: _whole(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_whole(value) for value in node]
+    return int(node) if isinstance(node, float) and node.is_integer() else node
 
 
 def short_names(config: Config) -> dict[str, str]:

@@ -35,7 +35,7 @@ def train_batches(dataset: Dataset, batch_size: int, stream: torch.Generator) ->
     mean, std = channel_moments(dataset, device)
     for start in range(0, len(train), batch_size):
         indices = order[start : start + batch_size]
-        if len(indices) == 1 and len(train) > 1:
+        if len(indices) == 1 < min(batch_size, len(train)):
             return
         rows = slice(start, start + batch_size)
         images = augment(train.images[indices], dataset.augmentation, shifts[rows], flips[rows])

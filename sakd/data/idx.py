@@ -68,6 +68,6 @@ def parse_idx(content: bytes, path: Path) -> Tensor:
     header = 4 + 4 * content[3]
     sizes = struct.unpack(f">{content[3]}I", content[4:header]) if len(content) >= header else ()
     expected = header + int(torch.tensor(sizes, dtype=torch.int64).prod()) if sizes else header
-    if not sizes or len(content) != expected:
+    if not sizes or len(content) != expected or expected == header:
         raise DataError(f"{path}: found {len(content)} bytes, expected {expected} from its header; the file is damaged")
     return torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8).reshape(sizes)

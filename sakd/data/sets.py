@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import ceil
 
 import torch
 from torch import Tensor
 
-from sakd.errors import ConfigError, DataError
+from sakd.errors import ConfigError, DataError, check_number
 from sakd.streams import stream
 
 
@@ -87,14 +86,17 @@ def check_promises(
         if not isinstance(count, int) or isinstance(count, bool) or count < least:
             raise ConfigError(f"dataset.{key}: found {count!r}, expected a whole number of at least {least}")
     for key, values in (("mean", mean), ("std", std)):
-        if len(values) != channels:
-            raise ConfigError(f"dataset.{key}: found {len(values)} numbers, expected one for each of {channels} channels")
-    if not all(value > 0 for value in std):
-        raise ConfigError(f"dataset.std: found {list(std)}, expected numbers above 0")
+        if not isinstance(values, (list, tuple)) or len(values) != channels:
+            raise ConfigError(f"dataset.{key}: found {values!r}, expected a list of {channels}: a number for each channel")
+    for value in mean:
+        check_number("dataset.mean", value)
+    for value in std:
+        check_number("dataset.std", value, least=0, above=True)
     if not isinstance(flip, bool):
         raise ConfigError(f"dataset.flip: found {flip!r}, expected true or false")
-    if not isinstance(val_fraction, (int, float)) or not 0 <= val_fraction < 1:
-        raise ConfigError(f"dataset.val_fraction: found {val_fraction!r}, expected a number from 0 to below 1")
+    check_number("dataset.val_fraction", val_fraction, least=0)
+    if val_fraction >= 1:
+        raise ConfigError(f"dataset.val_fraction: found {val_fraction}, expected a number from 0 to below 1")
     for key, count in (("train_samples", train_samples), ("test_samples", test_samples)):
         if count is not None and (not isinstance(count, int) or count < 2):
             raise ConfigError(f"dataset.{key}: found {count!r}, expected a whole number of at least 2, or null for all")
@@ -132,7 +134,13 @@ def assemble(
             raise DataError(f"{name}: found {part} labels from {low} to {high}, expected 0 to {classes - 1}")
     val = None
     if val_fraction > 0:
-        chosen = stratified(train.labels, ceil(val_fraction * len(train)))
+        held_out = round(val_fraction * len(train))
+        if not 0 < held_out < len(train) - 1:
+            raise ConfigError(
+                f"dataset.val_fraction: found {val_fraction}, which holds out {held_out} of {len(train)} images; "
+                "expected some, and some to train on"
+            )
+        chosen = stratified(train.labels, held_out)
         val, train = train[chosen], train[~chosen]
     train = _part(train, train_samples, "dataset.train_samples")
     test = _part(test, test_samples, "dataset.test_samples")
@@ -149,16 +157,14 @@ def _part(images: ImageSet, count: int | None, key: str) -> ImageSet:
 
 
 def stratified(labels: Tensor, count: int) -> Tensor:
-    """A fixed choice of ``count`` samples with each class's share as in the whole: bool [N].
-
-    Within a class the order is shuffled, and classes are interleaved by rank, so that every count is within one sample of
-    the exact share.
-    """
+    """A fixed random choice of ``count`` samples, each class within one sample of its share in the whole: bool [N]."""
     shuffled = torch.randperm(len(labels), generator=stream(0, "data/split"))
-    position = torch.empty(len(labels), dtype=torch.float64)
-    for label in labels.unique():
-        members = shuffled[labels[shuffled] == label]
-        position[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    classes, sizes = labels.unique(return_counts=True)
+    shares = sizes.double() * count / len(labels)
+    counts = shares.floor().long()
+    largest_remainders = (shares - counts).argsort(descending=True, stable=True)[: count - int(counts.sum())]
+    counts[largest_remainders] += 1
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    chosen[position.argsort(stable=True)[:count]] = True
+    for label, wanted in zip(classes, counts.tolist(), strict=True):
+        chosen[shuffled[labels[shuffled] == label][:wanted]] = True
     return chosen
