@@ -22,6 +22,7 @@ from sakd import config as configuration
 from sakd.errors import SakdError, did_you_mean
 from sakd.runs import Run
 from sakd.terminal import show_result, start_logging
+from sakd.tracking import mirrored, start_mirror
 
 log = logging.getLogger("sakd")
 
@@ -39,6 +40,9 @@ def main(cfg: DictConfig) -> None:
             result = execute(config)
         else:
             log.info("finished before")
+            if not mirrored(run.folder, config):  # it was tracked elsewhere, or not at all
+                with run.locked():
+                    start_mirror(run.folder, config).close("FINISHED")
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra tells of the first failure only, and only at the end
             log.error("%s failed: %s", " ".join(HydraConfig.get().overrides.task), error)
@@ -74,7 +78,8 @@ def run() -> None:
     except HydraException as error:
         sys.exit(f"error: {explain(error)}")
     except KeyboardInterrupt as interruption:
-        log.warning("interrupted %s; the same command goes on from the last checkpoint", interruption)
+        name = str(interruption) or "SIGINT"
+        log.warning("interrupted (%s); the same command goes on from the last checkpoint", name)
         sys.exit(130)
 
 

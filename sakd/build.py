@@ -25,23 +25,31 @@ def make(node: Config, key: str, *arguments: object, leave: tuple[str, ...] = ()
 
     Raises ConfigError naming ``key`` if there is no such target, or it does not take the keys or their values.
     """
-    node = {name: value for name, value in node.items() if name not in ("name", *leave)}
-    target = node.get("_target_")
-    if target is None:
-        raise ConfigError(f"{key}._target_: found none, expected the import path of what to build")
+    own = check_node(node, key, len(arguments), leave)
     try:
-        callee = resolve_name(target)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key}._target_: cannot import {target}.{_nearest_sibling(target)}") from error
-    _check_keys(callee, node, key, len(arguments), besides=leave)
-    try:
-        return instantiate(node, *arguments, _convert_="all")
+        return instantiate(own, *arguments, _convert_="all")
     except InstantiationException as error:
         if isinstance(error.__cause__, ConfigError) and key not in str(error.__cause__):
             raise ConfigError(f"{key}: {error.__cause__}") from error
         if isinstance(error.__cause__, SakdError):
             raise error.__cause__ from error
         raise ConfigError(f"{key}: {error.__cause__ or error}") from error
+
+
+def check_node(node: Config, key: str, positional: int, leave: tuple[str, ...]) -> Config:
+    """What of ``node`` is passed to its ``_target_``, behind so many positional arguments; errors as in ``make``."""
+    if not isinstance(node, dict):
+        raise ConfigError(f"{key}: found {node!r}, expected keys and values")
+    own = {name: value for name, value in node.items() if name not in ("name", *leave)}
+    target = own.get("_target_")
+    if target is None:
+        raise ConfigError(f"{key}._target_: found none, expected the import path of what to build")
+    try:
+        callee = resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}._target_: cannot import {target}.{_nearest_sibling(target)}") from error
+    _check_keys(callee, own, key, positional, besides=leave)
+    return own
 
 
 def _nearest_sibling(target: str) -> str:
@@ -62,7 +70,8 @@ def _check_keys(callee: Any, node: Config, key: str, positional: int, besides: t
     names = [*(parameter.name for parameter in parameters), *besides]
     for name in node:
         if not name.startswith("_") and name not in names:
-            raise ConfigError(f"{key}.{name}: no such key; expected {', '.join(names)}.{did_you_mean(name, names)}")
+            near = did_you_mean(name, names)
+            raise ConfigError(f"{key}.{name}: no such key; expected {', '.join(names)}.{near} (~{key}.{name} removes it)")
     for parameter in parameters:
         if parameter.default is parameter.empty and parameter.name not in node:
             raise ConfigError(f"{key}.{parameter.name}: found nothing, {node['_target_']} needs it")
@@ -98,30 +107,43 @@ def parts(config: Config) -> Parts:
 
 
 def trainer(config: Config, built: Parts, device: torch.device) -> Trainer:
-    policy = config["spot_mode"].get("optimizer")
-    return Trainer(
+    policy, schedule = config["spot_mode"].get("optimizer"), config["schedule"]
+    built_trainer = Trainer(
         built.student,
         built.teacher,
         built.distillers,
         built.spot_mode,
         optimizer=partial(make, config["optimizer"], "optimizer"),
-        schedule=partial(make, config["schedule"], "schedule"),
+        schedule=None if schedule is None else partial(make, schedule, "schedule"),
         policy_optimizer=None if policy is None else partial(make, policy, "spot_mode.optimizer"),
         seed=config["seed"],
         device=device,
     )
+    steps = {"optimizer": built_trainer.optimizer, "schedule": built_trainer.schedules.get("student")}
+    for key, part in steps.items():
+        takes = [] if part is None else list(inspect.signature(type(part).step).parameters.values())[1:]
+        if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in takes):
+            raise ConfigError(f"{key}._target_: found {type(part).__name__}, expected one whose step() needs no argument")
+    return built_trainer
+
+
+def promises(config: Config) -> dict[str, Any]:
+    """What the data set's node says of its images. Raises ConfigError if a key is missing or no images could satisfy it."""
+    node = config["dataset"]
+    keys = list(inspect.signature(check_promises).parameters)
+    missing = [key for key in keys if key not in node]
+    if missing:
+        raise ConfigError(f"dataset.{missing[0]}: found nothing, every data set needs it.{did_you_mean(missing[0], node)}")
+    promised = {key: node[key] for key in keys}
+    check_promises(**promised)
+    check_node(node, "dataset", 0, ("recipe", *promised))
+    return promised
 
 
 def dataset(config: Config) -> Dataset:
-    """Read the images with the node's ``_target_``; what the node promises of them is checked, before and after."""
-    node = config["dataset"]
-    promises = list(inspect.signature(check_promises).parameters)
-    missing = [key for key in promises if key not in node]
-    if missing:
-        raise ConfigError(f"dataset.{missing[0]}: found nothing, every data set needs it.{did_you_mean(missing[0], node)}")
-    promised = {key: node[key] for key in promises}
-    check_promises(**promised)
-    train, test = make(node, "dataset", leave=("recipe", *promises))
+    """Read the images with the node's ``_target_``; they must be as promised."""
+    promised = promises(config)
+    train, test = make(config["dataset"], "dataset", leave=("recipe", *promised))
     return assemble(train, test, **promised)
 
 

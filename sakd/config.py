@@ -7,17 +7,21 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sakd.errors import CheckpointError, ConfigError
+from sakd.errors import CheckpointError, ConfigError, check_number, did_you_mean
 
 Config = dict[str, Any]
 
+KEYS = (
+    *("seed", "epochs", "batch_size", "optimizer", "schedule", "student", "teacher", "dataset", "distiller", "spot_mode"),
+    *("tracking", "device", "threads", "runs"),
+)
 # What a result does not depend on.
 NOT_IDENTITY = (
     "device",
@@ -40,14 +44,20 @@ TEACHER_KEYS = ("checkpoint", "min_accuracy", "training")
 def register_resolvers() -> None:
     """``${times:a,b}`` multiplies; ``${share_of:n,[0.5, …]}`` gives whole numbers at those shares of n."""
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
-    OmegaConf.register_new_resolver("share_of", lambda whole, shares: [round(share * whole) for share in shares], replace=True)
+    OmegaConf.register_new_resolver("share_of", _share_of, replace=True)
+
+
+def _share_of(whole: int, shares: Sequence[float]) -> ListConfig:
+    return OmegaConf.create([round(share * whole) for share in shares])
 
 
 def resolve(cfg: DictConfig) -> Config:
     """The composed configuration as plain values, checked. Raises ConfigError naming the key at fault."""
-    for key, least in WHOLE_NUMBERS.items():
-        _check_whole(key, OmegaConf.select(cfg, key), least)  # before anything is computed from them
     try:
+        for key, least in WHOLE_NUMBERS.items():
+            _check_whole(key, OmegaConf.select(cfg, key), least)  # before anything is computed from them
+        rate = OmegaConf.select(cfg, "optimizer.lr", default=0.0)
+        check_number("optimizer.lr", rate)
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
@@ -58,6 +68,19 @@ def resolve(cfg: DictConfig) -> Config:
 
 def check(config: Config) -> None:
     """Raise an error for values that cannot be used, or that contradict each other."""
+    for key in KEYS:
+        if key not in config:
+            raise ConfigError(f"{key}: found nothing, a run needs it")
+    for key in config:
+        if key not in KEYS:
+            raise ConfigError(f"{key}: no such key; expected one of {', '.join(KEYS)}.{did_you_mean(key, KEYS)}")
+    for key in ("dataset", "student", "teacher", "distiller", "spot_mode", "tracking", "optimizer"):
+        if not isinstance(config[key], dict):
+            raise ConfigError(f"{key}: found {config[key]!r}, expected keys and values")
+    if not isinstance(config["runs"], str) or not config["runs"]:
+        raise ConfigError(f"runs: found {config['runs']!r}, expected the path of a folder")
+    _check_tracking(config["tracking"])
+    _check_distiller(config["distiller"])
     if config["threads"] is not None:
         _check_whole("threads", config["threads"], 1)
     percent = config["teacher"]["min_accuracy"]
@@ -71,8 +94,47 @@ def check(config: Config) -> None:
             if found is not None and found != expected:
                 raise ConfigError(f"{network}.{key}: found {found!r}, expected dataset.{of_data}, which is {expected!r}")
     checkpoint = config["teacher"]["checkpoint"]
+    if not isinstance(checkpoint, (str, type(None))):
+        raise ConfigError(f"teacher.checkpoint: found {checkpoint!r}, expected the path of a file, or null")
     if needs_teacher(config) and checkpoint is not None and not Path(checkpoint).is_file():
         raise CheckpointError(f"teacher.checkpoint: no file {checkpoint}; expected the teacher's weights")
+
+
+def _check_tracking(tracking: Config) -> None:
+    check_choice("tracking.name", tracking.get("name"), ("mlflow", "none"))
+    if tracking["name"] == "none":
+        return
+    uri, experiment = tracking.get("uri"), tracking.get("experiment")
+    if not isinstance(uri, str) or not re.match(r"[a-z0-9+]+://|databricks", uri):
+        raise ConfigError(
+            f"tracking.uri: found {uri!r}, expected a store such as sqlite:///mlflow.db or http://host:5000 "
+            "(it comes from MLFLOW_TRACKING_URI where that is set)"
+        )
+    if not isinstance(experiment, str) or not experiment:
+        raise ConfigError(f"tracking.experiment: found {experiment!r}, expected a name")
+
+
+def _check_distiller(distiller: Config) -> None:
+    losses = distiller.get("losses")
+    if not isinstance(losses, dict) or not all(isinstance(node, dict) for node in losses.values()):
+        raise ConfigError(f"distiller.losses: found {losses!r}, expected distillers by name")
+    if not losses and distiller["name"] != "none":
+        raise ConfigError(f"distiller.losses: found none, expected some for distiller={distiller['name']}, or distiller=none")
+
+
+def check_choice(key: str, value: object, options: Sequence[str]) -> None:
+    """Raise a ConfigError unless ``value`` is one of ``options``."""
+    if value not in options:
+        raise ConfigError(f"{key}: found {value!r}, expected one of {', '.join(options)}.{did_you_mean(value, options)}")
+
+
+def require_accuracy(config: Config, accuracy: float, source: str) -> None:
+    """Raise CheckpointError if a teacher with this test accuracy, in percent, is not good enough."""
+    least = config["teacher"]["min_accuracy"]
+    if accuracy < least:
+        raise CheckpointError(
+            f"teacher.min_accuracy: found {accuracy:.2f} % on the test images with {source}, expected at least {least} %"
+        )
 
 
 def _check_whole(key: str, value: object, least: int) -> None:
@@ -144,9 +206,9 @@ def short_names(config: Config) -> dict[str, str]:
     }
 
 
-def run_name(config: Config) -> str:
+def run_name(config: Config, digest: str) -> str:
     names = short_names(config)
-    return "-".join([*list(names.values())[:-1], f"seed{names['seed']}", digest(config)])
+    return "-".join([*list(names.values())[:-1], f"seed{names['seed']}", digest])
 
 
 def flatten(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:

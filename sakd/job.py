@@ -15,18 +15,21 @@ from typing import Any
 import torch
 
 from sakd import build
-from sakd.config import Config, short_names, teacher_config
+from sakd.config import Config, require_accuracy, short_names, teacher_config
 from sakd.data import Dataset
+from sakd.errors import CheckpointError
 from sakd.networks.checkpoints import load_weights, read_weights
 from sakd.runs import Run
 from sakd.teachers import Certificate, certify
 from sakd.terminal import Watch
-from sakd.tracking import Mirror
+from sakd.tracking import Mirror, start_mirror
 from sakd.trainer import Trainer
 
 log = logging.getLogger("sakd")
 
 Result = dict[str, Any]
+
+DEFAULT_THREADS = torch.get_num_threads()
 
 
 def execute(config: Config, dataset: Dataset | None = None) -> Result:
@@ -39,9 +42,9 @@ def execute(config: Config, dataset: Dataset | None = None) -> Result:
     result = run.result()
     if result is not None:
         return result
-    if config["threads"] is not None:
-        torch.set_num_threads(config["threads"])
+    torch.set_num_threads(config["threads"] or DEFAULT_THREADS)
     device = build.device(config)
+    build.promises(config)
     parts = build.parts(config)
     trainer = build.trainer(config, parts, device)
     _check_teacher(config, parts, device)
@@ -49,9 +52,10 @@ def execute(config: Config, dataset: Dataset | None = None) -> Result:
     certificate = None
     if parts.teacher is not None:
         path = _teacher_weights(config, dataset)
-        name, least = config["teacher"]["name"], config["teacher"]["min_accuracy"]
-        certificate = certify(parts.teacher, name, path, dataset, least, device)
-        log.info("teacher %s: %.2f %% (%s)", name, certificate.accuracy, path)
+        certificate = certify(parts.teacher, config["teacher"]["name"], path, dataset, device)
+        require_accuracy(config, certificate.accuracy, certificate.source)
+        _check_untouched(config, certificate)
+        log.info("teacher %s: %.2f %% (%s)", certificate.name, certificate.accuracy, path)
     with run.locked(waiting=lambda: log.info("another process works on %s; waiting for it", run.folder)):
         return run.result() or _train(run, trainer, dataset, certificate)
 
@@ -70,6 +74,17 @@ def _check_teacher(config: Config, parts: build.Parts, device: torch.device) -> 
             build.trainer(own, build.parts(own), device)
 
 
+def _check_untouched(config: Config, certificate: Certificate) -> None:
+    """A teacher trained here is still what its run stored."""
+    if config["teacher"]["checkpoint"] is None:
+        stored = Run(teacher_config(config)).result()
+        if stored["student_sha256"] != certificate.sha256:
+            raise CheckpointError(
+                f"{certificate.source}: found checksum {certificate.sha256}, expected {stored['student_sha256']} as in "
+                "result.json beside it; the file was changed. Move that folder away to train the teacher again"
+            )
+
+
 def _teacher_weights(config: Config, dataset: Dataset) -> Path:
     checkpoint = config["teacher"]["checkpoint"]
     if checkpoint is not None:
@@ -82,19 +97,16 @@ def _teacher_weights(config: Config, dataset: Dataset) -> Path:
 
 
 def _train(run: Run, trainer: Trainer, dataset: Dataset, certificate: Certificate | None) -> Result:
-    config = run.config
-    state = run.load_checkpoint()
-    if state is not None:
-        trainer.load_state_dict(state)
-        log.info("going on after epoch %d", trainer.epoch)
-    run.start()
-    run.keep_metrics(trainer.epoch)
-    mirror = None
-    if config["tracking"]["name"] == "mlflow":
-        mirror = Mirror(run.folder, config["tracking"]["uri"], config["tracking"]["experiment"])
-    status = "FAILED"
+    mirror, status = None, "FAILED"
     try:
         with _own_log(run.folder / "run.log"), _interruptible():
+            run.start()
+            mirror = start_mirror(run.folder, run.config)
+            state = run.load_checkpoint(certificate and certificate.sha256)
+            if state is not None:
+                trainer.load_state_dict(state)
+                log.info("going on after epoch %d", trainer.epoch)
+            run.keep_metrics(trainer.epoch)
             _train_epochs(run, trainer, dataset, certificate, mirror)
             result = run.finish(trainer.student.state_dict(), _result(run, certificate))
         status = "FINISHED"
@@ -124,7 +136,7 @@ def _train_epochs(
             if certificate is not None:
                 metrics["teacher/accuracy"] = certificate.accuracy
             run.append_metrics(metrics)
-            run.save_checkpoint(trainer.state_dict())
+            run.save_checkpoint(trainer.state_dict(), certificate and certificate.sha256)
             watch.epoch(metrics)
             if mirror is not None:
                 mirror.notify()
@@ -183,6 +195,7 @@ def _code() -> dict[str, Any]:
 def _own_log(path: Path) -> Iterator[None]:
     """Messages, and the traceback of what ends the run early, in the run's own log."""
     handler = logging.FileHandler(path, delay=True)
+    handler.handleError = lambda record: None  # a full disk has its own error, which must not drown in this one
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     own = logging.getLogger("sakd")
     own.addHandler(handler)

@@ -26,7 +26,8 @@ class Run:
 
     def __init__(self, config: configuration.Config):
         self.config = config
-        self.name = configuration.run_name(config)
+        self.digest = configuration.digest(config)  # once: a teacher's file counts by what it held then
+        self.name = configuration.run_name(config, self.digest)
         self.folder = Path(config["runs"]) / self.name
 
     @property
@@ -34,8 +35,19 @@ class Run:
         return self.folder / "student.safetensors"
 
     def result(self) -> dict[str, Any] | None:
-        """What a finished run stored; None while it is not finished."""
-        return read_json(self.folder / "result.json")
+        """What a finished run stored; None while it is not finished.
+
+        Raises RunError if the file is damaged, CheckpointError if the teacher falls short of what the config expects.
+        """
+        path = self.folder / "result.json"
+        result = read_json(path)
+        if result is None:
+            return None
+        if not {"student", "teacher", "kept", "seconds", "student_sha256"} <= result.keys():
+            raise RunError(f"{path}: is not a run's result; move the file away to finish the run again")
+        if result["teacher"] is not None:
+            configuration.require_accuracy(self.config, result["teacher"]["accuracy"], result["teacher"]["source"])
+        return result
 
     @contextmanager
     def locked(self, waiting: Any = None) -> Iterator[None]:
@@ -72,13 +84,14 @@ class Run:
     def keep_metrics(self, epochs: int) -> None:
         """Drop lines past ``epochs``, and a line that a kill cut short: they are trained again, with the same values."""
         path = self.folder / "metrics.jsonl"
-        if not path.exists():
-            if epochs:
-                raise RunError(f"{path}: found no file beside a checkpoint of epoch {epochs}, expected {epochs} lines")
+        if not path.exists() and not epochs:
             return
         kept = [line for line in self.metrics() if line["epoch"] <= epochs]
         if [line["epoch"] for line in kept] != list(range(1, epochs + 1)):
-            raise RunError(f"{path}: found epochs {[line['epoch'] for line in kept]}, expected 1 to {epochs}")
+            raise RunError(
+                f"{path}: found epochs {[line['epoch'] for line in kept]}, expected 1 to {epochs} as in last.pt; "
+                "move last.pt away to train from the start"
+            )
         write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def append_metrics(self, metrics: Metrics) -> None:
@@ -88,15 +101,18 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
 
-    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+    def save_checkpoint(self, state: Mapping[str, Any], teacher_sha256: str | None = None) -> None:
         import torch
 
         content = io.BytesIO()  # a full disk is then an ordinary OSError
-        torch.save({"digest": configuration.digest(self.config), "trainer": dict(state)}, content)
+        torch.save({"digest": self.digest, "teacher_sha256": teacher_sha256, "trainer": dict(state)}, content)
         write_whole(self.folder / "last.pt", content.getbuffer())
 
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """The trainer's last saved state; None before the first. Raises CheckpointError if the file is damaged or foreign."""
+    def load_checkpoint(self, teacher_sha256: str | None = None) -> dict[str, Any] | None:
+        """The trainer's last saved state; None before the first.
+
+        Raises CheckpointError if the file is damaged or foreign, or another teacher taught before.
+        """
         import torch
 
         path = self.folder / "last.pt"
@@ -107,8 +123,13 @@ class Run:
         except Exception as error:  # torch raises many kinds for a damaged file
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"{path}: cannot be read ({reason}); move it away to train from the start") from error
-        if not isinstance(saved, dict) or saved.get("digest") != configuration.digest(self.config):
+        if not isinstance(saved, dict) or saved.get("digest") != self.digest:
             raise CheckpointError(f"{path}: is not this run's checkpoint; move it away to train from the start")
+        if saved["teacher_sha256"] != teacher_sha256:
+            raise CheckpointError(
+                f"{path}: found a teacher with checksum {saved['teacher_sha256']} in the epochs so far, and now one with "
+                f"{teacher_sha256}; expected the same. Bring it back, or move last.pt away to train from the start"
+            )
         return saved["trainer"]
 
     def finish(self, weights: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,24 +148,30 @@ def read_metrics(folder: Path) -> list[Metrics]:
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
+            read = json.loads(line)
+        except ValueError:
             break
+        if not isinstance(read, dict) or "epoch" not in read:
+            break
+        lines.append(read)
     return lines
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """None if there is no such file. Raises RunError if it is not JSON."""
+    """None if there is no such file. Raises RunError if it is no JSON object."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except NotADirectoryError as error:
+    except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise RunError(f"{path}: found no valid JSON ({error}); move the file away to train again") from error
+    except ValueError as error:
+        raise RunError(f"{path}: found no valid JSON ({error}); move the file away") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path}: found {type(content).__name__}, expected a JSON object; move the file away")
+    return content
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:

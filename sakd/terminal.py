@@ -11,7 +11,8 @@ from rich.table import Table
 
 from sakd.tracking import open_command
 
-SECONDS_BETWEEN = 0.5  # between two looks at the device's measurements: each waits for it
+# Between two looks at the device's measurements: each waits for it, and stops a run whose loss is not finite.
+SECONDS_BETWEEN, SECONDS_WITHOUT_TERMINAL = 0.5, 10.0
 
 console = Console(soft_wrap=True, highlight=False)
 
@@ -63,7 +64,7 @@ class Watch:
     def step(self, epoch: int, step: int, steps: int, means: Callable[[], dict[str, float]]) -> None:
         """Called after every step; looks at the measurements only now and then."""
         now = time.monotonic()
-        if now - self.last_look < SECONDS_BETWEEN:
+        if now - self.last_look < (SECONDS_BETWEEN if console.is_terminal else SECONDS_WITHOUT_TERMINAL):
             return
         self.last_look = now
         self.bar.update(self.task, completed=epoch - 1 + step / steps, measured=_losses(means()) + self.accuracy)

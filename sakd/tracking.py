@@ -1,7 +1,7 @@
 """MLflow as a mirror of a run's folder.
 
 Training appends to metrics.jsonl and goes on; a thread sends what the store lacks. Where the store is away, nothing is
-lost: `sakd sync` sends the rest later, each epoch exactly once. Only this module and the reading of finished runs know MLflow.
+lost: `sakd sync` sends the rest later, each epoch exactly once. Only this module knows MLflow.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from sakd.config import flatten, short_names
+from sakd.errors import RunError
 from sakd.runs import read_json, read_metrics, write_whole
 
 log = logging.getLogger("sakd")
@@ -36,12 +37,9 @@ class Mirror:
         self.folder = folder
         self.uri = uri
         self.error: str | None = None
-        state = {"uid": uuid.uuid4().hex, "start_time": _now()} | _read_state(folder)
-        if (state.get("uri"), state.get("experiment")) != (absolute(uri), experiment):
-            state["run_id"] = None
-        _update_state(folder, **state | {"uri": absolute(uri), "experiment": experiment, "status": "RUNNING"})
+        self._status = "RUNNING"
+        _note_store(folder, uri, experiment, self._status)
         self._wake = threading.Event()
-        self._closing = False
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -51,13 +49,18 @@ class Mirror:
 
     def close(self, status: str) -> bool:
         """Record how the run ended (FINISHED, FAILED, KILLED), and send the rest. False if not all could be sent."""
-        _update_state(self.folder, status=status)
-        self._closing = True
+        with contextlib.suppress(RunError):  # the disk is full: that has been said, and the store can still be told
+            _update_state(self.folder, status=status)
+        self._status = status
         self._wake.set()
         self._thread.join(PATIENCE)
         if self._thread.is_alive():
             self.error = self.error or f"no answer within {PATIENCE:.0f} seconds"
         return self.error is None
+
+    @property
+    def _closing(self) -> bool:
+        return self._status != "RUNNING"
 
     def _work(self) -> None:
         while not self._closing:
@@ -72,7 +75,7 @@ class Mirror:
 
     def _attempt(self) -> None:
         try:
-            synchronise(self.folder)
+            synchronise(self.folder, self._status)
             if self.error is not None:
                 log.info("MLflow at %s is back", self.uri)
             self.error = None
@@ -88,8 +91,22 @@ class Mirror:
                 )
 
 
-def synchronise(folder: Path) -> int:
-    """Send what the store lacks of one run's folder; the number of epochs sent.
+def start_mirror(folder: Path, config: dict[str, Any]) -> Mirror | None:
+    """The mirror that the configuration asks for, if any."""
+    tracking = config["tracking"]
+    return Mirror(folder, tracking["uri"], tracking["experiment"]) if tracking["name"] == "mlflow" else None
+
+
+def mirrored(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether a run's folder has been given to the store that the configuration asks for, if it asks for one."""
+    tracking, state = config["tracking"], _read_state(folder)
+    if tracking["name"] == "none":
+        return True
+    return (state.get("uri"), state.get("experiment")) == (absolute(tracking["uri"]), tracking["experiment"])
+
+
+def synchronise(folder: Path, status: str | None = None) -> int:
+    """Send what the store lacks of one run's folder, and its ``status`` (None: the noted one); the number of epochs sent.
 
     Raises whatever MLflow raises where the store is away or refuses.
     """
@@ -99,12 +116,15 @@ def synchronise(folder: Path) -> int:
     client = _client(state["uri"])
     with _alone(state["uri"]):
         experiment = _experiment(client, state)
-        run_id = state.get("run_id") or _find_or_create(client, experiment, state, folder, config)
-        _update_state(folder, run_id=run_id)
-        known = client.get_run(run_id)
+        known = _known(client, state.get("run_id"))
+        if known is None:
+            known = client.get_run(_find_or_create(client, experiment, state, folder, config))
+            with contextlib.suppress(RunError):  # it will be found again by its uid
+                _update_state(folder, run_id=known.info.run_id)
+        run_id = known.info.run_id
         _send_parameters(client, run_id, config, known.data.params)
         sent = _send_metrics(client, run_id, metrics, int(known.data.metrics.get("epoch", 0)))
-        status = _read_state(folder)["status"]
+        status = status or state["status"]
         if status == "RUNNING":
             if known.info.status != "RUNNING":
                 client.update_run(run_id, status="RUNNING")
@@ -177,7 +197,19 @@ def _client(uri: str) -> Any:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # a store that is away is reported once, by the mirror
     with _alone(uri):
+        path = _sqlite_path(uri)
+        if path is not None and not path.exists():
+            _set_up(path, MlflowClient)
         return MlflowClient(uri)
+
+
+def _set_up(path: Path, client: Any) -> None:
+    """A new SQLite store, made beside and renamed: one that a kill leaves half made fails for everyone, for good."""
+    partial = path.with_name(path.name + ".partial")
+    for leftover in path.parent.glob(partial.name + "*"):
+        leftover.unlink()
+    client(f"sqlite:///{partial}").search_experiments(max_results=1)
+    os.replace(partial, path)
 
 
 def _experiment(client: Any, state: dict[str, Any]) -> str:
@@ -196,6 +228,21 @@ def _experiment(client: Any, state: dict[str, Any]) -> str:
         if found is None:
             raise
         return found.experiment_id
+
+
+def _known(client: Any, run_id: str | None) -> Any:
+    """The run, or None if the store has it not (any more): a store may have been replaced, or the run deleted."""
+    from mlflow.exceptions import MlflowException
+
+    if run_id is None:
+        return None
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return run if run.info.lifecycle_stage == "active" else None
 
 
 def _find_or_create(client: Any, experiment: str, state: dict[str, Any], folder: Path, config: dict[str, Any]) -> str:
@@ -258,7 +305,20 @@ def _send_result(client: Any, run_id: str, folder: Path) -> None:
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "mlflow.json") or {}
+    try:
+        return read_json(folder / "mlflow.json") or {}
+    except RunError as error:
+        log.warning("%s; what MLflow has of this run is not known, so it gets a new one there", error)
+        (folder / "mlflow.json").unlink()
+        return {}
+
+
+def _note_store(folder: Path, uri: str, experiment: str, status: str) -> None:
+    """What `sakd sync` needs to know; a run's id in another store is no id in this one."""
+    state = {"uid": uuid.uuid4().hex, "start_time": _now()} | _read_state(folder)
+    if (state.get("uri"), state.get("experiment")) != (absolute(uri), experiment):
+        state["run_id"] = None
+    _update_state(folder, **state | {"uri": absolute(uri), "experiment": experiment, "status": status})
 
 
 def _update_state(folder: Path, **changes: object) -> None:

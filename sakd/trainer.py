@@ -137,6 +137,8 @@ class Trainer:
     ) -> Iterator[dict[str, float]]:
         """Train up to and with epoch number ``epochs``; yield each epoch's measurements when it is done.
 
+        Raises NonFiniteLossError when a loss or a weight is not finite, before the epoch's measurements are yielded.
+
         The caller may save ``state_dict()`` between epochs; a trainer that loads it goes on with the next epoch.
         """
         dataset = dataset.to(self.device)
@@ -149,7 +151,21 @@ class Trainer:
                 if images is not None:
                     results = evaluate(self.student, evaluation_batches(images, dataset))
                     measured |= {f"{name}/{key}": value for key, value in results.items()}
+            self._check_finite(measured)
             yield {"epoch": self.epoch, **measured, "seconds": time.perf_counter() - start}
+
+    def _check_finite(self, measured: Mapping[str, float]) -> None:
+        """The last steps of an epoch can break weights without a training loss having shown it: they must not be saved."""
+        broken = [f"{name}/loss" for name in ("val", "test") if not math.isfinite(measured.get(f"{name}/loss", 0.0))]
+        for name, module in (("student", self.student), ("distillers", self.distillers), ("spot mode", self.spot_mode)):
+            values = [] if module is None else [value.isfinite().all() for value in module.state_dict().values()]
+            if values and not bool(torch.stack(values).all()):
+                broken.append(f"weights of the {name}")
+        if broken:
+            raise NonFiniteLossError(
+                f"{', '.join(broken)} became NaN or infinite in epoch {self.epoch}; expected finite values. "
+                "A lower learning rate or distillation weight may help."
+            )
 
     def learning_rates(self) -> dict[str, float]:
         rates = {"student": self.optimizer.param_groups[0]["lr"]}

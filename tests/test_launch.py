@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sakd import build
+from sakd.config import check
 from sakd.errors import CheckpointError, DataError, SakdError
 from sakd.job import execute
 from sakd.networks import resnet8, vgg8
@@ -33,6 +34,11 @@ def test_the_configuration_is_shown_without_torch_in_under_three_seconds(launch,
     assert "omegaconf" in modules
     assert not modules & {"torch", "mlflow", "sklearn", "submitit"}
     assert files(tmp_path) == []
+
+
+def test_the_resolved_configuration_can_be_shown(launch):
+    shown = launch("--cfg", "job", "--resolve").stdout
+    assert "milestones:\n  - 12\n  - 15\n  - 18\n" in shown
 
 
 def test_a_run_ends_with_its_table_and_answers_at_once_when_asked_again(launch, tmp_path):
@@ -90,12 +96,46 @@ def test_a_mistake_is_named_at_once_with_exit_code_1_and_nothing_written(mistake
     assert files(tmp_path) == []
 
 
+TYPES = {
+    "tracking.name=foo": "tracking.name: found 'foo', expected one of mlflow, none",
+    "tracking.experiment=3": "tracking.experiment: found 3, expected a name",
+    "tracking.uri=null": "tracking.uri: found None, expected a store",
+    "tracking.uri=nonsense": "tracking.uri: found 'nonsense', expected a store",
+    "+sead=1": "sead: no such key; .* Did you mean 'seed'",
+    "teacher.checkpoint=3": "teacher.checkpoint: found 3, expected the path of a file",
+    "runs=null": "runs: found None, expected the path of a folder",
+    "~schedule": "schedule: found nothing",
+    "~dataset.recipe": "dataset.recipe",
+    "distiller.losses=null": "distiller.losses: found None",
+    "distiller.losses.kd=null": "distiller.losses: found",
+    "optimizer.lr=abc": "optimizer.lr: found 'abc', expected a finite number",
+    "threads=0": "threads: found 0",
+}
+
+
+@pytest.mark.parametrize("mistake", TYPES)
+def test_a_value_of_the_wrong_type_is_named(mistake):
+    with pytest.raises(SakdError, match=TYPES[mistake]):
+        compose_config(mistake)
+
+
+def test_a_distiller_without_losses_is_not_taken_for_none():
+    config = compose_config()
+    config["distiller"]["losses"] = {}
+    with pytest.raises(SakdError, match=r"distiller.losses: found none, expected some for distiller=fitnet"):
+        check(config)
+
+
 LATER_MISTAKES = {
+    "dataset.image_size=abc": "dataset.image_size: found 'abc', expected a whole number",
+    "+dataset.crop_pading=3": "Did you mean 'crop_padding'?",
+    "schedule._target_=torch.optim.lr_scheduler.ReduceLROnPlateau": "schedule.milestones: no such key",
+    "optimizer._target_=torch.optim.LBFGS": "(~optimizer.momentum removes it)",
     "+optimizer.momentun=1": "Did you mean 'momentum'?",
     "optimizer._target_=torch.optim.SDG": "Did you mean 'SGD'?",
     "distiller.losses.fitnet.where=stage5": "has no stage 'stage5'; it has stem, stage1, stage2, stage3",
-    "distiller.beta=-1": "distiller.losses.fitnet: weight of FitNet: found -1, expected a number of at least 0",
-    "spot_mode.gamma=0": "spot_mode.gamma: found 0, expected a number above 0",
+    "distiller.beta=-1": "distiller.losses.fitnet: weight of FitNet: found -1, expected a finite number of at least 0",
+    "spot_mode.gamma=0": "spot_mode.gamma: found 0, expected a finite number above 0",
     "+schedule.gama=1": "Did you mean 'gamma'?",
     "teacher.training.optimizer.lr=-1": "optimizer: Invalid learning rate: -1",
 }

@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from sakd.config import Config, teacher_config
+from sakd.errors import CheckpointError, NonFiniteLossError, RunError
 from sakd.job import execute
+from sakd.networks import resnet8
+from sakd.networks.checkpoints import read_weights
 from sakd.runs import Run
 from tests.conftest import ROOT, TINY, compose_config
 from tests.kill_at import kill_at
@@ -49,7 +53,9 @@ def assert_same(found: object, expected: object, where: str = "") -> None:
 def assert_same_runs(found: Run, expected: Run) -> None:
     """Weights, optimizers and all, and metrics but for times."""
     assert found.weights.read_bytes() == expected.weights.read_bytes()
-    assert_same(found.load_checkpoint(), expected.load_checkpoint())
+    teacher = expected.result()["teacher"]
+    sha256 = None if teacher is None else teacher["sha256"]
+    assert_same(found.load_checkpoint(sha256), expected.load_checkpoint(sha256))
     times = ("seconds", "time", "images_per_second")
     for line, other in zip(found.metrics(), expected.metrics(), strict=True):
         assert {k: v for k, v in line.items() if k not in times} == {k: v for k, v in other.items() if k not in times}
@@ -113,6 +119,76 @@ def test_a_finished_run_is_not_trained_again(tiny):
     stamp = Run(config).weights.stat().st_mtime_ns
     assert execute(config) == first
     assert Run(config).weights.stat().st_mtime_ns == stamp
+
+
+def test_a_teacher_that_was_changed_is_refused(tiny):
+    config = tiny("distiller=kd")
+    execute(teacher_config(config))
+    weights = Run(teacher_config(config)).weights
+    state = read_weights(weights)
+    state["logits.bias"] += 1
+    weights.write_bytes(safetensors.torch.save(state))
+    with pytest.raises(CheckpointError, match="the file was changed"):
+        execute(config)
+    assert not Run(config).folder.exists()
+
+
+def test_another_teacher_cannot_go_on_where_one_left_off(tiny):
+    config = tiny("distiller=kd", "epochs=3")
+    assert in_a_process(config, "sakd.runs:Run.save_checkpoint", 4, "after") == KILLED
+    with pytest.raises(CheckpointError, match=r"last.pt: found a teacher with checksum \w+ in the epochs so far"):
+        Run(config).load_checkpoint("0" * 64)
+
+
+def test_a_teachers_file_counts_by_what_it_held_when_the_run_began(tiny, tmp_path):
+    torch.save(resnet8(10, 1, 8).state_dict(), tmp_path / "teacher.pt")
+    run = Run(tiny(f"teacher.checkpoint={tmp_path}/teacher.pt"))
+    (tmp_path / "teacher.pt").unlink()
+    with run.locked():
+        run.save_checkpoint({"epoch": 1}, "its checksum")
+        assert run.load_checkpoint("its checksum") == {"epoch": 1}
+
+
+@pytest.mark.parametrize("content", [b"{}", b"3", b"\xff\x00", b'{"student": '])
+def test_a_damaged_result_is_named(content, tiny):
+    run = Run(tiny("distiller=none"))
+    run.folder.mkdir(parents=True)
+    (run.folder / "result.json").write_bytes(content)
+    with pytest.raises(RunError, match=r"result.json: .* move the file away"):
+        execute(run.config)
+
+
+@pytest.mark.parametrize("content", [b"3\n", b"\xff\xfe\n", b""])
+def test_damaged_metrics_are_named_with_the_way_out(content, tiny):
+    config = tiny("distiller=none", "epochs=3")
+    assert in_a_process(config, "sakd.runs:Run.save_checkpoint", 2, "after") == KILLED
+    (Run(config).folder / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(RunError, match=r"metrics.jsonl: found epochs \[\], expected 1 to 2 as in last.pt; move last.pt away"):
+        execute(config)
+
+
+def test_a_damaged_checkpoint_is_named(tiny):
+    config = tiny("distiller=none", "epochs=3")
+    assert in_a_process(config, "sakd.runs:Run.save_checkpoint", 2, "after") == KILLED
+    last = Run(config).folder / "last.pt"
+    last.write_bytes(last.read_bytes()[:3000])
+    with pytest.raises(CheckpointError, match=r"last.pt: cannot be read .* move it away"):
+        execute(config)
+
+
+def test_weights_broken_by_an_epochs_last_step_are_not_saved(tiny):
+    """No training loss shows it: the epoch's only step comes after its only loss."""
+    config = tiny("distiller=none", "optimizer.lr=1e38", "dataset.train_samples=64")
+    with pytest.raises(NonFiniteLossError, match=r"test/loss.* became NaN or infinite in epoch 1"):
+        execute(config)
+    assert not (Run(config).folder / "last.pt").exists()
+    assert not (Run(config).folder / "result.json").exists()
+
+
+def test_a_finished_run_with_a_weak_teacher_is_refused_too(tiny):
+    execute(tiny("distiller=kd"))
+    with pytest.raises(CheckpointError, match=r"teacher.min_accuracy: found .* expected at least 100 %"):
+        execute(tiny("distiller=kd", "teacher.min_accuracy=100"))
 
 
 def test_a_torn_last_line_and_epochs_past_the_checkpoint_are_dropped(tiny):

@@ -166,6 +166,50 @@ def test_sync_marks_a_run_killed_without_warning(store, tmp_path):
     assert run.info.status == "KILLED"
 
 
+def test_what_finished_untracked_comes_to_mlflow_when_it_is_asked_for(store, tmp_path, launch):
+    launch(*TINY, "distiller=none", "tracking=none")
+    launch(*TINY, "distiller=none", f"tracking.uri={store}", f"tracking.experiment={tmp_path.name}")
+    (run,) = runs_of(store, tmp_path.name)
+    assert run.info.status == "FINISHED"
+    assert steps(store, run.info.run_id, "test/accuracy") == [1, 2]
+
+
+def test_a_run_deleted_in_mlflow_comes_back_with_a_sync(store, tmp_path):
+    config = tracked(tmp_path, store, "distiller=none")
+    execute(config)
+    (run,) = runs_of(store, tmp_path.name)
+    MlflowClient(store).delete_run(run.info.run_id)
+    assert synchronise(Run(config).folder) == 2
+    (again,) = runs_of(store, tmp_path.name)
+    assert (again.info.status, again.info.run_id != run.info.run_id) == ("FINISHED", True)
+
+
+def test_a_damaged_note_of_the_mirror_does_not_stop_the_training(store, tmp_path):
+    config = tracked(tmp_path, store, "distiller=none")
+    Run(config).folder.mkdir(parents=True)
+    (Run(config).folder / "mlflow.json").write_text('{"uid": ')
+    execute(config)
+    (run,) = runs_of(store, tmp_path.name)
+    assert run.info.status == "FINISHED"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [50_000, 300_000])
+def test_a_kill_while_the_store_is_set_up_leaves_none_that_is_half_made(size, tmp_path, launch):
+    command = [sys.executable, str(ROOT / "launch.py"), *TINY, "distiller=none", "epochs=50"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    partial = tmp_path / "mlflow.db.partial"
+    deadline = time.monotonic() + 60
+    while not (partial.exists() and partial.stat().st_size >= size) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    assert "cannot be reached" not in launch(*TINY, "distiller=none").stdout
+    (run,) = runs_of(f"sqlite:///{tmp_path}/mlflow.db", "sakd")
+    assert run.info.status == "FINISHED"
+
+
 @pytest.mark.slow
 def test_a_real_server_that_goes_away_and_comes_back_has_each_epoch_once(tmp_path):
     port = free_port()

@@ -6,7 +6,7 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
-from sakd.data.sets import ImageSet
+from sakd.data.sets import ImageSet, fetch
 from sakd.errors import DataError
 
 
@@ -25,7 +25,7 @@ def cifar100(root: str, download: bool) -> tuple[ImageSet, ImageSet]:
 
 def _read(reader: type[CIFAR10], root: str, download: bool) -> tuple[ImageSet, ImageSet]:
     if download:
-        reader(root, download=True)
+        fetch(reader, root)
     folder = Path(root) / reader.base_folder
     for name, md5 in [*reader.train_list, *reader.test_list, [reader.meta["filename"], reader.meta["md5"]]]:
         path = folder / name

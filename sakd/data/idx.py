@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.datasets import FashionMNIST
 
-from sakd.data.sets import ImageSet
+from sakd.data.sets import ImageSet, fetch
 from sakd.errors import DataError
 
 UNSIGNED_BYTES = 0x08
@@ -24,11 +24,18 @@ def fashion_mnist(root: str, download: bool) -> tuple[ImageSet, ImageSet]:
     """
     folder = Path(root)
     raw = folder / "FashionMNIST" / "raw"
-    if download and _find(folder, "train-images") is None:
-        FashionMNIST(root, download=True)
-    if _find(folder, "train-images") is None and raw.is_dir():
+    if download and not _complete(folder):
+        fetch(FashionMNIST, root)
+    if not _complete(folder) and raw.is_dir():
         folder = raw
     return _read_pair(folder, "train"), _read_pair(folder, "t10k")
+
+
+PARTS = tuple(f"{part}-{what}" for part in ("train", "t10k") for what in ("images", "labels"))
+
+
+def _complete(folder: Path) -> bool:
+    return all(_find(folder, part) is not None for part in PARTS)
 
 
 def _find(folder: Path, part: str) -> Path | None:

@@ -1,7 +1,9 @@
 """What every data set is: uint8 images in memory, labels, and what is known of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -146,6 +148,18 @@ def assemble(
     test = _part(test, test_samples, "dataset.test_samples")
     augmentation = Augmentation(crop_padding, flip)
     return Dataset(train, test, val, classes, image_size, tuple(mean), tuple(std), augmentation)
+
+
+def fetch(reader: Callable[..., object], root: str) -> None:
+    """Download with torchvision's ``reader``. Raises DataError if that fails; an empty folder made for it is removed."""
+    try:
+        reader(root, download=True)
+    except (OSError, RuntimeError) as error:
+        with suppress(OSError):
+            Path(root).rmdir()
+        raise DataError(
+            f"dataset.download: cannot fetch {reader.__name__} into {root} ({error}); is there a network?"
+        ) from error
 
 
 def _part(images: ImageSet, count: int | None, key: str) -> ImageSet:

@@ -1,5 +1,6 @@
 """Weights files: reading them safely, and loading them strictly."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,13 +18,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected a network's weights")
+    return parse_weights(path.read_bytes(), path)
+
+
+def parse_weights(raw: bytes, path: Path) -> dict[str, Tensor]:
+    """As ``read_weights``, from what the file at ``path`` holds."""
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors.torch import load
 
-            content = load_file(path)
+            content = load(raw)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise many kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
