@@ -2,9 +2,13 @@
 
 from sakd.distillers.at import AT
 from sakd.distillers.base import Distiller, distinct_spots
+from sakd.distillers.cc import CC
 from sakd.distillers.fitnet import FitNet
 from sakd.distillers.kd import KD
+from sakd.distillers.nst import NST
 from sakd.distillers.pkt import PKT
+from sakd.distillers.rkd import RKD
 from sakd.distillers.sp import SP
+from sakd.distillers.vid import VID
 
-__all__ = ["AT", "KD", "PKT", "SP", "Distiller", "FitNet", "distinct_spots"]
+__all__ = ["AT", "CC", "KD", "NST", "PKT", "RKD", "SP", "VID", "Distiller", "FitNet", "distinct_spots"]

@@ -1,0 +1,36 @@
+"""Correlation congruence (Peng, Jin, Liu, Li, Wu, Liu, Zhou, Zhang, "Correlation Congruence for Knowledge Distillation",
+ICCV 2019), in the form that its authors gave to the field's shared code."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sakd.distillers.base import Distiller
+from sakd.networks import StagedNet
+from sakd.spots import Spot
+
+
+def neighbours_mean(differences: Tensor, keep: Tensor) -> Tensor:
+    """n_kept / B times the mean, over consecutive kept rows of [B, d], of their inner product; 0 with fewer than two."""
+    kept_first = differences[torch.argsort(~keep, stable=True)]
+    products = (kept_first[:-1] * kept_first[1:]).sum(dim=1)
+    count = keep.sum()
+    both_kept = torch.arange(1, len(keep), device=keep.device) < count
+    return torch.where(both_kept, products, 0).sum() / (count - 1).clamp_min(1) * count / len(keep)
+
+
+class CC(Distiller):
+    """Products of neighbouring rows' absolute differences between linear embeddings of both networks, both learned."""
+
+    def __init__(
+        self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float, embedding_width: int
+    ):
+        super().__init__(student, teacher, where, weight)
+        widths = {spot.name: (spot.student_shape[0], spot.teacher_shape[0]) for spot in self.spots}
+        self.embed_student = nn.ModuleDict({name: nn.Linear(s, embedding_width) for name, (s, _) in widths.items()})
+        self.embed_teacher = nn.ModuleDict({name: nn.Linear(t, embedding_width) for name, (_, t) in widths.items()})
+
+    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+        differences = (self.embed_student[spot.name](student) - self.embed_teacher[spot.name](teacher)).abs()
+        return neighbours_mean(differences, keep)
