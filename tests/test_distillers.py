@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from sakd.distillers import AT, KD, PKT, SP, FitNet
+from sakd.distillers import AT, CC, KD, NST, PKT, RKD, SP, VID, FitNet
 from sakd.errors import ConfigError
 from sakd.networks import resnet8, resnet8x4, resnet20
 
@@ -77,6 +77,80 @@ def plain_pkt(student, teacher, epsilon=1e-7):
     return (p_t * ((p_t + epsilon) / (p_s + epsilon)).log()).sum() / len(student) ** 2
 
 
+def plain_cc(student, teacher, distiller):
+    name = distiller.spots[0].name
+    e_s, e_t = distiller.embed_student[name], distiller.embed_teacher[name]
+    differences = []
+    for s, t in zip(student, teacher, strict=True):
+        differences.append(((e_s.weight @ s + e_s.bias) - (e_t.weight @ t + e_t.bias)).abs())
+    pairs = len(differences) - 1
+    return sum((differences[i] * differences[i + 1]).sum() for i in range(pairs)) / pairs if pairs else 0 * student.sum()
+
+
+def smooth_l1(a, b):
+    error = (a - b).abs()
+    return 0.5 * error**2 if error < 1 else error - 0.5
+
+
+def plain_rkd(student, teacher):
+    rows = range(len(student))
+
+    def distances(embeddings):
+        pairs = {(i, j): (embeddings[i] - embeddings[j]).norm() for i in rows for j in rows if i != j}
+        mean = sum(pairs.values()) / max(len(pairs), 1)
+        return {pair: distance / mean for pair, distance in pairs.items()}
+
+    def angle(embeddings, i, j, k):
+        to_j, to_k = embeddings[j] - embeddings[i], embeddings[k] - embeddings[i]
+        return (to_j * to_k).sum() / (to_j.norm() * to_k.norm())
+
+    d_s, d_t = distances(student), distances(teacher)
+    by_distance = sum(smooth_l1(d_s[pair], d_t[pair]) for pair in d_s)
+    triples = [(i, j, k) for i in rows for j in rows for k in rows if i not in (j, k)]
+    by_angle = sum(smooth_l1(angle(student, *t), angle(teacher, *t)) for t in triples)
+    return 25 * by_distance / len(rows) ** 2 + 50 * by_angle / len(rows) ** 3 + 0 * student.sum()
+
+
+def pooled(student, teacher):
+    """The larger of two maps averaged over blocks to the smaller's size."""
+    size = min(student.shape[-1], teacher.shape[-1])
+
+    def shrink(maps):
+        block = maps.shape[-1] // size
+        return maps.reshape(*maps.shape[:2], size, block, size, block).mean((3, 5))
+
+    return shrink(student), shrink(teacher)
+
+
+def plain_vid(student, teacher, distiller):
+    student, teacher = pooled(student, teacher)
+    bound = distiller.bounds[distiller.spots[0].name]
+    first, _, second, _, third = bound.mean
+    mean = torch.einsum("oc,bchw->bohw", first.weight[..., 0, 0], student)
+    mean = torch.einsum("oc,bchw->bohw", second.weight[..., 0, 0], mean * (mean > 0))
+    mean = torch.einsum("oc,bchw->bohw", third.weight[..., 0, 0], mean * (mean > 0))
+    variance = (1 + bound.scale.exp()).log() + 1e-5
+    return (0.5 * ((mean - teacher) ** 2 / variance + variance.log())).mean()
+
+
+def plain_nst(student, teacher):
+    student, teacher = pooled(student, teacher)
+
+    def kernel(a, b):
+        total = 0
+        for channel in a:
+            for other in b:
+                unit, other_unit = channel / channel.norm(), other / other.norm()
+                total += (unit * other_unit).sum() ** 2
+        return total / (len(a) * len(b))
+
+    pairs = list(zip(student, teacher, strict=True))
+    return sum(kernel(t, t) + kernel(s, s) - 2 * kernel(s, t) for s, t in pairs) / len(pairs)
+
+
+LEARNED = (plain_cc, plain_vid)  # formulas with weights of the distiller
+
+
 def plain_regression(regressor, student):
     """Convolution, batch norm over the whole batch, ReLU; a linear layer for vectors."""
     if student.dim() == 2:
@@ -89,12 +163,18 @@ def plain_regression(regressor, student):
     return x * (x > 0)
 
 
+KEYS = {
+    KD: {"temperature": TEMPERATURE},
+    CC: {"embedding_width": 5},
+    RKD: {"distance_weight": 25.0, "angle_weight": 50.0},
+    VID: {"initial_variance": 5.0},
+}
+
+
 def build(kind, where, teacher=resnet20, weight=1.0):
     """The distiller for a resnet8 that learns from ``teacher``, in float64."""
     student, teacher = resnet8(10, 1, 8), teacher(10, 1, 8)
-    if kind is KD:
-        return KD(student, teacher, where, weight, temperature=TEMPERATURE).double()
-    distiller = kind(student, teacher, where, weight).double()
+    distiller = kind(student, teacher, where, weight, **KEYS.get(kind, {})).double()
     for parameter in distiller.parameters():  # so that no batch norm starts as the identity
         torch.nn.init.normal_(parameter, std=0.3)
     return distiller
@@ -124,6 +204,10 @@ CASES = [
         (AT, plain_at, MAPS),
         (SP, plain_sp, MAPS | {f"vectors-{name}": case for name, case in VECTORS.items()}),
         (PKT, plain_pkt, VECTORS),
+        (CC, plain_cc, VECTORS),
+        (RKD, plain_rkd, VECTORS),
+        (VID, plain_vid, MAPS),
+        (NST, plain_nst, {name: case for name, case in MAPS.items() if name != "larger-teacher-map"}),
     )
     for name, case in cases.items()
 ]
@@ -133,7 +217,10 @@ FITNET_CASES = [
 # One of each distiller, at its usual spot, with shapes that differ where they may.
 USUAL = [
     pytest.param(kind, where, id=kind.__name__)
-    for kind, where in ((KD, "logits"), (FitNet, "hint"), (AT, "stages"), (SP, "last_stage"), (PKT, "embedding"))
+    for kind, where in (
+        *((KD, "logits"), (FitNet, "hint"), (AT, "stages"), (SP, "last_stage"), (PKT, "embedding")),
+        *((CC, "embedding"), (RKD, "embedding"), (VID, "stages"), (NST, "stages")),
+    )
 ]
 
 
@@ -148,7 +235,8 @@ def test_masked_loss_is_the_kept_share_of_the_published_loss_on_the_kept_rows(ki
     distiller, keep = build(kind, where, teacher), torch.tensor(KEEPS[kept])
     f_s, f_t = features(distiller)
     loss, gradient = masked(distiller, f_s, f_t, keep)
-    expected = int(keep.sum()) / BATCH * plain(f_s[keep], f_t[keep])
+    own = {"distiller": distiller} if plain in LEARNED else {}
+    expected = int(keep.sum()) / BATCH * plain(f_s[keep], f_t[keep], **own)
     close(loss, expected)
     close(gradient, *torch.autograd.grad(expected, f_s))
 
@@ -277,7 +365,10 @@ def test_a_temperature_that_is_no_number_above_zero_is_refused(temperature):
         KD(*networks, "logits", 1.0, temperature=temperature)
 
 
-@pytest.mark.parametrize(("kind", "where"), [(KD, "stage2"), (PKT, "stage2"), (AT, "embedding")])
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [(KD, "stage2"), (PKT, "stage2"), (AT, "embedding"), (CC, "stage2"), (VID, "embedding"), (NST, "logits")],
+)
 def test_a_spot_whose_features_a_distiller_cannot_compare_is_refused_when_it_is_built(kind, where):
     with pytest.raises(ConfigError, match=where):
         build(kind, where)

@@ -23,6 +23,8 @@ def neighbours_mean(differences: Tensor, keep: Tensor) -> Tensor:
 class CC(Distiller):
     """Products of neighbouring rows' absolute differences between linear embeddings of both networks, both learned."""
 
+    takes = "vector"
+
     def __init__(
         self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float, embedding_width: int
     ):

@@ -40,6 +40,8 @@ class VariationalBound(nn.Module):
 class VID(Distiller):
     """The teacher's maps predicted from the student's, at every stage. As variances are learned, the loss can fall below 0."""
 
+    takes = "map"
+
     def __init__(
         self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float, initial_variance: float
     ):
