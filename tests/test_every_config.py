@@ -1,10 +1,15 @@
 """Every distiller in every spot mode trains, from what lies in conf/: a new file is covered by being there."""
 
+import io
+
 import pytest
+import torch
 import yaml
 
+from sakd import build, networks
 from sakd.job import execute
-from tests.conftest import ROOT
+from tests.conftest import ROOT, compose_config
+from tests.test_resume import assert_same
 
 DISTILLERS = sorted(path.stem for path in (ROOT / "conf/distiller").glob("*.yaml"))
 MODES = sorted(path.stem for path in (ROOT / "conf/spot_mode").glob("*.yaml"))
@@ -31,13 +36,25 @@ def test_it_trains_an_epoch_with_finite_measurements(distiller, mode, pair, tiny
     assert (mode != "fixed") or set(result["kept"].values()) == {1.0}
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("distiller", [name for name in DISTILLERS if name != "none"])
+def test_it_goes_on_from_a_saved_state_bit_for_bit(distiller, mode, tiny):
+    config = tiny(f"distiller={distiller}", f"spot_mode={mode}", "teacher=vgg8", "dataset.train_samples=100")
+    dataset = build.dataset(config)
+    whole, first, second = (build.trainer(config, build.parts(config), torch.device("cpu")) for _ in range(3))
+    list(whole.fit(dataset, 2, 50))
+    list(first.fit(dataset, 1, 50))
+    saved = io.BytesIO()
+    torch.save(first.state_dict(), saved)
+    saved.seek(0)
+    second.load_state_dict(torch.load(saved, weights_only=True))
+    list(second.fit(dataset, 2, 50))
+    assert_same(second.state_dict(), whole.state_dict())
+
+
 @pytest.fixture(scope="session")
 def teachers(tmp_path_factory):
     """Untrained weights: how good a teacher is does not matter here."""
-    import torch
-
-    from sakd import networks
-
     folder = tmp_path_factory.mktemp("teachers")
     files = {}
     for name in {teacher for teacher, _ in PAIRS.values()}:
@@ -54,8 +71,6 @@ def test_none_is_a_student_alone(tiny):
 
 @pytest.mark.parametrize("dataset", ["digits", "fashion_mnist", "cifar10", "cifar100"])
 def test_epochs_and_milestones_fit_the_data_set(dataset):
-    from tests.conftest import compose_config
-
     config = compose_config(f"dataset={dataset}")
     recipe = yaml.safe_load((ROOT / f"conf/dataset/{dataset}.yaml").read_text())["recipe"]
     assert config["epochs"] == recipe["epochs"]
