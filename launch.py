@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
             result = execute(config)
         else:
             log.info("finished before")
-            if not mirrored(run.folder, config):  # it was tracked elsewhere, or not at all
+            if not mirrored(run.folder, config):
                 with run.locked():
                     start_mirror(run.folder, config).close("FINISHED")
     except Exception as error:

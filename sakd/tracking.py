@@ -98,11 +98,15 @@ def start_mirror(folder: Path, config: dict[str, Any]) -> Mirror | None:
 
 
 def mirrored(folder: Path, config: dict[str, Any]) -> bool:
-    """Whether a run's folder has been given to the store that the configuration asks for, if it asks for one."""
+    """Whether a finished run has been given to the store that the configuration asks for, if it asks for one.
+
+    It has not if it was tracked elsewhere or not at all, or was killed between its result and the store.
+    """
     tracking, state = config["tracking"], _read_state(folder)
     if tracking["name"] == "none":
         return True
-    return (state.get("uri"), state.get("experiment")) == (absolute(tracking["uri"]), tracking["experiment"])
+    noted = state.get("uri"), state.get("experiment"), state.get("status")
+    return noted == (absolute(tracking["uri"]), tracking["experiment"], "FINISHED")
 
 
 def synchronise(folder: Path, status: str | None = None) -> int:
@@ -140,7 +144,7 @@ def synchronise(folder: Path, status: str | None = None) -> int:
 def synchronise_all(runs: Path) -> dict[str, int | Exception]:
     """Send what is missing of every run in ``runs``: epochs sent, or what went wrong, by the run's name.
 
-    A run that was killed without warning is marked so; one that another process works on is left to it.
+    A run that was killed without warning before its result is marked KILLED; one that another process works on is left to it.
     """
     outcomes: dict[str, int | Exception] = {}
     for state in sorted(runs.glob("*/mlflow.json")):
@@ -152,7 +156,7 @@ def synchronise_all(runs: Path) -> dict[str, int | Exception]:
             continue
         try:
             if _read_state(folder)["status"] == "RUNNING":
-                _update_state(folder, status="KILLED")
+                _update_state(folder, status="FINISHED" if (folder / "result.json").exists() else "KILLED")
             outcomes[folder.name] = synchronise(folder)
         except Exception as error:
             outcomes[folder.name] = error

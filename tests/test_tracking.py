@@ -174,6 +174,20 @@ def test_what_finished_untracked_comes_to_mlflow_when_it_is_asked_for(store, tmp
     assert steps(store, run.info.run_id, "test/accuracy") == [1, 2]
 
 
+def test_a_kill_between_the_result_and_the_store_is_mended_by_the_same_command(store, tmp_path, launch):
+    overrides = (*TINY, "distiller=none", f"tracking.uri={store}", f"tracking.experiment={tmp_path.name}")
+    script = (str(ROOT / "tests/kill_at.py"),)
+    launch("sakd.tracking:Mirror.close", "1", "before", *overrides, script=script, expect=-signal.SIGKILL)
+    assert "finished before" in launch(*overrides).stdout
+    (run,) = runs_of(store, tmp_path.name)
+    assert run.info.status == "FINISHED"
+    assert steps(store, run.info.run_id, "test/accuracy") == [1, 2]
+    assert {artifact.path for artifact in MlflowClient(store).list_artifacts(run.info.run_id)} == {
+        "config.yaml",
+        "result.json",
+    }
+
+
 def test_a_run_deleted_in_mlflow_comes_back_with_a_sync(store, tmp_path):
     config = tracked(tmp_path, store, "distiller=none")
     execute(config)
