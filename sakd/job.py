@@ -102,6 +102,7 @@ def _train(run: Run, trainer: Trainer, dataset: Dataset, certificate: Certificat
         with _own_log(run.folder / "run.log"), _interruptible():
             run.start()
             mirror = start_mirror(run.folder, run.config)
+            trainer.prepare(dataset)
             state = run.load_checkpoint(certificate and certificate.sha256)
             if state is not None:
                 trainer.load_state_dict(state)

@@ -18,7 +18,7 @@ from sakd.grafts import frozen_alias
 from sakd.networks import StagedNet
 from sakd.spot_modes import SpotMode
 from sakd.spots import Spot, all_spots
-from sakd.streams import stream
+from sakd.streams import initialising, stream, stream_seed
 
 Progress = Callable[[int, int, int, Callable[[], dict[str, float]]], None]
 
@@ -63,7 +63,8 @@ class Trainer:
                 f"the spot mode is built for spots {[s.name for s in spot_mode.spots]}, "
                 f"the distillers use {[s.name for s in self.spots]}"
             )
-        self.optimizer = optimizer([*self.student.parameters(), *self.distillers.parameters()])
+        learned = [*self.student.parameters(), *self.distillers.parameters()]
+        self.optimizer = optimizer([parameter for parameter in learned if parameter.requires_grad])
         self.schedules = {} if schedule is None else {"student": schedule(self.optimizer)}
         self.policy_optimizer = None
         if spot_mode is not None and spot_mode.learns:
@@ -75,6 +76,19 @@ class Trainer:
                 self.schedules["policy"] = schedule(self.policy_optimizer)
             self.routed_student = frozen_alias(self.student)
         self.policy_stream = torch.Generator(device=self.device)
+        self.distiller_streams = {name: torch.Generator(device=self.device) for name in self.distillers}
+        self.prepared = False
+
+    def prepare(self, dataset: Dataset) -> None:
+        """Let the distillers build what depends on the training set; ``fit`` does it, and a saved state needs it first."""
+        if self.prepared:
+            return
+        labels = dataset.train.labels.to(self.device)
+        for name, distiller in self.distillers.items():
+            with initialising(self.seed, f"prepare/{name}"):
+                distiller.prepare(labels, dataset.classes, self.distiller_streams[name])
+        self.distillers.to(self.device)
+        self.prepared = True
 
     def train_step(self, images: Tensor, labels: Tensor, indices: Tensor) -> dict[str, Tensor]:
         """One update of the student, and of the policy where it learns.
@@ -120,7 +134,9 @@ class Trainer:
         Raises NonFiniteLossError, naming the first loss and step, when the epoch ends or ``means`` is called.
         """
         self.epoch += 1
-        self.policy_stream.manual_seed(stream(self.seed, "policy", self.epoch).initial_seed())
+        self.policy_stream.manual_seed(stream_seed(self.seed, "policy", self.epoch))
+        for name, own in self.distiller_streams.items():
+            own.manual_seed(stream_seed(self.seed, f"distiller/{name}", self.epoch))
         steps = steps_per_epoch(len(dataset.train), batch_size)
         means = RunningMeans(self.epoch)
         for step, batch in enumerate(train_batches(dataset, batch_size, stream(self.seed, "data", self.epoch)), 1):
@@ -142,6 +158,7 @@ class Trainer:
         The caller may save ``state_dict()`` between epochs; a trainer that loads it goes on with the next epoch.
         """
         dataset = dataset.to(self.device)
+        self.prepare(dataset)
         while self.epoch < epochs:
             start = time.perf_counter()
             measured = self.train_epoch(dataset, batch_size, progress)

@@ -10,6 +10,8 @@ from sakd.errors import ConfigError
 from sakd.networks import resnet8, resnet8x4, resnet20
 
 BATCH, TEMPERATURE = 6, 4.0
+INDICES = torch.tensor([4, 9, 0, 7, 2, 5])  # of the batch in the training set
+LABELS = torch.arange(12) % 5  # of the training set
 KEEPS = {
     "all": [True] * BATCH,
     "some": [True, False, True, True, False, True],
@@ -171,6 +173,7 @@ def build(kind, where, teacher=resnet20, weight=1.0):
     """The distiller for a resnet8 that learns from ``teacher``, in float64."""
     student, teacher = resnet8(10, 1, 8), teacher(10, 1, 8)
     distiller = kind(student, teacher, where, weight, **KEYS.get(kind, {})).double()
+    distiller.prepare(LABELS, 10, torch.Generator().manual_seed(0))
     for parameter in distiller.parameters():  # so that no batch norm starts as the identity
         torch.nn.init.normal_(parameter, std=0.3)
     return distiller
@@ -185,7 +188,7 @@ def features(distiller, spot=None, dtype=torch.float64):
 
 def masked(distiller, student, teacher, keep):
     """The masked loss at the first spot and its gradient for the student's features."""
-    loss = distiller.spot_loss(distiller.spots[0], student, teacher, keep)
+    loss = distiller.spot_loss(distiller.spots[0], student, teacher, keep, INDICES)
     return loss, *torch.autograd.grad(loss, student)
 
 
@@ -257,7 +260,7 @@ def test_without_kept_rows_loss_and_gradients_are_exactly_zero(kind, where, kind
     f_s, f_t = features(distiller)
     if kind_of_features == "zero":
         f_s, f_t = torch.zeros_like(f_s, requires_grad=True), torch.zeros_like(f_t)
-    loss = distiller.spot_loss(distiller.spots[0], f_s, f_t, torch.tensor(KEEPS["none"]))
+    loss = distiller.spot_loss(distiller.spots[0], f_s, f_t, torch.tensor(KEEPS["none"]), INDICES)
     loss.backward()
     assert loss == 0
     assert torch.equal(f_s.grad, torch.zeros_like(f_s))
@@ -294,7 +297,7 @@ def test_fitnets_batch_norm_does_not_depend_on_what_is_kept():
     statistics = {}
     for kept, rows in KEEPS.items():
         copy = deepcopy(distiller)
-        copy.spot_loss(copy.spots[0], f_s, f_t, torch.tensor(rows))
+        copy.spot_loss(copy.spots[0], f_s, f_t, torch.tensor(rows), INDICES)
         statistics[kept] = copy.regressors["stage2"][1].running_mean
     mean = distiller.regressors["stage2"][0](f_s).mean((0, 2, 3))
     for running_mean in statistics.values():
@@ -303,7 +306,7 @@ def test_fitnets_batch_norm_does_not_depend_on_what_is_kept():
 
 def test_fitnets_regressor_learns():
     distiller = build(FitNet, "hint", resnet8x4)
-    masked_loss = distiller.spot_loss(distiller.spots[0], *features(distiller), torch.tensor(KEEPS["some"]))
+    masked_loss = distiller.spot_loss(distiller.spots[0], *features(distiller), torch.tensor(KEEPS["some"]), INDICES)
     masked_loss.backward()
     convolution, norm, _ = distiller.regressors["stage2"]
     for parameter in (convolution.weight, norm.weight, norm.bias):
@@ -327,7 +330,7 @@ def test_forward_sums_over_spots_with_each_spots_own_mask_and_multiplies_with_th
         student[spot.student], teacher[spot.teacher] = f_s, f_t
         keep[spot] = rows = torch.tensor(KEEPS["some"]).roll(i)
         expected += 2.5 * int(rows.sum()) / BATCH * plain(f_s[rows].double(), f_t[rows].double())
-    loss = distiller(student, teacher, keep, torch.arange(BATCH))
+    loss = distiller(student, teacher, keep, INDICES)
     assert len(distiller.spots) == (1 if kind is KD else 2)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
 
@@ -338,7 +341,7 @@ def test_forward_of_fitnet_uses_each_spots_own_regressor():
     student = {spot.student: f_s for spot, (f_s, _) in inputs.items()}
     teacher = {spot.teacher: f_t for spot, (_, f_t) in inputs.items()}
     keep = dict.fromkeys(distiller.spots, torch.tensor(KEEPS["all"]))
-    loss = distiller(student, teacher, keep, torch.arange(BATCH))
+    loss = distiller(student, teacher, keep, INDICES)
     errors = [
         ((plain_regression(regressor, f_s) - f_t) ** 2).mean()
         for regressor, (f_s, f_t) in zip(distiller.regressors.values(), inputs.values(), strict=True)

@@ -47,6 +47,7 @@ def test_it_goes_on_from_a_saved_state_bit_for_bit(distiller, mode, tiny):
     saved = io.BytesIO()
     torch.save(first.state_dict(), saved)
     saved.seek(0)
+    second.prepare(dataset)
     second.load_state_dict(torch.load(saved, weights_only=True))
     list(second.fit(dataset, 2, 50))
     assert_same(second.state_dict(), whole.state_dict())

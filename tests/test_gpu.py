@@ -49,6 +49,7 @@ def test_a_step_never_waits_for_the_device(mode):
     part = dataset().to(torch.device("cuda"))
     batches = list(train_batches(part, 64, stream(0, "data")))
     trained = trainer(mode)
+    trained.prepare(part)
     trained.train_step(*batches[0])  # first calls set up what is kept
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -63,6 +64,7 @@ def test_it_trains_and_a_loaded_state_goes_on(mode):
     whole, first, second = trainer(mode), trainer(mode), trainer(mode)
     *_, expected = whole.fit(dataset(), 3, 64)
     list(first.fit(dataset(), 2, 64))
+    second.prepare(dataset())
     second.load_state_dict(first.state_dict())
     *_, found = second.fit(dataset(), 3, 64)
     assert found["epoch"] == expected["epoch"] == 3

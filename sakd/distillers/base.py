@@ -17,7 +17,8 @@ class Distiller(nn.Module):
 
     A distiller sees features and masks; never labels' cross-entropy, optimizers, the policy or the networks. A new one gives
     ``spot_loss``; a method that compares spots with each other overrides ``forward``. Modules that a spot needs are
-    built in ``__init__`` from ``self.spots``. The teacher's features need no detaching: it runs without gradients.
+    built in ``__init__`` from ``self.spots``; what depends on the training set (a memory bank) is built in ``prepare``.
+    The teacher's features need no detaching: it runs without gradients.
 
     ``takes`` says which features the loss is defined for: "map", "vector" or "both".
 
@@ -36,21 +37,35 @@ class Distiller(nn.Module):
                 raise ConfigError(f"where={where}: found a {found} at {spot.name}, {type(self).__name__} takes {self.takes}s")
         self.weight = float(weight)
 
+    def prepare(self, labels: Tensor, classes: int, stream: torch.Generator) -> None:
+        """Called once, before training or the loading of a saved state, on the device that trains.
+
+        ``labels``: [N], of the whole training set: ``self.labels[indices]`` are a batch's. A loss that draws random numbers
+        in training draws them from ``stream`` alone; the trainer starts it anew each epoch. What is built here are buffers:
+        the optimizer knows the parameters already.
+
+        Raises ConfigError if there is nothing to learn from such a training set.
+        """
+        self.register_buffer("labels", labels, persistent=False)
+        self.classes = classes
+        self.stream = stream
+
     def forward(self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor) -> Tensor:
         """The weighted loss, a scalar, summed over the spots.
 
         ``keep[spot]``: [B] bool. ``indices``: [B], the samples' places in the training set.
         """
         losses = [
-            self.spot_loss(spot, student[spot.student].float(), teacher[spot.teacher].float(), keep[spot])
+            self.spot_loss(spot, student[spot.student].float(), teacher[spot.teacher].float(), keep[spot], indices)
             for spot in self.spots
         ]
         return self.weight * torch.stack(losses).sum()
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
         """n_kept / B times the published loss on the kept rows, as a scalar; exactly 0 where none is kept.
 
-        ``student``, ``teacher``: float32 features [B, …] at the spot. Shapes must not depend on ``keep``.
+        ``student``, ``teacher``: float32 features [B, …] at the spot; ``indices``: [B], the samples' places in the training
+        set. Shapes must not depend on ``keep``.
         """
         raise NotImplementedError
 

@@ -33,6 +33,6 @@ class CC(Distiller):
         self.embed_student = nn.ModuleDict({name: nn.Linear(s, embedding_width) for name, (s, _) in widths.items()})
         self.embed_teacher = nn.ModuleDict({name: nn.Linear(t, embedding_width) for name, (_, t) in widths.items()})
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
         differences = (self.embed_student[spot.name](student) - self.embed_teacher[spot.name](teacher)).abs()
         return neighbours_mean(differences, keep)

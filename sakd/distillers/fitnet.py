@@ -20,6 +20,6 @@ class FitNet(Distiller):
         super().__init__(student, teacher, where, weight)
         self.regressors = nn.ModuleDict({spot.name: adapter(spot.student_shape, spot.teacher_shape) for spot in self.spots})
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
         squared_error = (self.regressors[spot.name](student) - teacher).square()
         return kept_mean(squared_error.flatten(1).mean(dim=1), keep)

@@ -28,5 +28,5 @@ class KD(Distiller):
         check_number("temperature of KD", temperature, least=0, above=True)
         self.temperature = temperature
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
         return kept_mean(softened_divergence(student, teacher, self.temperature), keep)

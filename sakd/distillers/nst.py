@@ -22,6 +22,6 @@ class NST(Distiller):
 
     takes = "map"
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
         s, t = (F.normalize(maps.flatten(2), dim=2) for maps in to_common_size(student, teacher))
         return kept_mean(kernel_means(t, t) + kernel_means(s, s) - 2 * kernel_means(s, t), keep)

@@ -21,6 +21,6 @@ class PKT(Distiller):
 
     takes = "vector"
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
         p_s, p_t = conditional_probabilities(student, keep), conditional_probabilities(teacher, keep)
         return kept_pair_mean(p_t * ((p_t + EPSILON) / (p_s + EPSILON)).log(), keep)

@@ -42,7 +42,7 @@ class RKD(Distiller):
         super().__init__(student, teacher, where, weight)
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
         student, teacher = student.flatten(1), teacher.flatten(1)
         by_distance = F.smooth_l1_loss(relative_distances(student, keep), relative_distances(teacher, keep), reduction="none")
         by_angle = F.smooth_l1_loss(angles(student), angles(teacher), reduction="none")

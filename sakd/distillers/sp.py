@@ -16,6 +16,6 @@ def similarity_rows(features: Tensor, keep: Tensor) -> Tensor:
 class SP(Distiller):
     """Mean squared difference of the batch's similarity matrices, computed among the kept rows alone."""
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
         difference = similarity_rows(student, keep) - similarity_rows(teacher, keep)
         return kept_pair_mean(difference.square(), keep)

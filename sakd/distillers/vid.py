@@ -53,5 +53,5 @@ class VID(Distiller):
             }
         )
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
         return kept_mean(self.bounds[spot.name](*to_common_size(student, teacher)), keep)
