@@ -18,6 +18,7 @@ from sakd.networks import StagedNet
 from sakd.spot_modes import SpotMode
 from sakd.streams import initialising
 from sakd.trainer import Trainer, spots_of
+from sakd.warm_ups import WarmUp
 
 
 def make(node: Config, key: str, *arguments: object, leave: tuple[str, ...] = ()) -> Any:
@@ -85,6 +86,7 @@ class Parts:
     teacher: StagedNet | None
     distillers: dict[str, Distiller]
     spot_mode: SpotMode | None
+    warm_up: Distiller | None = None  # has a training of its own before the student's
 
 
 def parts(config: Config) -> Parts:
@@ -103,22 +105,32 @@ def parts(config: Config) -> Parts:
     with initialising(seed, "spot_mode"):
         spots = spots_of(student, teacher, distillers.values())
         spot_mode = make(config["spot_mode"], "spot_mode", spots, student, teacher, leave=("optimizer",))
-    return Parts(student, teacher, distillers, spot_mode)
+    return Parts(student, teacher, distillers, spot_mode, _warm_up(config, student, teacher, distillers))
+
+
+def _warm_up(config: Config, student: StagedNet, teacher: StagedNet, distillers: dict[str, Distiller]) -> Distiller | None:
+    node = config["distiller"].get("warm_up")
+    if node is None or node.get("loss") is None:
+        return None if node is None else distillers[node["name"]]
+    return make(node["loss"], "distiller.warm_up.loss", student, teacher)
 
 
 def trainer(config: Config, built: Parts, device: torch.device) -> Trainer:
     policy, schedule = config["spot_mode"].get("optimizer"), config["schedule"]
-    built_trainer = Trainer(
-        built.student,
-        built.teacher,
-        built.distillers,
-        built.spot_mode,
-        optimizer=partial(make, config["optimizer"], "optimizer"),
-        schedule=None if schedule is None else partial(make, schedule, "schedule"),
-        policy_optimizer=None if policy is None else partial(make, policy, "spot_mode.optimizer"),
-        seed=config["seed"],
-        device=device,
-    )
+    keys = {
+        "optimizer": partial(make, config["optimizer"], "optimizer"),
+        "schedule": None if schedule is None else partial(make, schedule, "schedule"),
+        "seed": config["seed"],
+        "device": device,
+    }
+    warms_up = config["distiller"].get("warms_up")
+    if warms_up is not None:
+        built_trainer = WarmUp(built.student, built.teacher, warms_up, built.distillers[warms_up], **keys)
+    else:
+        policy_optimizer = None if policy is None else partial(make, policy, "spot_mode.optimizer")
+        built_trainer = Trainer(
+            built.student, built.teacher, built.distillers, built.spot_mode, policy_optimizer=policy_optimizer, **keys
+        )
     steps = {"optimizer": built_trainer.optimizer, "schedule": built_trainer.schedules.get("student")}
     for key, part in steps.items():
         takes = [] if part is None else list(inspect.signature(type(part).step).parameters.values())[1:]

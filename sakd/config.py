@@ -37,6 +37,7 @@ NOT_IDENTITY = (
 WHOLE_NUMBERS = {  # and the least that each may be
     f"{of}{key}": least for of in ("", "teacher.training.") for key, least in (("seed", 0), ("epochs", 1), ("batch_size", 2))
 }
+WARM_UP_KEYS = ("name", "loss", "seed", "epochs", "batch_size", "optimizer", "schedule")
 # Keys of the teacher that are not its network's.
 TEACHER_KEYS = ("checkpoint", "min_accuracy", "training")
 
@@ -120,6 +121,22 @@ def _check_distiller(distiller: Config) -> None:
         raise ConfigError(f"distiller.losses: found {losses!r}, expected distillers by name")
     if not losses and distiller["name"] != "none":
         raise ConfigError(f"distiller.losses: found none, expected some for distiller={distiller['name']}, or distiller=none")
+    if distiller.get("warm_up") is not None:
+        _check_warm_up(distiller["warm_up"], losses)
+
+
+def _check_warm_up(warm_up: Config, losses: Config) -> None:
+    if not isinstance(warm_up, dict):
+        raise ConfigError(f"distiller.warm_up: found {warm_up!r}, expected {', '.join(WARM_UP_KEYS)}, or null")
+    for key in WARM_UP_KEYS:
+        if key not in warm_up and key != "loss":
+            raise ConfigError(f"distiller.warm_up.{key}: found nothing, a warm-up needs it")
+    for key in warm_up:
+        check_choice(f"distiller.warm_up.{key}: the key", key, WARM_UP_KEYS)
+    if warm_up.get("loss") is None:
+        check_choice("distiller.warm_up.name", warm_up["name"], list(losses))
+    for key, least in (("seed", 0), ("epochs", 1), ("batch_size", 2)):
+        _check_whole(f"distiller.warm_up.{key}", warm_up[key], least)
 
 
 def check_choice(key: str, value: object, options: Sequence[str]) -> None:
@@ -155,6 +172,26 @@ def teacher_config(config: Config) -> Config:
     own["distiller"] = {"name": "none", "losses": {}}
     if "experiment" in own["tracking"]:
         own["tracking"]["experiment"] += "-teachers"
+    return own
+
+
+def warm_up_config(config: Config, teacher_stages: Sequence[str] | None) -> Config:
+    """The configuration of the run that warms up this run's distiller; of nothing that it does not depend on.
+
+    ``teacher_stages``: where, if it learns from the teacher alone; the teacher's network then stands for every student.
+    """
+    warm_up = copy.deepcopy(config["distiller"]["warm_up"])
+    name, own_loss = warm_up.pop("name"), warm_up.pop("loss", None)
+    loss = own_loss or copy.deepcopy(config["distiller"]["losses"][name])
+    loss["weight"] = 1.0  # alone, it weighs nothing
+    own = {**copy.deepcopy(config), **warm_up}
+    if teacher_stages is not None:
+        own["student"] = teacher_config(config)["student"]
+        loss["where"] = list(teacher_stages)
+    own["distiller"] = {"name": f"{config['distiller']['name']}_warm_up", "losses": {name: loss}, "warms_up": name}
+    own["spot_mode"] = {"name": "fixed", "_target_": "sakd.spot_modes.Fixed"}
+    if "experiment" in own["tracking"]:
+        own["tracking"]["experiment"] += "-warm-ups"
     return own
 
 

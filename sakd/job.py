@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from typing import Any
 import torch
 
 from sakd import build
-from sakd.config import Config, require_accuracy, short_names, teacher_config
+from sakd.config import Config, require_accuracy, short_names, teacher_config, warm_up_config
 from sakd.data import Dataset
 from sakd.errors import CheckpointError
-from sakd.networks.checkpoints import load_weights, read_weights
+from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
 from sakd.runs import Run
 from sakd.teachers import Certificate, certify
 from sakd.terminal import Watch
@@ -47,7 +48,7 @@ def execute(config: Config, dataset: Dataset | None = None) -> Result:
     build.promises(config)
     parts = build.parts(config)
     trainer = build.trainer(config, parts, device)
-    _check_teacher(config, parts, device)
+    _check_prerequisites(config, parts, device)
     dataset = dataset or build.dataset(config)
     certificate = None
     if parts.teacher is not None:
@@ -56,15 +57,20 @@ def execute(config: Config, dataset: Dataset | None = None) -> Result:
         require_accuracy(config, certificate.accuracy, certificate.source)
         _check_untouched(config, certificate)
         log.info("teacher %s: %.2f %% (%s)", certificate.name, certificate.accuracy, path)
+    warm_up = None if parts.warm_up is None else _warm_up(config, parts, dataset)
     with run.locked(waiting=lambda: log.info("another process works on %s; waiting for it", run.folder)):
-        return run.result() or _train(run, trainer, dataset, certificate)
+        return run.result() or _train(run, trainer, dataset, certificate, warm_up)
 
 
-def _check_teacher(config: Config, parts: build.Parts, device: torch.device) -> None:
-    """What can be known of the teacher without data: its weights file fits, or its own training can be built."""
+def _check_prerequisites(config: Config, parts: build.Parts, device: torch.device) -> None:
+    """What can be known without data of the runs before this one: a weights file fits, or their trainings can be built."""
     if parts.teacher is None:
         return
     checkpoint = config["teacher"]["checkpoint"]
+    if parts.warm_up is not None:
+        own = _warm_up_config(config, parts)
+        if Run(own).result() is None:
+            build.trainer(own, build.parts(own), device)
     if checkpoint is not None:
         path = Path(checkpoint)
         load_weights(parts.teacher, read_weights(path), config["teacher"]["name"], path)
@@ -96,7 +102,34 @@ def _teacher_weights(config: Config, dataset: Dataset) -> Path:
     return Run(own).weights
 
 
-def _train(run: Run, trainer: Trainer, dataset: Dataset, certificate: Certificate | None) -> Result:
+def _warm_up_config(config: Config, parts: build.Parts) -> Config:
+    shared = parts.warm_up.warm_up_shared
+    return warm_up_config(config, [spot.teacher for spot in parts.warm_up.spots] if shared else None)
+
+
+def _warm_up(config: Config, parts: build.Parts, dataset: Dataset) -> dict[str, str]:
+    """Give this run's distiller, or student, what its warm-up has learned: a run of its own, found again like a teacher.
+
+    What it was, for the result.
+    """
+    own = _warm_up_config(config, parts)
+    if Run(own).result() is None:
+        log.info("warming up for %s first", config["distiller"]["name"])
+    expected = execute(own, dataset)["student_sha256"]
+    weights = Run(own).weights
+    raw = weights.read_bytes()
+    if sha256(raw).hexdigest() != expected:
+        raise CheckpointError(
+            f"{weights}: found another checksum than {expected} as in result.json beside it; the file was changed. "
+            "Move that folder away to warm up again"
+        )
+    parts.warm_up.warmed(parts.student).load_state_dict(parse_weights(raw, weights))
+    return {"run": Run(own).name, "sha256": expected}
+
+
+def _train(
+    run: Run, trainer: Trainer, dataset: Dataset, certificate: Certificate | None, warm_up: dict[str, str] | None
+) -> Result:
     mirror, status = None, "FAILED"
     try:
         with _own_log(run.folder / "run.log"), _interruptible():
@@ -109,7 +142,7 @@ def _train(run: Run, trainer: Trainer, dataset: Dataset, certificate: Certificat
                 log.info("going on after epoch %d", trainer.epoch)
             run.keep_metrics(trainer.epoch)
             _train_epochs(run, trainer, dataset, certificate, mirror)
-            result = run.finish(trainer.student.state_dict(), _result(run, certificate))
+            result = run.finish(trainer.product.state_dict(), _result(run, certificate, warm_up))
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -124,7 +157,7 @@ def _train_epochs(
     run: Run, trainer: Trainer, dataset: Dataset, certificate: Certificate | None, mirror: Mirror | None
 ) -> None:
     config = run.config
-    best = max((line["test/accuracy"] for line in run.metrics()), default=0.0)
+    best = max((line.get("test/accuracy", 0.0) for line in run.metrics()), default=0.0)
     names = short_names(config)
     title = names["student"]
     if certificate is not None:
@@ -132,8 +165,10 @@ def _train_epochs(
     title += f", seed {names['seed']}"
     with Watch(title, config["epochs"], trainer.epoch) as watch:
         for metrics in trainer.fit(dataset, config["epochs"], config["batch_size"], watch.step):
-            best = max(best, metrics["test/accuracy"])
-            metrics |= {"test/best_accuracy": best, "time": time.time()}
+            metrics["time"] = time.time()
+            if "test/accuracy" in metrics:
+                best = max(best, metrics["test/accuracy"])
+                metrics["test/best_accuracy"] = best
             if certificate is not None:
                 metrics["teacher/accuracy"] = certificate.accuracy
             run.append_metrics(metrics)
@@ -143,20 +178,21 @@ def _train_epochs(
                 mirror.notify()
 
 
-def _result(run: Run, certificate: Certificate | None) -> Result:
-    """What is kept of a finished run; accuracies in percent, ``kept`` as shares in the last epoch."""
+def _result(run: Run, certificate: Certificate | None, warm_up: dict[str, str] | None) -> Result:
+    """What is kept of a finished run; accuracies in percent (None after a warm-up), ``kept`` as shares in the last epoch."""
     lines = run.metrics()
     last = lines[-1]
-    best = max(lines, key=lambda line: line["test/accuracy"])
+    best = max(lines, key=lambda line: line.get("test/accuracy", 0.0))
     return {
         "run": run.name,
         **short_names(run.config),
         "epochs": run.config["epochs"],
         "teacher": None if certificate is None else certificate.as_dict(),
+        "warm_up": warm_up,
         "student": {
             "name": run.config["student"]["name"],
-            "accuracy": last["test/accuracy"],
-            "best_accuracy": best["test/accuracy"],
+            "accuracy": last.get("test/accuracy"),
+            "best_accuracy": best.get("test/accuracy"),
             "best_epoch": best["epoch"],
             "val_accuracy": last.get("val/accuracy"),
         },

@@ -72,7 +72,8 @@ class Watch:
     def epoch(self, metrics: dict[str, float]) -> None:
         """Called with an epoch's measurements."""
         number = int(metrics["epoch"])
-        self.accuracy = f"  test {metrics['test/accuracy']:.2f} %"
+        if "test/accuracy" in metrics:  # a warm-up measures none
+            self.accuracy = f"  test {metrics['test/accuracy']:.2f} %"
         self.bar.update(self.task, completed=number, measured=_losses(metrics) + self.accuracy)
         if not console.is_terminal:
             elapsed = time.monotonic() - self.started

@@ -63,8 +63,7 @@ class Trainer:
                 f"the spot mode is built for spots {[s.name for s in spot_mode.spots]}, "
                 f"the distillers use {[s.name for s in self.spots]}"
             )
-        learned = [*self.student.parameters(), *self.distillers.parameters()]
-        self.optimizer = optimizer([parameter for parameter in learned if parameter.requires_grad])
+        self.optimizer = optimizer([parameter for parameter in self.learned() if parameter.requires_grad])
         self.schedules = {} if schedule is None else {"student": schedule(self.optimizer)}
         self.policy_optimizer = None
         if spot_mode is not None and spot_mode.learns:
@@ -78,6 +77,16 @@ class Trainer:
         self.policy_stream = torch.Generator(device=self.device)
         self.distiller_streams = {name: torch.Generator(device=self.device) for name in self.distillers}
         self.prepared = False
+
+    @property
+    def product(self) -> nn.Module:
+        """What a finished training leaves."""
+        return self.student
+
+    def learned(self) -> Iterator[nn.Parameter]:
+        """What the optimizer trains, but for what takes no gradients."""
+        yield from self.student.parameters()
+        yield from self.distillers.parameters()
 
     def prepare(self, dataset: Dataset) -> None:
         """Let the distillers build what depends on the training set; ``fit`` does it, and a saved state needs it first."""
@@ -164,12 +173,18 @@ class Trainer:
             measured = self.train_epoch(dataset, batch_size, progress)
             seconds = time.perf_counter() - start
             measured["images_per_second"] = len(dataset.train) / seconds
-            for name, images in (("val", dataset.val), ("test", dataset.test)):
-                if images is not None:
-                    results = evaluate(self.student, evaluation_batches(images, dataset))
-                    measured |= {f"{name}/{key}": value for key, value in results.items()}
+            measured |= self.evaluate(dataset)
             self._check_finite(measured)
             yield {"epoch": self.epoch, **measured, "seconds": time.perf_counter() - start}
+
+    def evaluate(self, dataset: Dataset) -> dict[str, float]:
+        """The student's accuracies and losses on the images that it does not train on."""
+        measured = {}
+        for name, images in (("val", dataset.val), ("test", dataset.test)):
+            if images is not None:
+                results = evaluate(self.student, evaluation_batches(images, dataset))
+                measured |= {f"{name}/{key}": value for key, value in results.items()}
+        return measured
 
     def _check_finite(self, measured: Mapping[str, float]) -> None:
         """The last steps of an epoch can break weights without a training loss having shown it: they must not be saved."""

@@ -16,6 +16,11 @@ ROOT = Path(__file__).parent.parent
 TINY = ("teacher=resnet8", "student=resnet8", "dataset.train_samples=192", "epochs=2")
 
 
+def other_family(distiller: str) -> str:
+    """A teacher for a resnet8 that is as different as the distiller allows: deeper and wider, but for FSP's equal channels."""
+    return "wrn_16_1" if distiller.startswith("fsp") else "vgg8"
+
+
 def compose_config(*overrides: str) -> configuration.Config:
     """What launch.py makes of a command line."""
     configuration.register_resolvers()

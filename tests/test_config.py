@@ -10,7 +10,7 @@ from torch import nn
 from sakd import build
 from sakd.config import TEACHER_KEYS, digest, flatten, teacher_config
 from sakd.errors import CheckpointError, ConfigError, did_you_mean
-from tests.conftest import ROOT, compose_config
+from tests.conftest import ROOT, compose_config, other_family
 
 CONF = ROOT / "conf"
 CPU = torch.device("cpu")
@@ -76,7 +76,7 @@ def test_every_network_builds_as_student_and_as_teacher(name):
 @pytest.mark.parametrize("spot_mode", names("spot_mode"))
 @pytest.mark.parametrize("distiller", names("distiller"))
 def test_every_distiller_builds_with_every_spot_mode(distiller, spot_mode):
-    config = compose_config("teacher=vgg8", f"distiller={distiller}", f"spot_mode={spot_mode}")
+    config = compose_config(f"teacher={other_family(distiller)}", f"distiller={distiller}", f"spot_mode={spot_mode}")
     parts = build.parts(config)
     trainer = build.trainer(config, parts, CPU)
     assert list(parts.distillers) == list(config["distiller"]["losses"])

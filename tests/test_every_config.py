@@ -1,6 +1,7 @@
 """Every distiller in every spot mode trains, from what lies in conf/: a new file is covered by being there."""
 
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,26 +9,35 @@ import yaml
 
 from sakd import build, networks
 from sakd.job import execute
-from tests.conftest import ROOT, compose_config
+from tests.conftest import ROOT, compose_config, other_family
 from tests.test_resume import assert_same
 
 DISTILLERS = sorted(path.stem for path in (ROOT / "conf/distiller").glob("*.yaml"))
 MODES = sorted(path.stem for path in (ROOT / "conf/spot_mode").glob("*.yaml"))
-PAIRS = {"same": ("resnet14", "resnet8"), "different": ("vgg8", "resnet8")}
+PAIRS = ("same", "different")
+
+
+def teacher_of(distiller: str, pair: str) -> str:
+    return "resnet14" if pair == "same" else other_family(distiller)
+
+
+def short_warm_up(distiller: str) -> list[str]:
+    warms_up = compose_config(f"distiller={distiller}")["distiller"].get("warm_up")
+    return ["distiller.warm_up.epochs=1"] if warms_up else []
 
 
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("distiller", [name for name in DISTILLERS if name != "none"])
 def test_it_trains_an_epoch_with_finite_measurements(distiller, mode, pair, tiny, teachers):
-    teacher, student = PAIRS[pair]
+    teacher = teacher_of(distiller, pair)
     config = tiny(
         f"distiller={distiller}",
         f"spot_mode={mode}",
-        f"student={student}",
         f"teacher={teacher}",
-        f"teacher.checkpoint={teachers[teacher]}",
+        f"teacher.checkpoint={teachers(teacher)}",
         "epochs=1",
+        *short_warm_up(distiller),
     )
     result = execute(config)
     assert 0 <= result["student"]["accuracy"] <= 100
@@ -39,7 +49,9 @@ def test_it_trains_an_epoch_with_finite_measurements(distiller, mode, pair, tiny
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("distiller", [name for name in DISTILLERS if name != "none"])
 def test_it_goes_on_from_a_saved_state_bit_for_bit(distiller, mode, tiny):
-    config = tiny(f"distiller={distiller}", f"spot_mode={mode}", "teacher=vgg8", "dataset.train_samples=100")
+    config = tiny(
+        f"distiller={distiller}", f"spot_mode={mode}", f"teacher={other_family(distiller)}", "dataset.train_samples=100"
+    )
     dataset = build.dataset(config)
     whole, first, second = (build.trainer(config, build.parts(config), torch.device("cpu")) for _ in range(3))
     list(whole.fit(dataset, 2, 50))
@@ -57,11 +69,14 @@ def test_it_goes_on_from_a_saved_state_bit_for_bit(distiller, mode, tiny):
 def teachers(tmp_path_factory):
     """Untrained weights: how good a teacher is does not matter here."""
     folder = tmp_path_factory.mktemp("teachers")
-    files = {}
-    for name in {teacher for teacher, _ in PAIRS.values()}:
-        files[name] = folder / f"{name}.pt"
-        torch.save(getattr(networks, name)(10, 1, 8).state_dict(), files[name])
-    return files
+
+    def file(name: str) -> Path:
+        path = folder / f"{name}.pt"
+        if not path.exists():
+            torch.save(getattr(networks, name)(10, 1, 8).state_dict(), path)
+        return path
+
+    return file
 
 
 def test_none_is_a_student_alone(tiny):

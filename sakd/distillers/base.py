@@ -20,12 +20,15 @@ class Distiller(nn.Module):
     built in ``__init__`` from ``self.spots``; what depends on the training set (a memory bank) is built in ``prepare``.
     The teacher's features need no detaching: it runs without gradients.
 
-    ``takes`` says which features the loss is defined for: "map", "vector" or "both".
+    ``takes`` says which features the loss is defined for: "map", "vector" or "both". A method with a stage of training before
+    the student's own gives ``warmed`` and ``warm_up_loss``; where that needs the teacher alone, ``warm_up_shared`` says
+    that one warm-up serves all its students.
 
     Raises ConfigError for a weight below 0, or a spot with other features than it takes.
     """
 
     takes = "both"
+    warm_up_shared = False
 
     def __init__(self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float):
         super().__init__()
@@ -67,6 +70,14 @@ class Distiller(nn.Module):
         ``student``, ``teacher``: float32 features [B, …] at the spot; ``indices``: [B], the samples' places in the training
         set. Shapes must not depend on ``keep``.
         """
+        raise NotImplementedError
+
+    def warmed(self, student: StagedNet) -> nn.Module:
+        """What a warm-up trains: modules of this distiller, or stages of the student."""
+        raise ConfigError(f"{type(self).__name__} has no warm-up")
+
+    def warm_up_loss(self, student: StagedNet, images: Tensor, teacher: Features) -> Tensor:
+        """The scalar that a warm-up minimises. ``images``: [B, C, H, W]; ``teacher``: its features of them."""
         raise NotImplementedError
 
 

@@ -1,0 +1,66 @@
+"""Flow of the solution procedure (Yim, Joo, Bae, Kim, "A Gift from Knowledge Distillation: Fast Optimization, Network
+Minimization and Transfer Learning", CVPR 2017)."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from sakd.distillers.at import to_common_size
+from sakd.distillers.base import Distiller, Features, kept_mean
+from sakd.errors import ConfigError
+from sakd.networks import StagedNet
+from sakd.spots import Spot, spots_at
+
+
+def flow(lower: Tensor, upper: Tensor) -> Tensor:
+    """Mean over positions of products of two maps' channels: [B, C, H, W] and [B, D, H', W'] to [B, C, D].
+
+    The larger map is average-pooled to the smaller's size.
+    """
+    lower, upper = (maps.flatten(2) for maps in to_common_size(lower, upper))
+    return lower @ upper.transpose(1, 2) / lower.shape[2]
+
+
+class FSP(Distiller):
+    """Mean squared difference of the flows between consecutive stages, from the stem on. A flow is kept where its upper
+    stage's spot is.
+
+    Both networks need the same channels at each stage. The paper lets the student begin with this loss alone; so does a
+    warm-up with it.
+
+    Raises ConfigError for stages with different channels.
+    """
+
+    takes = "map"
+
+    def __init__(self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float):
+        super().__init__(student, teacher, where, weight)
+        self.flows = list(pairwise([*spots_at("stem", student, teacher), *self.spots]))
+        for spot in [self.flows[0][0], *self.spots]:
+            (of_student, *_), (of_teacher, *_) = spot.student_shape, spot.teacher_shape
+            if of_student != of_teacher:
+                raise ConfigError(
+                    f"where={where}: found {of_student} channels in the student and {of_teacher} in the teacher at "
+                    f"{spot.name}; FSP compares channel with channel and needs as many in both networks"
+                )
+
+    def forward(self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor) -> Tensor:
+        return self.weight * self.differences(student, teacher, keep)
+
+    def differences(self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor]) -> Tensor:
+        """Sum over the flows of n_kept / B times their mean squared difference."""
+        losses = []
+        for lower, upper in self.flows:
+            of_student = flow(student[lower.student].float(), student[upper.student].float())
+            of_teacher = flow(teacher[lower.teacher].float(), teacher[upper.teacher].float())
+            losses.append(kept_mean((of_student - of_teacher).square().mean(dim=(1, 2)), keep[upper]))
+        return torch.stack(losses).sum()
+
+    def warmed(self, student: StagedNet) -> nn.Module:
+        return student.between(None, self.spots[-1].student)
+
+    def warm_up_loss(self, student: StagedNet, images: Tensor, teacher: Features) -> Tensor:
+        everything = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        return self.differences(student.features(images), teacher, dict.fromkeys(self.spots, everything))

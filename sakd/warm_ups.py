@@ -1,0 +1,59 @@
+"""What some methods train before the student learns: a paraphraser of the teacher (FT), the student's stages (FSP)."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from sakd.data import Dataset
+from sakd.distillers import Distiller
+from sakd.networks import StagedNet
+from sakd.spot_modes import Fixed
+from sakd.trainer import Trainer, spots_of
+
+
+class WarmUp(Trainer):
+    """Trains what ``distiller.warmed(student)`` names, by ``distiller.warm_up_loss`` alone: no labels, no spot mode, no tests.
+
+    Arguments as a Trainer's; ``name`` is the loss's.
+    """
+
+    def __init__(
+        self,
+        student: StagedNet,
+        teacher: StagedNet,
+        name: str,
+        distiller: Distiller,
+        *,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        schedule: Callable[[Optimizer], LRScheduler] | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ):
+        self.name, self.distiller = name, distiller
+        self.warmed = distiller.warmed(student).requires_grad_(True)
+        everything = Fixed(spots_of(student, teacher, [distiller]), student, teacher)
+        super().__init__(
+            student, teacher, {name: distiller}, everything, optimizer=optimizer, schedule=schedule, seed=seed, device=device
+        )
+
+    @property
+    def product(self) -> nn.Module:
+        return self.warmed
+
+    def learned(self) -> Iterator[nn.Parameter]:
+        return self.warmed.parameters()
+
+    def train_step(self, images: Tensor, labels: Tensor, indices: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            teacher = self.teacher.features(images)
+        loss = self.distiller.warm_up_loss(self.student, images, teacher)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return {f"loss/{self.name}": loss.detach()}
+
+    def evaluate(self, dataset: Dataset) -> dict[str, float]:
+        return {}
