@@ -114,8 +114,9 @@ class Trainer:
                 teacher = self.teacher.features(images)
             route = self.spot_mode.route(student, teacher, self.policy_stream)
             keep = dict(zip(self.spots, self.spot_mode.keep(route).unbind(1), strict=True))
-            for name, distiller in self.distillers.items():
-                losses[name] = distiller(student, teacher, keep, indices)
+            with torch.autocast(self.device.type, enabled=False):  # networks may run in bfloat16, losses in float32
+                for name, distiller in self.distillers.items():
+                    losses[name] = distiller(student, teacher, keep, indices)
             if self.policy_optimizer is not None:
                 measured["loss/policy"] = self._policy_step(images, labels, teacher, route, task_loss)
             measured |= {f"kept/{spot.name}": kept.float().mean() for spot, kept in keep.items()}

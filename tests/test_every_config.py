@@ -8,7 +8,9 @@ import torch
 import yaml
 
 from sakd import build, networks
+from sakd.data import train_batches
 from sakd.job import execute
+from sakd.streams import stream
 from tests.conftest import ROOT, compose_config, other_family
 from tests.test_resume import assert_same
 
@@ -63,6 +65,25 @@ def test_it_goes_on_from_a_saved_state_bit_for_bit(distiller, mode, tiny):
     second.load_state_dict(torch.load(saved, weights_only=True))
     list(second.fit(dataset, 2, 50))
     assert_same(second.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize("distiller", [name for name in DISTILLERS if name != "none"])
+def test_under_bfloat16_autocast_losses_stay_finite_and_near_those_of_float32(distiller, tiny):
+    config = tiny(f"distiller={distiller}", "spot_mode=random", f"teacher={other_family(distiller)}")
+    dataset = build.dataset(config)
+    batch = next(iter(train_batches(dataset, 16, stream(0, "data", 1))))
+    measured = {}
+    for precise in (True, False):
+        trainer = build.trainer(config, build.parts(config), torch.device("cpu"))
+        trainer.prepare(dataset)
+        with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+            measured[precise] = trainer.train_step(*batch)
+        for part in (trainer.student, trainer.distillers):
+            assert all(p.grad is None or p.grad.isfinite().all() for p in part.parameters())
+    losses = [name for name in measured[True] if name.startswith("loss/")]
+    assert set(losses) == {f"loss/{name}" for name in ("task", *config["distiller"]["losses"])}
+    for name in losses:
+        assert float(measured[False][name]) == pytest.approx(float(measured[True][name]), rel=0.1, abs=0.05), name
 
 
 @pytest.fixture(scope="session")
