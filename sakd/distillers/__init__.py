@@ -3,6 +3,7 @@
 from sakd.distillers.at import AT
 from sakd.distillers.base import Distiller, distinct_spots
 from sakd.distillers.cc import CC
+from sakd.distillers.crd import CRD
 from sakd.distillers.fitnet import FitNet
 from sakd.distillers.kd import KD
 from sakd.distillers.nst import NST
@@ -11,4 +12,4 @@ from sakd.distillers.rkd import RKD
 from sakd.distillers.sp import SP
 from sakd.distillers.vid import VID
 
-__all__ = ["AT", "CC", "KD", "NST", "PKT", "RKD", "SP", "VID", "Distiller", "FitNet", "distinct_spots"]
+__all__ = ["AT", "CC", "CRD", "KD", "NST", "PKT", "RKD", "SP", "VID", "Distiller", "FitNet", "distinct_spots"]
