@@ -25,6 +25,15 @@ def similarities(anchors: Tensor, bank: Tensor, samples: Tensor) -> Tensor:
     return torch.cat([(part @ bank.T).gather(1, own) for part, own in parts])
 
 
+def noise_contrastive_losses(scores: Tensor, log_z: Tensor, n: int) -> Tensor:
+    """Loss of each row of scores [B, 1 + K], the positive's first: [B].
+
+    It is a logistic regression: the model's probability exp(score) / Z of a sample, against K draws of noise with 1 / n each.
+    """
+    logits = scores - log_z - log((scores.shape[1] - 1) / n)
+    return -F.logsigmoid(-logits).sum(dim=1) - logits[:, 0]
+
+
 def differentiated(loss_of: Callable[[Tensor], Tensor], anchors: Tensor) -> Tensor:
     """The scalar ``loss_of(anchors)`` with its gradient taken at once: what it reads may be overwritten before backward."""
     leaf = anchors.detach().requires_grad_()
@@ -35,44 +44,47 @@ def differentiated(loss_of: Callable[[Tensor], Tensor], anchors: Tensor) -> Tens
 
 
 class Bank(nn.Module):
-    """One network's embeddings [n, d] of all training samples, and the normalising constant Z of what is compared with them."""
+    """One network's embeddings [n, d] of all training samples, and the constant Z of what is compared with them."""
 
-    def __init__(self, samples: int, width: int):
+    def __init__(self, samples: int, width: int, temperature: float, momentum: float):
         super().__init__()
-        bound = sqrt(3 / width)  # the expected squared length is 1
+        self.temperature, self.momentum = temperature, momentum
+        bound = sqrt(3 / width)  # so that the expected squared length is 1
         self.register_buffer("embeddings", torch.empty(samples, width).uniform_(-bound, bound))
         self.register_buffer("log_z", torch.zeros(()))
         self.register_buffer("z_is_fixed", torch.zeros((), dtype=torch.bool))
 
-    def contrast(self, anchors: Tensor, samples: Tensor, keep: Tensor, temperature: float) -> Tensor:
-        """n_kept / B times the mean loss of kept anchors [B, d], of which samples [B, 1 + K] the first is the positive.
+    def contrast(self, anchors: Tensor, samples: Tensor, keep: Tensor) -> Tensor:
+        """n_kept / B times the mean loss of the kept anchors [B, d], each with samples [B, 1 + K], the positive first.
 
-        The first call that keeps a row fixes Z. Noise-contrastive estimation is a logistic regression between the positive and
-        K draws of noise, whose probability is 1 / n each.
+        The first call that keeps a row fixes Z.
         """
-        scores = similarities(anchors, self.embeddings, samples) / temperature
-        self._fix_z(scores.detach(), keep)
-        logits = scores - self.log_z - log((samples.shape[1] - 1) / len(self.embeddings))
-        return kept_mean(F.softplus(logits).sum(dim=1) - logits[:, 0], keep)
+
+        def loss(anchors: Tensor) -> Tensor:
+            scores = similarities(anchors / self.temperature, self.embeddings, samples)
+            self._fix_z(scores.detach(), keep)
+            return kept_mean(noise_contrastive_losses(scores, self.log_z, len(self.embeddings)), keep)
+
+        return differentiated(loss, anchors)
 
     def _fix_z(self, scores: Tensor, keep: Tensor) -> None:
-        """n times the mean of exp(scores) over the kept rows; only rows kept count, so that it waits for one."""
+        """Z is n times the mean of exp(scores) over the kept rows of the first batch that has any."""
         total = torch.where(keep, scores.logsumexp(dim=1), -torch.inf).logsumexp(dim=0)
-        log_z = total - (keep.sum() * scores.shape[1] / len(self.embeddings)).log()
+        log_z = total - keep.sum().to(total).log() - log(scores.shape[1] / len(self.embeddings))
         self.log_z.copy_(torch.where(keep.any() & ~self.z_is_fixed, log_z, self.log_z))
         self.z_is_fixed.logical_or_(keep.any())
 
-    def update(self, indices: Tensor, embeddings: Tensor, keep: Tensor, momentum: float) -> None:
-        """Move the kept samples' entries towards their new embeddings [B, d]. No index may occur twice."""
+    def update(self, indices: Tensor, embeddings: Tensor, keep: Tensor) -> None:
+        """Move the kept samples' entries towards their new embeddings [B, d], in place; no index may be there twice."""
         old = self.embeddings[indices]
-        new = F.normalize(momentum * old + (1 - momentum) * embeddings.detach(), dim=1)
+        new = F.normalize(self.momentum * old + (1 - self.momentum) * embeddings.detach(), dim=1)
         self.embeddings.index_copy_(0, indices, torch.where(keep[:, None], new, old))
 
 
 class CRD(Distiller):
-    """A sample's embedding by one network must tell its own entry in the other network's bank from those of other classes.
+    """A network's embedding of a sample must tell the sample from those of other classes in the other network's bank.
 
-    Both linear embeddings are learned. Negatives are drawn with replacement, for each sample anew, on the device.
+    The embeddings are linear and learned, for both networks. Banks change at the kept rows alone.
     """
 
     takes = "vector"
@@ -89,8 +101,15 @@ class CRD(Distiller):
         momentum: float,
     ):
         super().__init__(student, teacher, where, weight)
+        for key, count in (("embedding_width", embedding_width), ("negatives", negatives)):
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise ConfigError(f"{key} of CRD: found {count!r}, expected a whole number of at least 1")
         check_number("temperature of CRD", temperature, least=0, above=True)
-        self.width, self.negatives, self.temperature, self.momentum = embedding_width, negatives, temperature, momentum
+        check_number("momentum of CRD", momentum, least=0)
+        if momentum >= 1:
+            raise ConfigError(f"momentum of CRD: found {momentum!r}, expected a number from 0 to below 1")
+        self.embedding_width, self.negatives = embedding_width, negatives
+        self.temperature, self.momentum = temperature, momentum
         widths = {spot.name: (spot.student_shape[0], spot.teacher_shape[0]) for spot in self.spots}
         self.embed_student = nn.ModuleDict({name: nn.Linear(s, embedding_width) for name, (s, _) in widths.items()})
         self.embed_teacher = nn.ModuleDict({name: nn.Linear(t, embedding_width) for name, (_, t) in widths.items()})
@@ -100,34 +119,36 @@ class CRD(Distiller):
         sizes = labels.bincount(minlength=classes)
         if sizes.max() == len(labels):
             raise ConfigError(
-                f"CRD contrasts samples of different classes: found {len(labels)} training samples of class {int(labels[0])} "
-                "alone, expected at least two classes"
+                f"CRD contrasts samples of different classes: found {len(labels)} training samples, all of class "
+                f"{int(labels[0])}; expected at least two classes"
             )
-        # Behind the end of a class's block lie all others': twice in a row, so that they can be counted on from there.
+        # Samples sorted by class, twice over: from the end of a class's block on, the next n - size are all the others.
         self.register_buffer("by_class", labels.argsort(stable=True).repeat(2), persistent=False)
         self.register_buffer("block_end", sizes.cumsum(0), persistent=False)
         self.register_buffer("others", len(labels) - sizes, persistent=False)
-        like = next(self.parameters())
-        self.student_banks, self.teacher_banks = (
-            nn.ModuleDict({spot.name: Bank(len(labels), self.width).to(like) for spot in self.spots}) for _ in range(2)
-        )
+        self.student_banks, self.teacher_banks = self._banks(), self._banks()
+
+    def _banks(self) -> nn.ModuleDict:
+        arguments = len(self.labels), self.embedding_width, self.temperature, self.momentum
+        like = next(self.parameters())  # drawn on the CPU: the same on every device
+        return nn.ModuleDict({spot.name: Bank(*arguments).to(like) for spot in self.spots})
 
     def draw_negatives(self, indices: Tensor) -> Tensor:
-        """For each sample [B] as many of other classes, uniformly and with replacement: [B, negatives]."""
+        """Samples of other classes than each of ``indices`` [B], uniform and independent: [B, negatives]."""
         labels = self.labels[indices, None]
-        shape = (len(indices), self.negatives)
-        draws = torch.randint(2**62, shape, generator=self.stream, device=labels.device)
-        # A remainder of so wide a draw is uniform to one in 2**62 / n.
-        return self.by_class[self.block_end[labels] + draws % self.others[labels]]
+        shape = len(indices), self.negatives
+        # The range is so wide that remainders are uniform to n / 2^62.
+        draws = torch.randint(2**62, shape, generator=self.stream, device=labels.device) % self.others[labels]
+        return self.by_class[self.block_end[labels] + draws]
 
     def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
         student_bank, teacher_bank = self.student_banks[spot.name], self.teacher_banks[spot.name]
         samples = torch.cat([indices[:, None], self.draw_negatives(indices)], dim=1)
-        with torch.autocast(student.device.type, enabled=False):  # a similarity is divided by the temperature: it needs its digits
+        # Similarities are divided by a small temperature, and banks accumulate: both need all their digits.
+        with torch.autocast(student.device.type, enabled=False):
             s = F.normalize(self.embed_student[spot.name](student), dim=1)
             t = F.normalize(self.embed_teacher[spot.name](teacher), dim=1)
-            by_student = differentiated(lambda anchors: teacher_bank.contrast(anchors, samples, keep, self.temperature), s)
-            by_teacher = differentiated(lambda anchors: student_bank.contrast(anchors, samples, keep, self.temperature), t)
-            student_bank.update(indices, s, keep, self.momentum)
-            teacher_bank.update(indices, t, keep, self.momentum)
-        return by_student + by_teacher
+            loss = teacher_bank.contrast(s, samples, keep) + student_bank.contrast(t, samples, keep)
+            student_bank.update(indices, s, keep)
+            teacher_bank.update(indices, t, keep)
+        return loss
