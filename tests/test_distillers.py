@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from sakd.distillers import AT, CC, KD, NST, PKT, RKD, SP, VID, FitNet
+from sakd.distillers import AT, CC, CRD, KD, NST, PKT, RKD, SP, VID, FitNet
 from sakd.errors import ConfigError
 from sakd.networks import resnet8, resnet8x4, resnet20
 
@@ -164,6 +164,7 @@ def plain_regression(regressor, student):
 KEYS = {
     KD: {"temperature": TEMPERATURE},
     CC: {"embedding_width": 5},
+    CRD: {"embedding_width": 5, "negatives": 9, "temperature": 0.07, "momentum": 0.5},  # its formula: test_crd.py
     RKD: {"distance_weight": 25.0, "angle_weight": 50.0},
     VID: {"initial_variance": 5.0},
 }
@@ -218,7 +219,7 @@ USUAL = [
     pytest.param(kind, where, id=kind.__name__)
     for kind, where in (
         *((KD, "logits"), (FitNet, "hint"), (AT, "stages"), (SP, "last_stage"), (PKT, "embedding")),
-        *((CC, "embedding"), (RKD, "embedding"), (VID, "stages"), (NST, "stages")),
+        *((CC, "embedding"), (RKD, "embedding"), (VID, "stages"), (NST, "stages"), (CRD, "embedding")),
     )
 ]
 
@@ -366,7 +367,7 @@ def test_a_temperature_that_is_no_number_above_zero_is_refused(temperature):
 
 @pytest.mark.parametrize(
     ("kind", "where"),
-    [(KD, "stage2"), (PKT, "stage2"), (AT, "embedding"), (CC, "stage2"), (VID, "embedding"), (NST, "logits")],
+    [(KD, "stage2"), (PKT, "stage2"), (AT, "embedding"), (CC, "stage2"), (CRD, "stage2"), (VID, "embedding"), (NST, "logits")],
 )
 def test_a_spot_whose_features_a_distiller_cannot_compare_is_refused_when_it_is_built(kind, where):
     with pytest.raises(ConfigError, match=where):

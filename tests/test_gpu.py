@@ -7,7 +7,7 @@ import torch
 from torch.optim import SGD
 
 from sakd.data import Augmentation, Dataset, ImageSet, train_batches
-from sakd.distillers import AT, KD, PKT, SP, FitNet
+from sakd.distillers import AT, CRD, KD, PKT, SP, FitNet
 from sakd.networks import resnet8, wrn_16_1
 from sakd.spot_modes import Adaptive, Fixed
 from sakd.streams import initialising, stream
@@ -35,6 +35,7 @@ def trainer(mode: str) -> Trainer:
             "at": AT(student, teacher, "stages", 10.0),
             "sp": SP(student, teacher, "last_stage", 10.0),
             "pkt": PKT(student, teacher, "embedding", 100.0),
+            "crd": CRD(student, teacher, "embedding", 0.8, 16, 300, 0.07, 0.5),
         }
         spots = spots_of(student, teacher, distillers.values())
         spot_mode = Fixed(spots, student, teacher)

@@ -3,6 +3,7 @@
 from sakd.distillers.at import AT
 from sakd.distillers.base import Distiller, distinct_spots
 from sakd.distillers.cc import CC
+from sakd.distillers.crd import CRD
 from sakd.distillers.fitnet import FitNet
 from sakd.distillers.fsp import FSP
 from sakd.distillers.ft import FT
@@ -13,4 +14,4 @@ from sakd.distillers.rkd import RKD
 from sakd.distillers.sp import SP
 from sakd.distillers.vid import VID
 
-__all__ = ["AT", "CC", "FSP", "FT", "KD", "NST", "PKT", "RKD", "SP", "VID", "Distiller", "FitNet", "distinct_spots"]
+__all__ = ["AT", "CC", "CRD", "FSP", "FT", "KD", "NST", "PKT", "RKD", "SP", "VID", "Distiller", "FitNet", "distinct_spots"]
