@@ -31,9 +31,7 @@ def sync(runs: Path) -> None:
 
 @main.command("export-checkpoint")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), help="The file to write; by default RUN/student.pth."
-)
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="By default RUN/student.pth.")
 def export(run: Path, output: Path | None) -> None:
     """Write the student of the finished run in the folder RUN for RepDistiller, mdistiller and the like."""
     from sakd.export import export_checkpoint

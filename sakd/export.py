@@ -27,6 +27,8 @@ def export_checkpoint(run: Path, output: Path) -> None:
         raise RunError(f"{run}: found no result.json, expected a finished run; the command that started it also finishes it")
     node = yaml.safe_load((run / "config.yaml").read_bytes())["student"]
     name, path = node["name"], run / "student.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected the run's weights")
     raw = path.read_bytes()
     if hashlib.sha256(raw).hexdigest() != result["student_sha256"]:
         raise CheckpointError(f"{path}: expected checksum {result['student_sha256']}, as in result.json; the file was changed")

@@ -18,7 +18,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Weights by name from a .safetensors file or a torch file (a state dict, or one under "model").
 
     A training script's options beside them (an argparse.Namespace) are let in, and the prefix that DataParallel puts before
-    every name is taken off. Nothing in the file is executed. Raises CheckpointError if it is missing, damaged, or holds no weights.
+    every name is taken off. Nothing in the file is executed.
+
+    Raises CheckpointError if it is missing, damaged, or holds no weights.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected a network's weights")
