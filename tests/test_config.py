@@ -37,10 +37,6 @@ def build_all(*overrides: str) -> build.Parts:
     return parts
 
 
-def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
 # Composing and building
 
 
@@ -64,13 +60,10 @@ def test_every_network_builds_as_student_and_as_teacher(name):
     config = compose_config("dataset=cifar10", f"student={name}", f"teacher={name}", "distiller=none")
     assert config["student"]["name"] == config["teacher"]["name"] == name
     assert_resolved(config)
-    parts = build.parts(config)
-    build.trainer(config, parts, CPU)
-    assert (parts.student.input_shape, parts.student.classes) == ((3, 32, 32), 10)
+    assert config["student"] == {key: value for key, value in config["teacher"].items() if key not in TEACHER_KEYS}
     with torch.device("meta"):
-        teacher = build.make(config["teacher"], "teacher", leave=TEACHER_KEYS)
-    assert teacher.shapes == parts.student.shapes
-    assert parameters(teacher) == parameters(parts.student)
+        student = build.parts(config).student
+    assert (student.input_shape, student.classes) == ((3, 32, 32), 10)
 
 
 @pytest.mark.parametrize("spot_mode", names("spot_mode"))
