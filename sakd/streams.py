@@ -28,3 +28,12 @@ def initialising(seed: int, name: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, f"init/{name}"))
         yield
+
+
+@contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """For code that draws from the global CPU generator, as torchvision's transforms do: inside it starts at ``seed``; it is
+    left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

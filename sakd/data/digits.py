@@ -6,7 +6,8 @@ test part).
 
 import torch
 
-from sakd.data.sets import ImageSet, stratified
+from sakd.data.memory import ImageSet
+from sakd.data.sets import stratified
 
 TEST_IMAGES = 360
 
