@@ -43,9 +43,13 @@ TEACHER_KEYS = ("checkpoint", "min_accuracy", "training")
 
 
 def register_resolvers() -> None:
-    """``${times:a,b}`` multiplies; ``${share_of:n,[0.5, …]}`` gives whole numbers at those shares of n."""
+    """``${times:a,b}`` multiplies; ``${share_of:n,[0.5, …]}`` gives whole numbers at those shares of n.
+
+    ``${choose:name,{at: 2.0, …},1.0}`` is the table's value for a name, or the last where the table has none.
+    """
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("share_of", _share_of, replace=True)
+    OmegaConf.register_new_resolver("choose", lambda name, table, otherwise: table.get(name, otherwise), replace=True)
 
 
 def _share_of(whole: int, shares: Sequence[float]) -> ListConfig:
