@@ -1,4 +1,4 @@
-"""The published experiments: what each cell composes to, against the published values, and that each can be tried in seconds."""
+"""The published experiments: what each cell composes to, against the published values, and trying one in seconds."""
 
 from functools import cache
 
@@ -34,10 +34,7 @@ OTHER_FAMILY = [
     ("tiny_imagenet", "vgg13", "MobileNetV2"),
 ]
 CELLS = SAME_FAMILY + OTHER_FAMILY
-BETA = {
-    **{"fitnet": 1.0, "at": 1000.0, "sp": 3000.0, "cc": 0.02, "vid": 1.0, "rkd": 1.0, "pkt": 30000.0, "ft": 200.0},
-    **{"nst": 50.0, "crd": 0.8},
-}
+BETA = dict(fitnet=1.0, at=1000.0, sp=3000.0, cc=0.02, vid=1.0, rkd=1.0, pkt=30000.0, ft=200.0, nst=50.0, crd=0.8)
 SLOW_STUDENTS = ("MobileNetV2", "ShuffleNetV1")  # they learn at 0.01, all others at 0.05
 DOUBLED = ("at", "rkd", "vid")  # gamma is 2 on CIFAR-100, 1 for the others
 SMALL_BATCHES = [("cifar100", "ResNet50", "MobileNetV2", "nst"), ("cifar100", "wrn_40_2", "ShuffleNetV1", "nst")]
@@ -131,7 +128,9 @@ def test_every_cell_has_the_published_values(cell):
 def test_every_cell_has_the_published_values_by_command(cell, distiller):
     config = compose_config(experiment(*cell), f"distiller={distiller}")
     assert composed(config, distiller) == published(*cell, distiller)
-    assert digest(teacher_config(config)) == digest(compose_config("distiller=none", f"dataset={cell[0]}", f"student={cell[1]}"))
+    assert digest(teacher_config(config)) == digest(
+        compose_config("distiller=none", f"dataset={cell[0]}", f"student={cell[1]}")
+    )
 
 
 def test_there_is_a_file_for_every_published_pair_and_no_other():
@@ -145,9 +144,8 @@ CELL = ("cifar100", "resnet56", "resnet20")
 
 
 def test_the_command_line_wins_over_an_experiment():
-    config = compose_config(
-        experiment(*CELL), "distiller=at", "epochs=10", "spot_mode.gamma=3", "optimizer.lr=0.1", "batch_size=32", "teacher=vgg8"
-    )
+    values = ["epochs=10", "spot_mode.gamma=3", "optimizer.lr=0.1", "batch_size=32", "teacher=vgg8"]
+    config = compose_config(experiment(*CELL), "distiller=at", *values)
     assert (config["epochs"], config["spot_mode"]["gamma"], config["batch_size"]) == (10, 3, 32)
     assert (config["optimizer"]["lr"], config["spot_mode"]["optimizer"]["lr"]) == (0.1, 0.05)
     assert config["schedule"]["milestones"] == [6, 8, 9]
@@ -183,7 +181,7 @@ def tried(*overrides: str, tmp_path) -> dict:
     return execute(compose_config(*overrides, "tracking=none", f"runs={tmp_path}"))
 
 
-@pytest.mark.parametrize("cell", [CELL, ("cifar100", "wrn_40_2", "ShuffleNetV1"), ("tiny_imagenet", "vgg13", "vgg8")], ids="-".join)
+@pytest.mark.parametrize("cell", [("cifar100", "wrn_40_2", "ShuffleNetV1"), ("tiny_imagenet", "vgg13", "vgg8")], ids="-".join)
 def test_debug_tries_an_experiment_without_its_data(cell, tmp_path):
     dataset, teacher, student = cell
     result = tried(f"experiment=[{dataset}/{teacher}_{student},debug]", "distiller=at", tmp_path=tmp_path)
