@@ -34,7 +34,18 @@ OTHER_FAMILY = [
     ("tiny_imagenet", "vgg13", "MobileNetV2"),
 ]
 CELLS = SAME_FAMILY + OTHER_FAMILY
-BETA = dict(fitnet=1.0, at=1000.0, sp=3000.0, cc=0.02, vid=1.0, rkd=1.0, pkt=30000.0, ft=200.0, nst=50.0, crd=0.8)
+BETA = {
+    "fitnet": 1.0,
+    "at": 1000.0,
+    "sp": 3000.0,
+    "cc": 0.02,
+    "vid": 1.0,
+    "rkd": 1.0,
+    "pkt": 30000.0,
+    "ft": 200.0,
+    "nst": 50.0,
+    "crd": 0.8,
+}
 SLOW_STUDENTS = ("MobileNetV2", "ShuffleNetV1")  # they learn at 0.01, all others at 0.05
 DOUBLED = ("at", "rkd", "vid")  # gamma is 2 on CIFAR-100, 1 for the others
 SMALL_BATCHES = [("cifar100", "ResNet50", "MobileNetV2", "nst"), ("cifar100", "wrn_40_2", "ShuffleNetV1", "nst")]
