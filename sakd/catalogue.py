@@ -92,7 +92,7 @@ def networks() -> str:
             network = build.make({**node, **IMAGES}, name)
         parameters = sum(parameter.numel() for parameter in network.parameters())
         shapes = ", ".join("x".join(map(str, shape)) for stage, shape in network.shapes.items() if stage != "logits")
-        rows.append((network.family, parameters, [f"`{name}`", network.family, f"{parameters:,}", shapes]))
+        rows.append((network.family.lower(), parameters, [f"`{name}`", network.family, f"{parameters:,}", shapes]))
     head = ["network", "family", "parameters at 100 classes", "outputs of its stages and its embedding for 3x32x32 images"]
     return markdown(head, [row for *_, row in sorted(rows)])
 
