@@ -44,5 +44,21 @@ def export(run: Path, output: Path | None) -> None:
     click.echo(str(output))
 
 
+@main.command()
+@click.option("--write", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Replace the tables in this file.")
+def catalogue(write: Path | None) -> None:
+    """Print the tables of distillers and networks, or write them into the README."""
+    from sakd import catalogue
+
+    try:
+        tables = catalogue.tables()
+        if write is None:
+            click.echo("\n".join(tables.values()), nl=False)
+        else:
+            catalogue.write(tables, write)
+    except SakdError as error:
+        raise click.ClickException(str(error)) from error
+
+
 if __name__ == "__main__":
     main()

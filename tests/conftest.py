@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from sakd import config as configuration
 
@@ -23,9 +24,14 @@ def other_family(distiller: str) -> str:
 
 def compose_config(*overrides: str) -> configuration.Config:
     """What launch.py makes of a command line."""
+    return configuration.resolve(compose_lazily(*overrides))
+
+
+def compose_lazily(*overrides: str) -> DictConfig:
+    """As ``compose_config``, before interpolations are resolved and values checked."""
     configuration.register_resolvers()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return configuration.resolve(compose("config", list(overrides)))
+        return compose("config", list(overrides))
 
 
 @pytest.fixture
