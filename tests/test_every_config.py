@@ -11,7 +11,7 @@ from sakd import build, networks
 from sakd.data import train_batches
 from sakd.job import execute
 from sakd.streams import stream
-from tests.conftest import ROOT, compose_config, other_family
+from tests.conftest import ROOT, compose_config, light, other_family
 from tests.test_resume import assert_same
 
 DISTILLERS = sorted(path.stem for path in (ROOT / "conf/distiller").glob("*.yaml"))
@@ -23,11 +23,6 @@ def teacher_of(distiller: str, pair: str) -> str:
     return "resnet14" if pair == "same" else other_family(distiller)
 
 
-def short_warm_up(distiller: str) -> list[str]:
-    warms_up = compose_config(f"distiller={distiller}")["distiller"].get("warm_up")
-    return ["distiller.warm_up.epochs=1"] if warms_up else []
-
-
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("distiller", [name for name in DISTILLERS if name != "none"])
@@ -35,11 +30,11 @@ def test_it_trains_an_epoch_with_finite_measurements(distiller, mode, pair, tiny
     teacher = teacher_of(distiller, pair)
     config = tiny(
         f"distiller={distiller}",
+        *light(distiller),
         f"spot_mode={mode}",
         f"teacher={teacher}",
         f"teacher.checkpoint={teachers(teacher)}",
         "epochs=1",
-        *short_warm_up(distiller),
     )
     result = execute(config)
     assert 0 <= result["student"]["accuracy"] <= 100
@@ -51,9 +46,8 @@ def test_it_trains_an_epoch_with_finite_measurements(distiller, mode, pair, tiny
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("distiller", [name for name in DISTILLERS if name != "none"])
 def test_it_goes_on_from_a_saved_state_bit_for_bit(distiller, mode, tiny):
-    config = tiny(
-        f"distiller={distiller}", f"spot_mode={mode}", f"teacher={other_family(distiller)}", "dataset.train_samples=100"
-    )
+    overrides = (f"teacher={other_family(distiller)}", *light(distiller), "dataset.train_samples=100")
+    config = tiny(f"distiller={distiller}", f"spot_mode={mode}", *overrides)
     dataset = build.dataset(config)
     whole, first, second = (build.trainer(config, build.parts(config), torch.device("cpu")) for _ in range(3))
     list(whole.fit(dataset, 2, 50))
@@ -69,7 +63,7 @@ def test_it_goes_on_from_a_saved_state_bit_for_bit(distiller, mode, tiny):
 
 @pytest.mark.parametrize("distiller", [name for name in DISTILLERS if name != "none"])
 def test_under_bfloat16_autocast_losses_stay_finite_and_near_those_of_float32(distiller, tiny):
-    config = tiny(f"distiller={distiller}", "spot_mode=random", f"teacher={other_family(distiller)}")
+    config = tiny(f"distiller={distiller}", *light(distiller), "spot_mode=random", f"teacher={other_family(distiller)}")
     dataset = build.dataset(config)
     batch = next(iter(train_batches(dataset, 16, stream(0, "data", 1))))
     measured = {}
