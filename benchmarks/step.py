@@ -37,6 +37,10 @@ class Cell:
     def ms(self) -> float:
         return median(self.times)
 
+    def ratio_to(self, other: "Cell") -> float:
+        """Median of the rounds' ratios: what slowed one round slowed both."""
+        return median(own / others for own, others in zip(self.times, other.times, strict=True))
+
 
 def floor_cell(options: argparse.Namespace) -> Cell:
     """What no distillation can do without: the teacher's forward pass, and the student's with its backward pass."""
@@ -130,8 +134,8 @@ def peak_on_the_cpu(step: Callable[[], object]) -> int:
 
 
 def rows_of(cells: list[Cell], options: argparse.Namespace) -> list[dict[str, object]]:
-    fixed = {cell.distiller: cell.ms for cell in cells if cell.mode == "fixed"}
-    floor = next(cell.ms for cell in cells if cell.mode == "floor")
+    fixed = {cell.distiller: cell for cell in cells if cell.mode == "fixed"}
+    (floor,) = (cell for cell in cells if cell.mode == "floor")
     return [
         {
             "distiller": cell.distiller,
@@ -140,8 +144,8 @@ def rows_of(cells: list[Cell], options: argparse.Namespace) -> list[dict[str, ob
             "device": options.device_name,
             "ms": round(cell.ms, 3),
             "images_per_second": round(1000 * options.batch / cell.ms, 1),
-            "ratio_to_fixed": round(cell.ms / fixed[cell.distiller], 3) if cell.distiller in fixed else "",
-            "ratio_to_floor": round(cell.ms / floor, 3),
+            "ratio_to_fixed": round(cell.ratio_to(fixed[cell.distiller]), 3) if cell.distiller in fixed else "",
+            "ratio_to_floor": round(cell.ratio_to(floor), 3),
             "peak_mb": round(peak_mb(cell, options.device), 1),
         }
         for cell in cells
