@@ -54,6 +54,20 @@ def test_peak_memory_is_what_is_alive_at_the_fullest_moment():
     assert step.peak_on_the_cpu(allocates) == 12 * 2**20
 
 
+def test_a_cell_holds_networks_labels_and_momenta():
+    options = step.parse(["--pair", "resnet14,resnet8", "--batch", "2", "--samples", "200", "--device", "cpu"])
+    cell = step.trainer_cell(options, "kd", "fixed")
+    cell.step()
+    teacher, student = (parts.network(name) for name in options.pair)
+    expected = [*teacher.state_dict().values(), *student.state_dict().values(), *student.parameters()]
+    assert sum(held.nbytes for held in cell.holds()) == sum(tensor.nbytes for tensor in expected) + 200 * 8
+
+
+def test_fixed_is_measured_once_and_first():
+    assert step.parse(["--modes", "adaptive,fixed,random"]).modes == ["fixed", "adaptive", "random"]
+    assert step.parse(["--modes", "anti"]).modes == ["fixed", "anti"]
+
+
 def test_the_steps_times_are_taken_in_turn():
     order = []
     cells = [step.Cell(name, "fixed", lambda name=name: order.append(name), lambda: None, list) for name in "ab"]
