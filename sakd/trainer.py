@@ -18,7 +18,7 @@ from sakd.grafts import frozen_alias
 from sakd.networks import StagedNet
 from sakd.spot_modes import SpotMode
 from sakd.spots import Spot, all_spots
-from sakd.streams import initialising, stream, stream_seed
+from sakd.streams import drawing, initialising, stream, stream_seed
 
 Progress = Callable[[int, int, int, Callable[[], dict[str, float]]], None]
 
@@ -149,10 +149,12 @@ class Trainer:
             own.manual_seed(stream_seed(self.seed, f"distiller/{name}", self.epoch))
         steps = steps_per_epoch(len(dataset.train), batch_size)
         means = RunningMeans(self.epoch)
-        for step, batch in enumerate(train_batches(dataset, batch_size, stream(self.seed, "data", self.epoch)), 1):
-            means.add(self.train_step(*batch), len(batch.labels), step)
-            if progress is not None:
-                progress(self.epoch, step, steps, means.compute)
+        batches = train_batches(dataset, batch_size, stream(self.seed, "data", self.epoch))
+        with drawing(self.seed, "layers", self.epoch, self.device):  # of the networks, such as dropout
+            for step, batch in enumerate(batches, 1):
+                means.add(self.train_step(*batch), len(batch.labels), step)
+                if progress is not None:
+                    progress(self.epoch, step, steps, means.compute)
         measured = means.compute() | {f"lr/{name}": rate for name, rate in self.learning_rates().items()}
         for schedule in self.schedules.values():
             schedule.step()
