@@ -19,7 +19,7 @@ from sakd.grafts import frozen_alias
 from sakd.networks import StagedNet
 from sakd.spot_modes import SpotMode
 from sakd.spots import Spot, all_spots
-from sakd.streams import initialising, stream, stream_seed
+from sakd.streams import drawing, initialising, stream, stream_seed
 
 Progress = Callable[[int, int, int, Callable[[], dict[str, float]]], None]
 
@@ -152,7 +152,8 @@ class Trainer:
             distiller.begin_epoch(self.epoch)
         steps = steps_per_epoch(len(dataset.train), batch_size)
         means = RunningMeans(self.epoch)
-        with closing(train_batches(dataset, batch_size, stream(self.seed, "data", self.epoch))) as batches:
+        batches = train_batches(dataset, batch_size, stream(self.seed, "data", self.epoch))
+        with closing(batches), drawing(self.seed, "layers", self.epoch, self.device):  # the latter for dropout and the like
             for step, batch in enumerate(batches, 1):
                 means.add(self.train_step(*batch), len(batch.labels), step)
                 if progress is not None:
