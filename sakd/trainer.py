@@ -147,6 +147,8 @@ class Trainer:
         self.policy_stream.manual_seed(stream_seed(self.seed, "policy", self.epoch))
         for name, own in self.distiller_streams.items():
             own.manual_seed(stream_seed(self.seed, f"distiller/{name}", self.epoch))
+        for distiller in self.distillers.values():
+            distiller.begin_epoch(self.epoch)
         steps = steps_per_epoch(len(dataset.train), batch_size)
         means = RunningMeans(self.epoch)
         for step, batch in enumerate(train_batches(dataset, batch_size, stream(self.seed, "data", self.epoch)), 1):

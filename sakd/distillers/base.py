@@ -53,6 +53,9 @@ class Distiller(nn.Module):
         self.classes = classes
         self.stream = stream
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before each epoch, counted from 1."""
+
     def forward(self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor) -> Tensor:
         """The weighted loss, a scalar, summed over the spots.
 
@@ -79,6 +82,25 @@ class Distiller(nn.Module):
     def warm_up_loss(self, student: StagedNet, images: Tensor, teacher: Features) -> Tensor:
         """The scalar that a warm-up minimises. ``images``: [B, C, H, W]; ``teacher``: its features of them."""
         raise NotImplementedError
+
+
+class Ramped(Distiller):
+    """A distiller whose loss begins small: at epoch e of the first ``ramp_epochs`` it counts e / ramp_epochs of the whole.
+
+    Raises ConfigError also for ``ramp_epochs`` below 0.
+    """
+
+    def __init__(self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float, ramp_epochs: float):
+        super().__init__(student, teacher, where, weight)
+        check_number(f"ramp_epochs of {type(self).__name__}", ramp_epochs, least=0)
+        self.ramp_epochs = ramp_epochs
+        self.register_buffer("share", torch.ones(()), persistent=False)  # a tensor, so that a captured step sees it change
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.share.fill_(min(epoch / self.ramp_epochs, 1) if self.ramp_epochs else 1)
+
+    def forward(self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor) -> Tensor:
+        return self.share * super().forward(student, teacher, keep, indices)
 
 
 def kept_mean(values: Tensor, keep: Tensor) -> Tensor:
