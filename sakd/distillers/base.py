@@ -61,17 +61,17 @@ class Distiller(nn.Module):
 
         ``keep[spot]``: [B] bool. ``indices``: [B], the samples' places in the training set.
         """
-        losses = [
-            self.spot_loss(spot, student[spot.student].float(), teacher[spot.teacher].float(), keep[spot], indices)
-            for spot in self.spots
-        ]
+        losses = []
+        for spot in self.spots:
+            f_s, f_t = at_least_float32(student[spot.student]), at_least_float32(teacher[spot.teacher])
+            losses.append(self.spot_loss(spot, f_s, f_t, keep[spot], indices))
         return self.weight * torch.stack(losses).sum()
 
     def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
         """n_kept / B times the published loss on the kept rows, as a scalar; exactly 0 where none is kept.
 
-        ``student``, ``teacher``: float32 features [B, …] at the spot; ``indices``: [B], the samples' places in the training
-        set. Shapes must not depend on ``keep``.
+        ``student``, ``teacher``: features [B, …] at the spot, float32 or more; ``indices``: [B], the samples' places in the
+        training set. Shapes must not depend on ``keep``.
         """
         raise NotImplementedError
 
@@ -101,6 +101,11 @@ class Ramped(Distiller):
 
     def forward(self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor) -> Tensor:
         return self.share * super().forward(student, teacher, keep, indices)
+
+
+def at_least_float32(features: Tensor) -> Tensor:
+    """What a network gave in half precision, in the precision that losses are computed in."""
+    return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def kept_mean(values: Tensor, keep: Tensor) -> Tensor:

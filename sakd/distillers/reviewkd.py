@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sakd.distillers.base import Features, Ramped, kept_mean
+from sakd.distillers.base import Features, Ramped, at_least_float32, kept_mean
 from sakd.errors import check_number
 from sakd.networks import Shape, StagedNet
 from sakd.spots import Spot
@@ -89,8 +89,8 @@ class ReviewKD(Ramped):
     def forward(self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor) -> Tensor:
         losses, handed_down = [], None
         for spot in self.spots:
-            f_s = student[spot.student].float().reshape(-1, *as_map(spot.student_shape))
-            f_t = teacher[spot.teacher].float().reshape(-1, *as_map(spot.teacher_shape))
+            f_s = at_least_float32(student[spot.student]).reshape(-1, *as_map(spot.student_shape))
+            f_t = at_least_float32(teacher[spot.teacher]).reshape(-1, *as_map(spot.teacher_shape))
             reviewed, handed_down = self.fusions[spot.name](f_s, handed_down)
             losses.append(kept_mean(hierarchical_distance(reviewed, f_t), keep[spot]))
         return self.share * self.weight * torch.stack(losses).sum()

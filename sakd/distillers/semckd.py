@@ -1,13 +1,14 @@
 """SemCKD (Chen, Mei, Zhang, Wang, Feng, Chen, "Cross-Layer Distillation with Semantic Calibration", AAAI 2021)."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sakd.distillers.at import to_common_size
-from sakd.distillers.base import Distiller, Features, kept_mean
+from sakd.distillers.base import Distiller, Features, at_least_float32, kept_mean
 from sakd.errors import ConfigError, check_number
 from sakd.networks import StagedNet
 from sakd.spots import Spot
@@ -75,14 +76,10 @@ class SemCKD(Distiller):
         widths = batch_size, batch_size // reduction
         self.queries = nn.ModuleDict({stage: relation_embedding(*widths) for stage in student.maps})
         self.keys = nn.ModuleDict({stage: relation_embedding(*widths) for stage in teacher.maps})
-        channels = {s: student.shapes[s][0] for s in student.maps}, {t: teacher.shapes[t][0] for t in teacher.maps}
-        self.projections = nn.ModuleDict(
-            {
-                f"{s}-{t}": projection(c_s, max(1, round(widening * c_t)), c_t)
-                for s, c_s in channels[0].items()
-                for t, c_t in channels[1].items()
-            }
-        )
+        self.projections = nn.ModuleDict()
+        for s, t in product(student.maps, teacher.maps):
+            c_s, c_t = student.shapes[s][0], teacher.shapes[t][0]
+            self.projections[f"{s}-{t}"] = projection(c_s, max(1, round(widening * c_t)), c_t)
         self.spot_of = {
             stage: min(self.spots, key=lambda spot: abs(student.index(spot.student) - student.index(stage)))
             for stage in student.maps
@@ -110,8 +107,8 @@ class SemCKD(Distiller):
             raise ConfigError(
                 f"batch_size of SemCKD: found {self.batch_size}, expected at least a batch's {len(indices)} rows"
             )
-        student = {stage: student[stage].float() for stage in self.queries}
-        teacher = {stage: teacher[stage].float() for stage in self.keys}
+        student = {stage: at_least_float32(student[stage]) for stage in self.queries}
+        teacher = {stage: at_least_float32(teacher[stage]) for stage in self.keys}
         losses = []
         for (s, f_s), attention in zip(student.items(), self.attention(student, teacher).unbind(1), strict=True):
             distances = torch.stack([self.distance(s, t, f_s, f_t) for t, f_t in teacher.items()], dim=1)
