@@ -18,7 +18,7 @@ PAIRS = {
     "deeper-teacher": (vgg8, resnet8),
     "deeper-student": (resnet8, vgg8),
 }
-KEYS = {"batch_size": BATCH, "reduction": 2, "temperature": 0.5, "widening": 0.05}
+KEYS = {"batch_size": BATCH, "reduction": 2, "widening": 0.05}
 
 
 def build(teacher=resnet14, student=resnet8, where="stages", weight=2.5, **keys):
@@ -66,7 +66,7 @@ def plain_projection(x, layers):
 
 def plain_semckd(distiller, student, teacher, keep):
     """A student stage goes by the mask of the spot of its own number, or of the last one."""
-    width, temperature = distiller.batch_size, distiller.temperature
+    width = distiller.batch_size
     queries = [embedded(x, distiller.queries[stage], width) for stage, x in student.items()]
     keys = [embedded(x, distiller.keys[stage], width) for stage, x in teacher.items()]
     total = 0
@@ -78,7 +78,7 @@ def plain_semckd(distiller, student, teacher, keep):
             errors.append((plain_projection(small, distiller.projections[f"{s}-{t}"]) - target) ** 2)
         for b in range(BATCH):
             if rows[b]:
-                scores = torch.stack([(queries[i][b] * key[b]).sum() / temperature for key in keys]).exp()
+                scores = torch.stack([(queries[i][b] * key[b]).sum() for key in keys]).exp()
                 total = (
                     total + sum(score * error[b].mean() for score, error in zip(scores, errors, strict=True)) / scores.sum()
                 )
@@ -182,7 +182,7 @@ def test_batch_norm_does_not_depend_on_what_is_kept():
     ("key", "value"),
     [
         *(("batch_size", 1), ("batch_size", 6.0), ("reduction", 0), ("reduction", True)),
-        *(("temperature", 0), ("temperature", "1"), ("widening", 0), ("weight", -1)),
+        *(("widening", 0), ("widening", "1"), ("weight", -1)),
     ],
 )
 def test_a_key_out_of_its_range_is_refused_by_name(key, value):

@@ -47,8 +47,8 @@ class SemCKD(Distiller):
     by the nearest. Where to look in the teacher remains the attention's to say. Attention and projections see the whole
     batch, as batch norm must: given both, each stage's term is n_kept / B times the published loss of the kept rows.
 
-    ``batch_size``: the width of a row of similarities; a smaller batch is as one whose other rows resemble nothing.
-    ``reduction``: by what queries and keys are narrower than that. ``temperature``: of the attention. ``widening``: of the
+    ``batch_size``: the width of a row of similarities; a smaller batch is as one whose other rows resemble nothing (the
+    published code skips it). ``reduction``: by what queries and keys are narrower than that. ``widening``: of the
     projections over the teacher's channels.
 
     Raises ConfigError, when it sees it, for a larger batch.
@@ -64,15 +64,13 @@ class SemCKD(Distiller):
         weight: float,
         batch_size: int,
         reduction: int,
-        temperature: float,
         widening: float,
     ):
         super().__init__(student, teacher, where, weight)
         check_number("reduction of SemCKD", reduction, least=1, whole=True)
         check_number("batch_size of SemCKD", batch_size, least=reduction, whole=True)
-        check_number("temperature of SemCKD", temperature, least=0, above=True)
         check_number("widening of SemCKD", widening, least=0, above=True)
-        self.batch_size, self.temperature = batch_size, temperature
+        self.batch_size = batch_size
         widths = batch_size, batch_size // reduction
         self.queries = nn.ModuleDict({stage: relation_embedding(*widths) for stage in student.maps})
         self.keys = nn.ModuleDict({stage: relation_embedding(*widths) for stage in teacher.maps})
@@ -94,7 +92,7 @@ class SemCKD(Distiller):
             )
             for features, embeddings in ((student, self.queries), (teacher, self.keys))
         )
-        return (queries @ keys.transpose(1, 2) / self.temperature).softmax(dim=2)
+        return (queries @ keys.transpose(1, 2)).softmax(dim=2)
 
     def distance(self, student_stage: str, teacher_stage: str, student: Tensor, teacher: Tensor) -> Tensor:
         """Mean squared error of each row, in the smaller map's size and the teacher's channels: [B]."""
