@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,9 @@ from sakd.errors import ConfigError, DataError
 from sakd.streams import drawing_from
 
 Transform = Callable[[Image.Image], Image.Image | Tensor]
+
+# Workers start for every pass over the images; one that does not begin as a copy of this process imports PyTorch for seconds.
+START = "fork" if sys.platform == "linux" else None
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's names, by channels
 
@@ -67,6 +71,7 @@ class ImageFiles:
             sampler=([part.tolist() for part in request] for request in requests),
             num_workers=self.workers,
             pin_memory=self.pin_memory and self.labels.is_cuda,
+            multiprocessing_context=START if self.workers else None,
             worker_init_fn=_leave_interruptions_to_the_run,
             generator=torch.Generator(),  # else it would draw from the global one
         )
@@ -196,6 +201,8 @@ def _composed(key: str, transforms: Mapping[str, Transform], shape: tuple[int, .
 
 def subfolders(folder: Path) -> list[str]:
     """Their names, sorted. Raises DataError if there are none."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected one with a folder for each class")
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     if not names:
         raise DataError(f"{folder}: found no folders, expected one for each class")
