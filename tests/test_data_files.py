@@ -530,18 +530,18 @@ def test_a_signal_to_the_whole_group_ends_as_an_interruption(folder, tmp_path):
     ]
     for number in (signal.SIGTERM, signal.SIGINT):
         process = subprocess.Popen(
-            [*command, "epochs=100000"], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            [*command, "epochs=100000"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip
         epochs = 0
         while epochs < 2:
-            assert process.poll() is None, process.communicate()[1]
+            assert process.poll() is None, process.communicate()[0]
             time.sleep(0.1)
             epochs = sum(len(path.read_text().splitlines()) for path in (tmp_path / "runs").glob("*/metrics.jsonl"))
         os.killpg(process.pid, number)
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 130, errors
-        assert f"interrupted ({signal.Signals(number).name})" in errors
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, output
+        assert f"interrupted ({signal.Signals(number).name})" in output
         with pytest.raises(ProcessLookupError):  # none of the group is left
             os.killpg(process.pid, 0)
         shutil.rmtree(tmp_path / "runs")
