@@ -85,7 +85,7 @@ def test_none_is_a_student_alone(tiny):
     assert result["kept"] == {}
 
 
-@pytest.mark.parametrize("dataset", ["digits", "fashion_mnist", "cifar10", "cifar100"])
+@pytest.mark.parametrize("dataset", sorted(path.stem for path in (ROOT / "conf/dataset").glob("*.yaml")))
 def test_epochs_and_milestones_fit_the_data_set(dataset):
     config = compose_config(f"dataset={dataset}")
     recipe = yaml.safe_load((ROOT / f"conf/dataset/{dataset}.yaml").read_text())["recipe"]

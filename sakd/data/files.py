@@ -2,7 +2,10 @@
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +21,11 @@ from sakd.errors import ConfigError, DataError
 from sakd.streams import drawing_from
 
 Transform = Callable[[Image.Image], Image.Image | Tensor]
+
+# Workers start for every pass over the images; one that does not begin as a copy of this process imports PyTorch for seconds.
+START = "fork" if sys.platform == "linux" else None
+
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's names, by channels
 
@@ -67,24 +75,40 @@ class ImageFiles:
             sampler=([part.tolist() for part in request] for request in requests),
             num_workers=self.workers,
             pin_memory=self.pin_memory and self.labels.is_cuda,
-            worker_init_fn=_leave_interruptions_to_the_run,
+            multiprocessing_context=START if self.workers else None,
             generator=torch.Generator(),  # else it would draw from the global one
         )
-        batches = iter(loader)
+        batches = None
         try:
+            with _interruptions_wait():
+                batches = iter(loader)
             for images in batches:
                 if isinstance(images, DataError):
                     raise images
                 yield images.to(self.labels.device, non_blocking=True)
         finally:
-            del batches  # its workers end here, even where a traceback keeps this frame
+            with _interruptions_wait():
+                del batches  # its workers end here, even where a traceback keeps this frame
 
 
-def _leave_interruptions_to_the_run(worker: int) -> None:
-    """A signal to the whole group (Ctrl-C, a cluster's SIGTERM) is for the main process, which then ends its workers; else
-    it might first hear of a dead worker."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+@contextmanager
+def _interruptions_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM act when the block is left: what a handler raises inside fork's callbacks or a ``__del__`` is lost.
+
+    Workers started inside never get them: sent to the whole group they are for this process, which ends its workers.
+    """
+    arrived, before = [], {}
+    if threading.current_thread() is threading.main_thread():  # no other may set handlers
+        before = {number: signal.signal(number, lambda own, _: arrived.append(own)) for number in INTERRUPTIONS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTIONS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in arrived:
+            signal.raise_signal(number)
 
 
 @dataclass(frozen=True)
@@ -196,6 +220,8 @@ def _composed(key: str, transforms: Mapping[str, Transform], shape: tuple[int, .
 
 def subfolders(folder: Path) -> list[str]:
     """Their names, sorted. Raises DataError if there are none."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected one with a folder for each class")
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     if not names:
         raise DataError(f"{folder}: found no folders, expected one for each class")
