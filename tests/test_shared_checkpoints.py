@@ -363,6 +363,13 @@ def test_a_finished_run_s_student_is_written_for_others(finished, tmp_path):
     assert elsewhere.read_bytes() == path.read_bytes()
 
 
+def test_a_shared_file_teaches_with_the_accuracy_that_its_network_had(finished, tiny):
+    path = finished.folder / "student.pth"
+    export(finished.folder)
+    taught = execute(tiny("distiller=kd", f"teacher.checkpoint={path}", "epochs=1"))
+    assert taught["teacher"]["accuracy"] == finished.result()["student"]["accuracy"]
+
+
 def assert_refused(done, folder: Path, message: str):
     assert done.exit_code == 1
     assert message in done.output
