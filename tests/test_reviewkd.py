@@ -107,6 +107,14 @@ def test_each_spots_term_is_the_kept_share_of_the_published_distance_of_its_kept
     close(torch.autograd.grad(loss, learned), torch.autograd.grad(expected, learned))
 
 
+def test_the_loss_rises_over_the_first_epochs():
+    distiller = build(ramp_epochs=20)
+    (student, teacher), keep = features(distiller), masks(distiller, "some")
+    whole = distiller(student, teacher, keep, INDICES)
+    distiller.begin_epoch(5)
+    torch.testing.assert_close(distiller(student, teacher, keep, INDICES), 0.25 * whole)
+
+
 def test_levels_are_fused_from_the_deepest_up_however_they_are_listed():
     ordered, shuffled = build(), build(where=["embedding", "stage2", "stage3", "stage1"])
     assert [spot.name for spot in ordered.spots] == ["embedding", "stage3", "stage2", "stage1"]
