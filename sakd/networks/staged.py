@@ -80,7 +80,14 @@ class StagedNet(nn.Sequential):
             ) from error
         finally:
             self.train(training)
-        return {name: tuple(output.shape[1:]) for name, output in outputs.items()}
+        return {name: self._shape(name, output) for name, output in outputs.items()}
+
+    def _shape(self, name: str, output: object) -> Shape:
+        expected, dimensions = ("a vector", 2) if name in ("embedding", "logits") else ("a map", 4)
+        if not isinstance(output, Tensor) or output.dim() != dimensions:
+            found = f"a tensor of {tuple(output.shape[1:])}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise ConfigError(f"{name}: found {found} for an image in this {self.family} network, expected {expected}")
+        return tuple(output.shape[1:])
 
 
 class Pooled(nn.Sequential):
