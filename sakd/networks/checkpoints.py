@@ -44,23 +44,28 @@ def parse_weights(raw: bytes, path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(network: StagedNet, weights: Mapping[str, Tensor], name: str, path: Path) -> None:
-    """Strictly. Raises CheckpointError saying what differs; ``name`` (the network's) and ``path`` are for its message."""
+    """Strictly, by the network's own names or, where more of the weights have those, by the field's shared ones.
+
+    Raises CheckpointError saying what differs; ``name`` (the network's) and ``path`` are for its message.
+    """
     own = network.state_dict()
-    missing, stray = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    namings = ({key: key for key in own}, network.shared_names())
+    naming = max(namings, key=lambda naming: len(weights.keys() & naming.values()))
+    missing, stray = sorted(naming.values() - weights.keys()), sorted(weights.keys() - set(naming.values()))
     if missing or stray:
         raise CheckpointError(
             f"{path}: is not a {name}; of its {len(own)} weights {len(missing)} are missing{_first(missing)}, "
             f"and {len(stray)} are not its own{_first(stray)}"
         )
-    differing = [key for key in own if own[key].shape != weights[key].shape]
-    if differing and all(key.startswith("logits.") for key in differing):
-        raise CheckpointError(f"{path}: found {len(weights[differing[0]])} classes, expected {network.classes}")
+    differing = [(key, named) for key, named in naming.items() if own[key].shape != weights[named].shape]
     if differing:
-        key = differing[0]
+        key, named = differing[0]
+        if all(key.startswith("logits.") for key, _ in differing):
+            raise CheckpointError(f"{path}: found {len(weights[named])} classes, expected {network.classes}")
         raise CheckpointError(
-            f"{path}: is not this {name}; found {key} of {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}"
+            f"{path}: is not this {name}; found {named} of {tuple(weights[named].shape)}, expected {tuple(own[key].shape)}"
         )
-    network.load_state_dict(weights)
+    network.load_state_dict({key: weights[named] for key, named in naming.items()})
 
 
 def _first(names: list[str]) -> str:

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from sakd.errors import ConfigError, did_you_mean
 from sakd.networks.staged import StagedNet
 
+STAGE = (r"^\w+\.", "")  # a weight's name without it is the one that it has uncut
 MODES = {True: "train", False: "eval"}
 
 
@@ -41,11 +42,10 @@ def foreign(
     if "in_channels" not in passes and in_channels != 3:
         raise ConfigError(f"in_channels: found {in_channels}, {build} takes 3 (`passes` names no argument for them)")
     network = _call(build, {**arguments, **{argument: sizes[key] for key, argument in passes.items()}})
-    staged = StagedNet(cut(network, cuts, build), family, (in_channels, image_size, image_size))
+    staged = StagedNet(cut(network, cuts, build), family, (in_channels, image_size, image_size), [STAGE])
     if staged.classes != num_classes:
         raise ConfigError(f"num_classes: found {num_classes}, {build} has {staged.classes} outputs (see `passes`)")
     _keep_inputs(staged)
-    staged.original_names = {key: key.partition(".")[2] for key in staged.state_dict()}
     return staged
 
 
@@ -73,16 +73,15 @@ def cut(network: nn.Module, cuts: Mapping[str, str], name: str) -> dict[str, nn.
         trace = _Trace(network.train(mode), name)
         passes[mode] = trace.split({stage: trace.find(place, f"cuts.{stage}") for stage, place in cuts.items()})
     network.train(training)
-    stages = {
-        stage: Stage(network, {mode: graphs[stage] for mode, graphs in passes.items()}) for stage in (*cuts, "logits")
-    }
-    used = [key.partition(".")[2] for stage in stages.items() for key in nn.ModuleDict([stage]).state_dict()]
-    twice = sorted({key for key in used if used.count(key) > 1})
-    if twice:
-        raise ConfigError(f"cuts: {', '.join(twice)} would belong to several stages")
-    unused = sorted(network.state_dict().keys() - used)
-    if unused:
-        raise ConfigError(f"build: {name} has weights that its logits do not depend on: {', '.join(unused)}")
+    stages = {stage: Stage(network, {mode: graphs[stage] for mode, graphs in passes.items()}) for stage in (*cuts, "logits")}
+    owner: dict[str, str] = {}
+    for stage, module in stages.items():
+        for key in module.state_dict():
+            if owner.setdefault(key, stage) != stage:
+                raise ConfigError(f"cuts: {key} would belong to {owner[key]} and {stage}; expected weights of one stage each")
+    for key in network.state_dict():
+        if key not in owner:  # nothing uses it, but files hold it
+            _adopt(stages["logits"], network, key)
     return stages
 
 
@@ -93,23 +92,26 @@ class _Trace(fx.Tracer):
         super().__init__()
         self.name = f"{name} (in {MODES[network.training]} mode)"
         self.returned: dict[str, list[fx.Node]] = {}
-        state = network.state_dict(keep_vars=True)
-        before = {key: value._version for key, value in state.items()}, torch.get_rng_state().tolist()
+        self.whole: dict[str, Exception] = {}
+        before, random = _versions(network), torch.get_rng_state()
         try:
             graph = self.trace(network)
         except Exception as error:  # a forward may fail on a symbolic tensor with any kind
             raise ConfigError(f"build: torch.fx cannot trace {self.name}: {error}") from error
-        changed = [key for key, value in state.items() if value._version != before[0][key]]
-        if changed or torch.get_rng_state().tolist() != before[1]:
+        after = _versions(network)
+        changed = [key for key, version in before.items() if after.get(key) != version]
+        if changed or not torch.equal(torch.get_rng_state(), random):  # tracing did it once, and the graph never would
             what = f"changes {changed[0]}" if changed else "draws random numbers"
-            raise ConfigError(f"build: torch.fx cannot trace {self.name}: its forward {what} without a layer or an input")
+            raise ConfigError(f"build: torch.fx cannot trace {self.name}: a forward that is no layer's {what} by itself")
         self.nodes = list(graph.nodes)
         self.place = {node: place for place, node in enumerate(self.nodes)}
-        inputs = [node.name for node in self.nodes if node.op == "placeholder"]
-        if len(inputs) != 1:
-            raise ConfigError(f"build: {self.name} takes {', '.join(inputs)}; expected images alone")
+        self.returned = {path: [node for node in nodes if node in self.place] for path, nodes in self.returned.items()}
         if not isinstance(self.nodes[-1].args[0], fx.Node):
             raise ConfigError(f"build: {self.name} returns {self.nodes[-1].args[0]}; expected logits alone")
+
+    def create_args_for_root(self, forward: Callable, is_module: bool, concrete_args: object = None) -> tuple[Callable, list]:
+        """Images are the only input; other arguments of ``forward`` have their defaults."""
+        return forward, [self.root, self.create_proxy("placeholder", "images", (), {})]
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         """Layers of torch.nn, and what is derived from them, stay whole: they may count batches or look at sizes."""
@@ -117,10 +119,19 @@ class _Trace(fx.Tracer):
         return super().is_leaf_module(module, path) or any(home.startswith("torch.nn.modules.") for home in homes)
 
     def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
-        output = super().call_module(module, forward, args, kwargs)
+        """As usual; but a module that cannot be traced stays whole."""
+        path, recorded, stack = self.path_of_module(module), len(self.graph.nodes), self.module_stack.copy()
+        try:
+            output = super().call_module(module, forward, args, kwargs)
+        except Exception as error:  # of any kind, as above
+            for node in reversed(list(self.graph.nodes)[recorded:]):
+                self.graph.erase_node(node)
+            self.module_stack = stack
+            output = self.create_proxy("call_module", path, args, kwargs)
+            self.whole[path] = error
         nodes: list[fx.Node] = []
         fx.node.map_aggregate(output, lambda value: nodes.append(value.node) if isinstance(value, fx.Proxy) else None)
-        self.returned.setdefault(self.path_of_module(module), []).extend(nodes)
+        self.returned.setdefault(path, []).extend(nodes)
         return output
 
     def find(self, place: str, key: str) -> fx.Node:
@@ -128,10 +139,13 @@ class _Trace(fx.Tracer):
         found = dict.fromkeys([*self.returned.get(place, []), *(node for node in self.nodes if node.name == place)])
         if len(found) > 1:
             raise ConfigError(f"{key}: '{place}' stands for several tensors: {', '.join(map(str, found))}")
+        for path, error in self.whole.items():
+            if place.startswith(f"{path}."):
+                raise ConfigError(f"{key}: '{place}' lies in '{path}', which torch.fx cannot trace ({error})")
         if not found:
             own = [node.name for node in self.nodes if node.op == "call_function" and not node.meta.get("nn_module_stack")]
             near = did_you_mean(place, [*self.returned, *(node.name for node in self.nodes)])
-            listed = [path for path in self.returned if path.count(".") < 2] + own
+            listed = [path for path, nodes in self.returned.items() if nodes and path.count(".") < 2] + own
             raise ConfigError(f"{key}: {self.name} has no '{place}'.{near} Some that it has: {', '.join(listed)}")
         return next(iter(found))
 
@@ -144,9 +158,7 @@ class _Trace(fx.Tracer):
             if last >= self.place[following_end] or end is output.args[0]:
                 rest = f"'{following_end}'" if following != "logits" else "the logits"
                 raise ConfigError(f"cuts.{stage}: '{end}' does not run before {rest}, where {following} ends")
-            crossing = [
-                node.name for node in self.nodes[:last] if any(self.place[user] > last for user in node.users)
-            ]
+            crossing = [node.name for node in self.nodes[:last] if any(self.place[user] > last for user in node.users)]
             if crossing:
                 raise ConfigError(
                     f"cuts.{stage}: more than one tensor runs through a cut behind '{end}': {', '.join([*crossing, end.name])}"
@@ -161,6 +173,12 @@ class _Trace(fx.Tracer):
                 graph.output(copies[end])
             start = end
         return graphs
+
+
+def _versions(network: nn.Module) -> dict[str, tuple[int, int]]:
+    """Which tensor each parameter and buffer is, and how often it was written."""
+    named = (*network.named_parameters(), *network.named_buffers())
+    return {name: (id(value), value._version) for name, value in named}
 
 
 class Stage(nn.Module):
@@ -213,6 +231,9 @@ def _keep_inputs(staged: StagedNet) -> None:
             x = torch.empty(2, *shape, device="meta")
             before = x._version
             state = {key: value.to("meta") for key, value in (*stage.named_parameters(), *stage.named_buffers())}
-            functional_call(stage, state, (x,))
-            stage._overwrites |= x._version != before
+            try:
+                functional_call(stage, state, (x,))
+                stage._overwrites |= x._version != before
+            except (RuntimeError, NotImplementedError):  # it needs values; a copy is never wrong
+                stage._overwrites = True
     staged.train(training)
