@@ -65,9 +65,10 @@ def _call(path: str, arguments: Mapping[str, object]) -> nn.Module:
 
 def cut(network: nn.Module, cuts: Mapping[str, str], name: str) -> dict[str, nn.Module]:
     """``network`` in stages, by name; modules and parameters are shared with it. ``name`` is for errors."""
-    maps = [f"stage{number}" for number in range(1, len(cuts) - 1)]
-    if list(cuts) != ["stem", *maps, "embedding"] or not maps:
-        raise ConfigError(f"cuts: found {', '.join(cuts) or 'none'}, expected stem, stage1, stage2, …, embedding, in order")
+    names = ["stem", *(f"stage{number}" for number in range(1, len(cuts) - 1)), "embedding"]
+    if cuts.keys() != set(names) or len(names) < 3:
+        raise ConfigError(f"cuts: found {', '.join(cuts) or 'none'}, expected stem, stage1, stage2, …, embedding")
+    cuts = {stage: cuts[stage] for stage in names}
     training, passes = network.training, {}
     for mode in MODES:
         trace = _Trace(network.train(mode), name)
@@ -221,19 +222,15 @@ def _adopt(stage: nn.Module, network: nn.Module, path: str) -> None:
 def _keep_inputs(staged: StagedNet) -> None:
     """Stages that begin in place get a copy to begin with: a stage's output is not overwritten by the next.
 
-    Tensors count how often they were written; on the meta device nothing is computed, drawn or moved.
+    Tensors count how often they were written. No buffer is moved by this, and no random stream.
     """
     training = staged.training
-    for mode in MODES:
-        staged.train(mode)
-        shapes = [staged.input_shape, *staged.shapes.values()]
-        for stage, shape in zip(staged, shapes, strict=False):
-            x = torch.empty(2, *shape, device="meta")
-            before = x._version
-            state = {key: value.to("meta") for key, value in (*stage.named_parameters(), *stage.named_buffers())}
-            try:
-                functional_call(stage, state, (x,))
+    with torch.random.fork_rng(devices=[]):
+        for mode in MODES:
+            staged.train(mode)
+            for stage, shape in zip(staged, [staged.input_shape, *staged.shapes.values()], strict=False):
+                x = torch.zeros(2, *shape)
+                before = x._version
+                functional_call(stage, {name: buffer.clone() for name, buffer in stage.named_buffers()}, (x,))
                 stage._overwrites |= x._version != before
-            except (RuntimeError, NotImplementedError):  # it needs values; a copy is never wrong
-                stage._overwrites = True
     staged.train(training)
