@@ -139,23 +139,31 @@ def test_a_foreign_pair_distils_and_the_student_s_file_loads(tmp_path):
 # Networks made for the purpose
 
 
+class Norm(nn.BatchNorm2d):
+    """A layer derived from PyTorch's, which counts batches."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
 class Plain(nn.Module):
     """Two convolutions with ``between`` them, and what a forward may do by itself: dropout, and a branch on the mode."""
 
     def __init__(self, num_classes: int, between=lambda x: x):
         super().__init__()
         self.first = nn.Conv2d(3, 4, 3)
-        self.norm = nn.BatchNorm2d(4)
+        self.norm = Norm(4)
         self.between = between
         self.second = nn.Conv2d(4, 4, 3)
         self.rectify = nn.ReLU(inplace=True)
         self.classify = nn.Linear(4, num_classes)
         self.register_buffer("scale", torch.tensor(3.0))
+        self.register_buffer("offset", torch.tensor(0.5), persistent=False)
         self.idle = nn.Linear(2, 2)
 
     def forward(self, x: Tensor, twice: bool = False) -> Tensor:
         x = self.between(self.norm(self.first(x)))
-        x = self.rectify(self.second(x)) * self.scale
+        x = self.rectify(self.second(x)) * self.scale + self.offset
         x = F.dropout(x, 0.5, self.training)
         if self.training:
             x = x + torch.ones(1)
@@ -184,7 +192,13 @@ class Branch(nn.Module):
         self.inner = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x) if x.sum() > -100 else x
+        x.mul_(2)
+        return self.inner(x) if x.sum() > -1e6 else x
+
+
+class RectifiesInEval(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training else x.relu_()
 
 
 # Each begins a stage; most overwrite what they get.
@@ -197,14 +211,16 @@ BETWEEN = {
     "view": lambda x: x.flatten(1).relu_().view_as(x),
     "result_unused": lambda x: (x.mul_(3), x)[1],
     "training_alone": nn.Dropout(0.5, inplace=True),
-    "untraceable": Branch(),
+    "evaluation_alone": RectifiesInEval(),
+    "untraceable": nn.Sequential(Branch()),
 }
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("between", BETWEEN)
 def test_stages_do_the_same_and_overwrite_no_output(between, training):
-    whole, network = Plain(7, BETWEEN[between]).train(training), cut(between=BETWEEN[between]).train(training)
+    whole, network = Plain(7, BETWEEN[between]), cut(between=deepcopy(BETWEEN[between]))
+    whole.train(training), network.train(training)
     start = deepcopy(whole.state_dict())
     images = torch.randn(5, 3, 8, 8)
 
@@ -407,9 +423,9 @@ def test_what_cannot_be_cut_is_refused_by_name(network, cuts, error):
 
 def test_a_cut_in_what_cannot_be_traced_is_refused_with_the_reason():
     with pytest.raises(
-        ConfigError, match=r"^cuts\.stage1: 'between\.inner' lies in 'between', .* cannot trace \(.*control flow"
+        ConfigError, match=r"^cuts\.stage1: 'between\.0\.inner' lies in 'between\.0', .* cannot trace \(.*control flow"
     ):
-        cut(cuts=CUTS | {"stage1": "between.inner"}, between=Branch())
+        cut(cuts=CUTS | {"stage1": "between.0.inner"}, between=nn.Sequential(Branch()))
 
 
 @pytest.mark.parametrize(

@@ -94,13 +94,13 @@ class _Trace(fx.Tracer):
         self.name = f"{name} (in {MODES[network.training]} mode)"
         self.returned: dict[str, list[fx.Node]] = {}
         self.whole: dict[str, Exception] = {}
-        before, random = _versions(network), torch.get_rng_state()
+        before, random = _writes(network), torch.get_rng_state()
         try:
             graph = self.trace(network)
         except Exception as error:  # a forward may fail on a symbolic tensor with any kind
             raise ConfigError(f"build: torch.fx cannot trace {self.name}: {error}") from error
-        after = _versions(network)
-        changed = [key for key, version in before.items() if after.get(key) != version]
+        after = _writes(network)
+        changed = [key for key, (value, writes) in before.items() if after[key][0] is not value or after[key][1] != writes]
         if changed or not torch.equal(torch.get_rng_state(), random):  # tracing did it once, and the graph never would
             what = f"changes {changed[0]}" if changed else "draws random numbers"
             raise ConfigError(f"build: torch.fx cannot trace {self.name}: a forward that is no layer's {what} by itself")
@@ -176,10 +176,9 @@ class _Trace(fx.Tracer):
         return graphs
 
 
-def _versions(network: nn.Module) -> dict[str, tuple[int, int]]:
-    """Which tensor each parameter and buffer is, and how often it was written."""
-    named = (*network.named_parameters(), *network.named_buffers())
-    return {name: (id(value), value._version) for name, value in named}
+def _writes(network: nn.Module) -> dict[str, tuple[Tensor, int]]:
+    """Each parameter and buffer, and how often it was written."""
+    return {key: (value, value._version) for key, value in (*network.named_parameters(), *network.named_buffers())}
 
 
 class Stage(nn.Module):
