@@ -140,10 +140,12 @@ def test_a_foreign_pair_distils_and_the_student_s_file_loads(tmp_path):
 
 
 class Norm(nn.BatchNorm2d):
-    """A layer derived from PyTorch's, which counts batches."""
+    """A layer derived from PyTorch's, which counts batches by itself."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training)
 
 
 class Plain(nn.Module):
@@ -419,6 +421,11 @@ CUT_AT_SECOND = {"stem": "first", "stage1": "second", "embedding": "mean"}
 def test_what_cannot_be_cut_is_refused_by_name(network, cuts, error):
     with pytest.raises(ConfigError, match=error):
         cut(network, cuts if cuts.keys() == CUT_AT_SECOND.keys() else CUTS | cuts)
+
+
+def test_what_cannot_be_traced_stays_whole_and_may_end_a_stage():
+    network = cut(cuts=CUTS | {"stem": "between.0"}, between=nn.Sequential(Branch()))
+    assert isinstance(network.stem.between.get_submodule("0"), Branch)
 
 
 def test_a_cut_in_what_cannot_be_traced_is_refused_with_the_reason():
