@@ -194,8 +194,8 @@ class Branch(nn.Module):
         self.inner = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        x.mul_(2)
-        return self.inner(x) if x.sum() > -1e6 else x
+        x = self.inner(x.mul_(2))
+        return x + 1 if x.sum() > -1e6 else x
 
 
 class RectifiesInEval(nn.Module):
@@ -426,6 +426,11 @@ def test_what_cannot_be_cut_is_refused_by_name(network, cuts, error):
 def test_what_cannot_be_traced_stays_whole_and_may_end_a_stage():
     network = cut(cuts=CUTS | {"stem": "between.0"}, between=nn.Sequential(Branch()))
     assert isinstance(network.stem.between.get_submodule("0"), Branch)
+
+
+def test_what_lies_in_it_is_not_offered():
+    with pytest.raises(ConfigError, match=r"Some that it has: first, norm, between, second, rectify, classify, "):
+        cut(cuts=CUTS | {"stage1": "nowhere"}, between=Branch())
 
 
 def test_a_cut_in_what_cannot_be_traced_is_refused_with_the_reason():

@@ -69,11 +69,10 @@ def cut(network: nn.Module, cuts: Mapping[str, str], name: str) -> dict[str, nn.
     if cuts.keys() != set(names) or len(names) < 3:
         raise ConfigError(f"cuts: found {', '.join(cuts) or 'none'}, expected stem, stage1, stage2, …, embedding")
     cuts = {stage: cuts[stage] for stage in names}
-    training, passes = network.training, {}
+    passes = {}
     for mode in MODES:
         trace = _Trace(network.train(mode), name)
         passes[mode] = trace.split({stage: trace.find(place, f"cuts.{stage}") for stage, place in cuts.items()})
-    network.train(training)
     stages = {stage: Stage(network, {mode: graphs[stage] for mode, graphs in passes.items()}) for stage in (*cuts, "logits")}
     owner: dict[str, str] = {}
     for stage, module in stages.items():
@@ -106,7 +105,8 @@ class _Trace(fx.Tracer):
             raise ConfigError(f"build: torch.fx cannot trace {self.name}: a forward that is no layer's {what} by itself")
         self.nodes = list(graph.nodes)
         self.place = {node: place for place, node in enumerate(self.nodes)}
-        self.returned = {path: [node for node in nodes if node in self.place] for path, nodes in self.returned.items()}
+        kept = {path: [node for node in nodes if node in self.place] for path, nodes in self.returned.items()}
+        self.returned = {path: nodes for path, nodes in kept.items() if nodes}
         if not isinstance(self.nodes[-1].args[0], fx.Node):
             raise ConfigError(f"build: {self.name} returns {self.nodes[-1].args[0]}; expected logits alone")
 
@@ -146,7 +146,7 @@ class _Trace(fx.Tracer):
         if not found:
             own = [node.name for node in self.nodes if node.op == "call_function" and not node.meta.get("nn_module_stack")]
             near = did_you_mean(place, [*self.returned, *(node.name for node in self.nodes)])
-            listed = [path for path, nodes in self.returned.items() if nodes and path.count(".") < 2] + own
+            listed = [path for path in self.returned if path.count(".") < 2] + own
             raise ConfigError(f"{key}: {self.name} has no '{place}'.{near} Some that it has: {', '.join(listed)}")
         return next(iter(found))
 
