@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -39,6 +40,13 @@ def compose_lazily(*overrides: str) -> DictConfig:
     configuration.register_resolvers()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", list(overrides))
+
+
+def skip_without_package_of(network: str) -> None:
+    """Skip the test if ``network`` of conf/network is another package's, and that is not installed."""
+    node = yaml.safe_load((ROOT / "conf/network" / f"{network}.yaml").read_text())
+    if "build" in node:
+        pytest.importorskip(node["build"].partition(".")[0])
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch import nn
 from sakd import build
 from sakd.config import TEACHER_KEYS, digest, flatten, teacher_config
 from sakd.errors import CheckpointError, ConfigError, did_you_mean
-from tests.conftest import ROOT, compose_config, other_family
+from tests.conftest import ROOT, compose_config, other_family, skip_without_package_of
 
 CONF = ROOT / "conf"
 CPU = torch.device("cpu")
@@ -58,6 +58,7 @@ def test_students_and_teachers_are_the_same_networks():
 
 @pytest.mark.parametrize("name", names("network"))
 def test_every_network_builds_as_student_and_as_teacher(name):
+    skip_without_package_of(name)
     config = compose_config("dataset=cifar10", f"student={name}", f"teacher={name}", "distiller=none")
     assert config["student"]["name"] == config["teacher"]["name"] == name
     assert_resolved(config)

@@ -22,7 +22,8 @@ class StagedNet(nn.Sequential):
     ``family`` tells which networks are of one design; ``shapes`` gives every stage's output shape for one sample.
     ``renames`` make, one after the other, a weight's name in the field's shared checkpoint files of the name it has here.
 
-    Raises ConfigError if images of ``input_shape`` (channels, height, width) cannot pass through.
+    Raises ConfigError if images of ``input_shape`` (channels, height, width) cannot pass through, or a stage's output is
+    not such a tensor.
     """
 
     def __init__(self, stages: Mapping[str, nn.Module], family: str, input_shape: Shape, renames: Renames = ()):
@@ -91,7 +92,14 @@ class StagedNet(nn.Sequential):
             ) from error
         finally:
             self.train(training)
-        return {name: tuple(output.shape[1:]) for name, output in outputs.items()}
+        return {name: self._shape(name, output) for name, output in outputs.items()}
+
+    def _shape(self, name: str, output: object) -> Shape:
+        expected, dimensions = ("a vector", 2) if name in ("embedding", "logits") else ("a map", 4)
+        if not isinstance(output, Tensor) or output.dim() != dimensions:
+            found = f"a tensor of {tuple(output.shape[1:])}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise ConfigError(f"{name}: found {found} for an image in this {self.family} network, expected {expected}")
+        return tuple(output.shape[1:])
 
 
 class Pooled(nn.Sequential):
