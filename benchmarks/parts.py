@@ -26,15 +26,24 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def read(group: str, name: str) -> Node:
-    """A file of ``conf/`` over those that its defaults list names, with ``${group.key}`` replaced by the key's value."""
+def read(group: str, name: str, **known: object) -> Node:
+    """A file of ``conf/`` over those that its defaults list names, with plain values.
+
+    ``${group.key}`` is that key of the file, ``${key}`` one of ``known``; of ``${oc.select:path,otherwise}`` there is only
+    the otherwise, since no other group is read.
+    """
     node = _merged(group, name)
 
     def resolved(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: resolved(inner) for key, inner in value.items()}
-        own_key = re.fullmatch(rf"\$\{{{group}\.(\w+)\}}", value) if isinstance(value, str) else None
-        return node[own_key[1]] if own_key else value
+        asks = re.fullmatch(r"\$\{(.*)\}", value) if isinstance(value, str) else None
+        if asks is None:
+            return value
+        if asks[1].startswith("oc.select:"):
+            return yaml.safe_load(asks[1].rpartition(",")[2])
+        own = asks[1].removeprefix(f"{group}.")
+        return node[own] if own in node else known.get(asks[1], value)
 
     return resolved(node)
 
@@ -64,11 +73,14 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=LR, momentum=0.9, weight_decay=5e-4)
 
 
-def trainer(teacher: str, student: str, distiller: str, mode: str, samples: int, device: torch.device) -> Trainer:
+def trainer(
+    teacher: str, student: str, distiller: str, mode: str, samples: int, batch_size: int, device: torch.device
+) -> Trainer:
     """A trainer that is ready to step, over ``samples`` training images of ``dataset``."""
     student_net, teacher_net = network(student), network(teacher)
     with initialising(0, "parts"):
-        losses = {name: make(node, student_net, teacher_net) for name, node in read("distiller", distiller)["losses"].items()}
+        nodes = read("distiller", distiller, batch_size=batch_size)["losses"]
+        losses = {name: make(node, student_net, teacher_net) for name, node in nodes.items()}
         spots = spots_of(student_net, teacher_net, losses.values())
         spot_mode = make(read("spot_mode", mode), spots, student_net, teacher_net)
     built = Trainer(student_net, teacher_net, losses, spot_mode, optimizer=sgd, policy_optimizer=sgd, device=device)

@@ -59,7 +59,7 @@ def floor_cell(options: argparse.Namespace) -> Cell:
 
 def trainer_cell(options: argparse.Namespace, distiller: str, mode: str) -> Cell:
     """Raises ConfigError if the distiller is not defined for the pair."""
-    made = trainer(*options.pair, distiller, mode, options.samples, options.device)
+    made = trainer(*options.pair, distiller, mode, options.samples, options.batch, options.device)
     inputs = batch(options.batch, options.samples, options.device)
     optimizers = [optimizer for optimizer in (made.optimizer, made.policy_optimizer) if optimizer is not None]
 

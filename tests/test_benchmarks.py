@@ -92,7 +92,10 @@ def test_times_and_ratios_are_medians_over_the_rounds():
 
 @pytest.mark.parametrize("distiller", parts.choices("distiller"))
 def test_distillers_are_read_as_hydra_composes_them(distiller):
-    assert parts.read("distiller", distiller)["losses"] == compose_config(f"distiller={distiller}")["distiller"]["losses"]
+    assert (
+        parts.read("distiller", distiller, batch_size=64)["losses"]
+        == compose_config(f"distiller={distiller}")["distiller"]["losses"]
+    )
 
 
 @pytest.mark.parametrize("mode", parts.choices("spot_mode"))

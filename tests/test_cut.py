@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from sakd import build
-from sakd.data import assemble
-from sakd.data.sets import ImageSet
+from sakd.data import ImageSet, assemble
 from sakd.errors import CheckpointError, ConfigError
 from sakd.grafts import frozen_alias
 from sakd.job import execute
