@@ -76,6 +76,7 @@ class ImageFiles:
             num_workers=self.workers,
             pin_memory=self.pin_memory and self.labels.is_cuda,
             multiprocessing_context=START if self.workers else None,
+            worker_init_fn=_end_when_told,
             generator=torch.Generator(),  # else it would draw from the global one
         )
         batches = None
@@ -87,15 +88,16 @@ class ImageFiles:
                     raise images
                 yield images.to(self.labels.device, non_blocking=True)
         finally:
-            with _interruptions_wait():
-                del batches  # its workers end here, even where a traceback keeps this frame
+            if self.workers and batches is not None:
+                with _interruptions_wait():
+                    batches._shutdown_workers()  # there is no public way, and a traceback may keep the iterator from its end
 
 
 @contextmanager
 def _interruptions_wait() -> Iterator[None]:
     """Ctrl-C and SIGTERM act when the block is left: what a handler raises inside fork's callbacks or a ``__del__`` is lost.
 
-    Workers started inside never get them: sent to the whole group they are for this process, which ends its workers.
+    Workers started inside get neither at first, and Ctrl-C never: it is for this process, which ends its workers.
     """
     arrived, before = [], {}
     if threading.current_thread() is threading.main_thread():  # no other may set handlers
@@ -109,6 +111,12 @@ def _interruptions_wait() -> Iterator[None]:
             signal.signal(number, handler)
         for number in arrived:
             signal.raise_signal(number)
+
+
+def _end_when_told(worker: int) -> None:
+    """SIGTERM ends a worker with 0: of a worker that fails, the main process would hear before its own SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
 
 
 @dataclass(frozen=True)
