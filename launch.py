@@ -26,8 +26,10 @@ from sakd.tracking import mirrored, start_mirror
 
 log = logging.getLogger("sakd")
 
+CONF = Path(__file__).parent / "conf"
 
-@hydra.main(config_path=str(Path(__file__).parent / "conf"), config_name="config", version_base="1.3")
+
+@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """One run."""
     try:
@@ -50,12 +52,19 @@ def main(cfg: DictConfig) -> None:
     show_result(result, str(run.folder), config["tracking"].get("uri"))
 
 
+def choices(group: str) -> list[str]:
+    """The files of a group under conf/, also those in its folders, as a command line names them. Hydra lists its own."""
+    folder = CONF / group
+    return [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml") if group != "hydra"]
+
+
 def explain(error: HydraException) -> str:
     """Hydra's message, with the nearest key or value that there is."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, MissingConfigException) and error.options:
-        word = Path(error.missing_cfg_file or "").name
-        return f"{lines[0]}; expected one of {', '.join(error.options)}.{did_you_mean(word, error.options)}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, word = error.missing_cfg_file.partition("/")
+        options = sorted({*(error.options or ()), *choices(group)})
+        return f"{lines[0]}; expected one of {', '.join(options)}.{did_you_mean(word, options)}"
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.key is not None:
         siblings = [] if cause.parent_node is None else [key for key in cause.parent_node if key != "hydra"]

@@ -39,18 +39,33 @@ def make(node: Config, key: str, *arguments: object, leave: tuple[str, ...] = ()
 
 def check_node(node: Config, key: str, positional: int, leave: tuple[str, ...]) -> Config:
     """What of ``node`` is passed to its ``_target_``, behind so many positional arguments; errors as in ``make``."""
+    callee = _target(node, key)
+    own = {name: value for name, value in node.items() if name not in ("name", *leave)}
+    _check_keys(callee, own, key, positional, besides=leave)
+    for name, value in own.items():
+        _check_inner(value, f"{key}.{name}")
+    return own
+
+
+def _target(node: Config, key: str) -> Any:
     if not isinstance(node, dict):
         raise ConfigError(f"{key}: found {node!r}, expected keys and values")
-    own = {name: value for name, value in node.items() if name not in ("name", *leave)}
-    target = own.get("_target_")
+    target = node.get("_target_")
     if target is None:
         raise ConfigError(f"{key}._target_: found none, expected the import path of what to build")
     try:
-        callee = resolve_name(target)
+        return resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key}._target_: cannot import {target}.{_nearest_sibling(target)}") from error
-    _check_keys(callee, own, key, positional, besides=leave)
-    return own
+
+
+def _check_inner(node: Any, key: str) -> None:
+    """Nodes with a ``_target_`` among a node's values are built with it, and checked with it."""
+    if isinstance(node, dict) and "_target_" in node:
+        check_node(node, key, 0, ())
+    elif isinstance(node, dict):
+        for name, value in node.items():
+            _check_inner(value, f"{key}.{name}")
 
 
 def _nearest_sibling(target: str) -> str:
@@ -139,24 +154,37 @@ def trainer(config: Config, built: Parts, device: torch.device) -> Trainer:
     return built_trainer
 
 
+IN_MEMORY = ("crop_padding", "flip")  # what is promised of images in memory alone
+
+
 def promises(config: Config) -> dict[str, Any]:
     """What the data set's node says of its images. Raises ConfigError if a key is missing or no images could satisfy it."""
     node = config["dataset"]
-    keys = list(inspect.signature(check_promises).parameters)
+    taken = _taken_by_reader(node)
+    keys = [key for key in inspect.signature(check_promises).parameters if key not in IN_MEMORY or "augmentation" not in taken]
     missing = [key for key in keys if key not in node]
     if missing:
         raise ConfigError(f"dataset.{missing[0]}: found nothing, every data set needs it.{did_you_mean(missing[0], node)}")
     promised = {key: node[key] for key in keys}
     check_promises(**promised)
-    check_node(node, "dataset", 0, ("recipe", *promised))
+    check_node(node, "dataset", 0, _not_taken(promised, taken))
     return promised
 
 
 def dataset(config: Config) -> Dataset:
-    """Read the images with the node's ``_target_``; they must be as promised."""
+    """Read the images with the node's ``_target_``, which gets the promises that it has arguments for; all must be kept."""
     promised = promises(config)
-    train, test = make(config["dataset"], "dataset", leave=("recipe", *promised))
+    taken = _taken_by_reader(config["dataset"])
+    train, test = make(config["dataset"], "dataset", leave=_not_taken(promised, taken))
     return assemble(train, test, **promised)
+
+
+def _taken_by_reader(node: Config) -> set[str]:
+    return set(inspect.signature(_target(node, "dataset")).parameters)
+
+
+def _not_taken(promised: dict[str, Any], taken: set[str]) -> tuple[str, ...]:
+    return ("recipe", *(key for key in promised if key not in taken))
 
 
 def device(config: Config) -> torch.device:

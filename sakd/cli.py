@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from sakd.errors import SakdError
+
 
 @click.group()
 @click.version_option(package_name="sakd")
@@ -25,6 +27,37 @@ def sync(runs: Path) -> None:
         click.echo(f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}", err=True)
     if failures:
         raise SystemExit(1)
+
+
+@main.command("export-checkpoint")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="By default RUN/student.pth.")
+def export(run: Path, output: Path | None) -> None:
+    """Write the student of the finished run in the folder RUN for RepDistiller, mdistiller and the like."""
+    from sakd.export import export_checkpoint
+
+    output = output or run / "student.pth"
+    try:
+        export_checkpoint(run, output)
+    except SakdError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(str(output))
+
+
+@main.command()
+@click.option("--write", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Replace the tables in this file.")
+def catalogue(write: Path | None) -> None:
+    """Print the tables of distillers and networks, or write them into the README."""
+    from sakd import catalogue
+
+    try:
+        tables = catalogue.tables()
+        if write is None:
+            click.echo("\n".join(tables.values()), nl=False)
+        else:
+            catalogue.write(tables, write)
+    except SakdError as error:
+        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ NOT_IDENTITY = (
     "tracking",
     "dataset.root",
     "dataset.download",
+    "dataset.workers",
+    "dataset.pin_memory",
     "dataset.recipe",
     "teacher.checkpoint",
     "teacher.min_accuracy",
@@ -43,9 +45,12 @@ TEACHER_KEYS = ("checkpoint", "min_accuracy", "training")
 
 
 def register_resolvers() -> None:
-    """``${times:a,b}`` multiplies; ``${share_of:n,[0.5, …]}`` gives whole numbers at those shares of n."""
+    """``${times:a,b}`` multiplies; ``${share_of:n,[0.5, …]}`` gives whole numbers at those shares of n; ``${last_of:path}``
+    is its last part; ``${choose:name,{at: 2.0, …},1.0}`` is the table's value for a name, or the last where it has none."""
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("share_of", _share_of, replace=True)
+    OmegaConf.register_new_resolver("last_of", lambda path: Path(path).absolute().name, replace=True)
+    OmegaConf.register_new_resolver("choose", lambda name, table, otherwise: table.get(name, otherwise), replace=True)
 
 
 def _share_of(whole: int, shares: Sequence[float]) -> ListConfig:

@@ -28,31 +28,29 @@ def spots_at(where: str | Sequence[str], student: StagedNet, teacher: StagedNet)
     """The spots of a kind, in order of depth.
 
     ``hint`` (stage 2 of both), ``stages`` (stage 1 … of the shallower, pairwise by index), ``last_stage`` (the last map
-    of each), ``embedding``, ``logits``; or stages by name: ``stage3``, ``stage3:stage4`` (student:teacher), or a list of such.
+    of each), ``embedding``, ``logits``; or stages by name: ``stage3``, ``stage3:stage4`` (student:teacher); or a list of such.
 
     Raises ConfigError if ``where`` is none of these, a network lacks the stage, or a map would be paired with a vector.
     """
-    if where == "hint":
-        pairs = [("stage2", "stage2")]
-    elif where == "stages":
-        pairs = list(zip(student.maps, teacher.maps))  # noqa: B905, the shallower network ends the list
-    elif where == "last_stage":
-        pairs = [(student.maps[-1], teacher.maps[-1])]
-    else:
-        pairs = _named_pairs(where)
+    kinds = {
+        "hint": [("stage2", "stage2")],
+        "stages": list(zip(student.maps, teacher.maps)),  # noqa: B905, the shallower network ends the list
+        "last_stage": [(student.maps[-1], teacher.maps[-1])],
+    }
+    pairs = [pair for name in _names(where) for pair in kinds.get(name, [(name.split(":")[0], name.split(":")[-1])])]
+    if len(set(pairs)) < len(pairs):
+        raise ConfigError(f"where={where}: expected each stage once")
     return [_spot(pair, where, student, teacher) for pair in pairs]
 
 
-def _named_pairs(where: object) -> list[tuple[str, str]]:
+def _names(where: object) -> Sequence[str]:
     names = [where] if isinstance(where, str) else where
     listed = isinstance(names, Sequence) and len(names) > 0
     if not listed or not all(isinstance(name, str) and name.count(":") < 2 for name in names):
         raise ConfigError(
             f"where={where}: expected one of {', '.join(KINDS)}, a stage, student:teacher stages, or a list of such"
         )
-    if len(set(names)) < len(names):
-        raise ConfigError(f"where={where}: expected each stage once")
-    return [(name.split(":")[0], name.split(":")[-1]) for name in names]
+    return names
 
 
 def _spot(pair: tuple[str, str], where: object, student: StagedNet, teacher: StagedNet) -> Spot:

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from sakd.grafts import frozen_alias
 from sakd.networks import StagedNet
 from sakd.spot_modes import SpotMode
 from sakd.spots import Spot, all_spots
-from sakd.streams import initialising, stream, stream_seed
+from sakd.streams import drawing, initialising, stream, stream_seed
 
 Progress = Callable[[int, int, int, Callable[[], dict[str, float]]], None]
 
@@ -147,12 +148,16 @@ class Trainer:
         self.policy_stream.manual_seed(stream_seed(self.seed, "policy", self.epoch))
         for name, own in self.distiller_streams.items():
             own.manual_seed(stream_seed(self.seed, f"distiller/{name}", self.epoch))
+        for distiller in self.distillers.values():
+            distiller.begin_epoch(self.epoch)
         steps = steps_per_epoch(len(dataset.train), batch_size)
         means = RunningMeans(self.epoch)
-        for step, batch in enumerate(train_batches(dataset, batch_size, stream(self.seed, "data", self.epoch)), 1):
-            means.add(self.train_step(*batch), len(batch.labels), step)
-            if progress is not None:
-                progress(self.epoch, step, steps, means.compute)
+        batches = train_batches(dataset, batch_size, stream(self.seed, "data", self.epoch))
+        with closing(batches), drawing(self.seed, "layers", self.epoch, self.device):  # the latter for dropout and the like
+            for step, batch in enumerate(batches, 1):
+                means.add(self.train_step(*batch), len(batch.labels), step)
+                if progress is not None:
+                    progress(self.epoch, step, steps, means.compute)
         measured = means.compute() | {f"lr/{name}": rate for name, rate in self.learning_rates().items()}
         for schedule in self.schedules.values():
             schedule.step()
@@ -272,15 +277,16 @@ def spots_of(student: StagedNet, teacher: StagedNet, distillers: Iterable[Distil
 
 
 @torch.no_grad()
-def evaluate(network: StagedNet, batches: Iterable[Batch]) -> dict[str, float]:
+def evaluate(network: StagedNet, batches: Generator[Batch, None, None]) -> dict[str, float]:
     """``accuracy`` in percent and mean cross-entropy ``loss``, in eval mode; the network's mode is put back."""
     training = network.training
     network.eval()
     correct = loss = samples = 0
-    for images, labels, _ in batches:
-        logits = network(images).float()
-        correct += (logits.argmax(1) == labels).sum()
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        samples += len(labels)
+    with closing(batches):
+        for images, labels, _ in batches:
+            logits = network(images).float()
+            correct += (logits.argmax(1) == labels).sum()
+            loss += F.cross_entropy(logits, labels, reduction="sum")
+            samples += len(labels)
     network.train(training)
     return {"accuracy": 100 * int(correct) / samples, "loss": float(loss) / samples}

@@ -5,8 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; must be known before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from sakd import config as configuration
 
@@ -21,11 +26,30 @@ def other_family(distiller: str) -> str:
     return "wrn_16_1" if distiller.startswith("fsp") else "vgg8"
 
 
+def light(distiller: str) -> tuple[str, ...]:
+    """Overrides that let a distiller start within a second."""
+    semckd = ("distiller.losses.semckd.widening=0.02",)  # as published, projections from a VGG are 69 million weights
+    warm_up = ("distiller.warm_up.epochs=1",)
+    return {"semckd": semckd, "ft": warm_up, "fsp_init": warm_up}.get(distiller, ())
+
+
 def compose_config(*overrides: str) -> configuration.Config:
     """What launch.py makes of a command line."""
+    return configuration.resolve(compose_lazily(*overrides))
+
+
+def compose_lazily(*overrides: str) -> DictConfig:
+    """As ``compose_config``, before interpolations are resolved and values checked."""
     configuration.register_resolvers()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return configuration.resolve(compose("config", list(overrides)))
+        return compose("config", list(overrides))
+
+
+def skip_without_package_of(network: str) -> None:
+    """Skip the test if ``network`` of conf/network is another package's, and that is not installed."""
+    node = yaml.safe_load((ROOT / "conf/network" / f"{network}.yaml").read_text())
+    if "build" in node:
+        pytest.importorskip(node["build"].partition(".")[0])
 
 
 @pytest.fixture

@@ -28,10 +28,10 @@ from sakd.data import (
     steps_per_epoch,
     train_batches,
 )
-from sakd.data.batches import augment
 from sakd.data.cifar import cifar10, cifar100
 from sakd.data.digits import digits
 from sakd.data.idx import fashion_mnist
+from sakd.data.memory import augment
 from sakd.data.sets import stratified
 from sakd.errors import ConfigError, DataError
 from sakd.streams import stream

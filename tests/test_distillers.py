@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from sakd.distillers import AT, CC, KD, NST, PKT, RKD, SP, VID, FitNet
+from sakd.distillers import AT, CC, CRD, DIST, DKD, KD, NST, PKT, RKD, SP, VID, FitNet
 from sakd.errors import ConfigError
 from sakd.networks import resnet8, resnet8x4, resnet20
 
@@ -146,7 +146,36 @@ def plain_nst(student, teacher):
     return sum(kernel(t, t) + kernel(s, s) - 2 * kernel(s, t) for s, t in pairs) / len(pairs)
 
 
+def plain_dkd(student, teacher, labels):
+    losses = []
+    for z_s, z_t, label in zip(student, teacher, labels, strict=True):
+        e_s, e_t = (z_s / TEMPERATURE).exp(), (z_t / TEMPERATURE).exp()
+        p_s, p_t = e_s / e_s.sum(), e_t / e_t.sum()
+        own_s, own_t = p_s[label], p_t[label]
+        of_target = own_t * (own_t / own_s).log() + (1 - own_t) * ((1 - own_t) / (1 - own_s)).log()
+        others = [c for c in range(len(z_s)) if c != label]
+        of_others = sum(p_t[c] / (1 - own_t) * (p_t[c] / (1 - own_t) / (p_s[c] / (1 - own_s))).log() for c in others)
+        losses.append(TEMPERATURE**2 * (0.7 * of_target + 8 * of_others))
+    return sum(losses) / len(losses)
+
+
+def plain_dist(student, teacher, epsilon=1e-8):
+    def correlation(a, b):
+        a, b = a - a.sum() / len(a), b - b.sum() / len(b)
+        return (a * b).sum() / ((a * a).sum().sqrt() * (b * b).sum().sqrt() + epsilon)
+
+    def probabilities(logits):
+        exponentials = (logits / TEMPERATURE).exp()
+        return exponentials / exponentials.sum(1, keepdim=True)
+
+    p_s, p_t = probabilities(student), probabilities(teacher)
+    inter = 1 - sum(correlation(s, t) for s, t in zip(p_s, p_t, strict=True)) / len(p_s)
+    intra = 1 - sum(correlation(s, t) for s, t in zip(p_s.T, p_t.T, strict=True)) / p_s.shape[1] if len(p_s) > 1 else 0
+    return TEMPERATURE**2 * (1.5 * inter + 0.5 * intra)
+
+
 LEARNED = (plain_cc, plain_vid)  # formulas with weights of the distiller
+LABELLED = (plain_dkd,)
 
 
 def plain_regression(regressor, student):
@@ -164,8 +193,11 @@ def plain_regression(regressor, student):
 KEYS = {
     KD: {"temperature": TEMPERATURE},
     CC: {"embedding_width": 5},
+    CRD: {"embedding_width": 5, "negatives": 9, "temperature": 0.07, "momentum": 0.5},  # its formula: test_crd.py
     RKD: {"distance_weight": 25.0, "angle_weight": 50.0},
     VID: {"initial_variance": 5.0},
+    DKD: {"target_weight": 0.7, "others_weight": 8.0, "temperature": TEMPERATURE, "ramp_epochs": 20},
+    DIST: {"inter_weight": 1.5, "intra_weight": 0.5, "temperature": TEMPERATURE},
 }
 
 
@@ -207,6 +239,8 @@ CASES = [
         (RKD, plain_rkd, VECTORS),
         (VID, plain_vid, MAPS),
         (NST, plain_nst, MAPS),
+        (DKD, plain_dkd, {"logits": ("logits", resnet20)}),
+        (DIST, plain_dist, {"logits": ("logits", resnet20)}),
     )
     for name, case in cases.items()
 ]
@@ -218,7 +252,8 @@ USUAL = [
     pytest.param(kind, where, id=kind.__name__)
     for kind, where in (
         *((KD, "logits"), (FitNet, "hint"), (AT, "stages"), (SP, "last_stage"), (PKT, "embedding")),
-        *((CC, "embedding"), (RKD, "embedding"), (VID, "stages"), (NST, "stages")),
+        *((CC, "embedding"), (RKD, "embedding"), (VID, "stages"), (NST, "stages"), (CRD, "embedding")),
+        *((DKD, "logits"), (DIST, "logits")),
     )
 ]
 
@@ -235,6 +270,7 @@ def test_masked_loss_is_the_kept_share_of_the_published_loss_on_the_kept_rows(ki
     f_s, f_t = features(distiller)
     loss, gradient = masked(distiller, f_s, f_t, keep)
     own = {"distiller": distiller} if plain in LEARNED else {}
+    own |= {"labels": LABELS[INDICES[keep]]} if plain in LABELLED else {}
     expected = int(keep.sum()) / BATCH * plain(f_s[keep], f_t[keep], **own)
     close(loss, expected)
     close(gradient, *torch.autograd.grad(expected, f_s))
@@ -364,9 +400,66 @@ def test_a_temperature_that_is_no_number_above_zero_is_refused(temperature):
         KD(*networks, "logits", 1.0, temperature=temperature)
 
 
+@pytest.mark.parametrize("value", [0, -4.0, float("nan"), "4", None])
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        *((DKD, key) for key in ("target_weight", "others_weight", "temperature", "ramp_epochs")),
+        *((DIST, key) for key in ("inter_weight", "intra_weight", "temperature")),
+    ],
+)
+def test_another_key_that_is_no_number_of_its_range_is_refused_by_name(kind, key, value):
+    networks, keys = (resnet8(10, 1, 8), resnet20(10, 1, 8)), KEYS[kind] | {key: value}
+    if value == 0 and key != "temperature":
+        kind(*networks, "logits", 1.0, **keys)
+        return
+    with pytest.raises(ConfigError, match=f"{key} of {kind.__name__}: found {value!r}, expected a finite number"):
+        kind(*networks, "logits", 1.0, **keys)
+
+
+def test_dkd_is_kd_where_its_weights_are_the_teachers_own():
+    """KD is the target's part, plus the others' times the teacher's probability of them (the paper's reformulation)."""
+    distiller, keep = build(DKD, "logits"), torch.tensor(KEEPS["one"])
+    f_s, f_t = features(distiller)
+    label = LABELS[INDICES[keep]]
+    distiller.target_weight = 1.0
+    distiller.others_weight = 1 - (f_t[keep] / TEMPERATURE).softmax(1)[0, label].item()
+    close(masked(distiller, f_s, f_t, keep)[0], masked(build(KD, "logits"), f_s, f_t, keep)[0])
+
+
+@pytest.mark.parametrize("sure", ["student", "teacher", "both"])
+def test_dkd_is_finite_where_a_network_is_sure(sure):
+    """In float32 the others' probabilities are then 0."""
+    distiller = build(DKD, "logits").float()
+    f_s, f_t = features(distiller, dtype=torch.float32)
+    certain = 1e4 * torch.nn.functional.one_hot(LABELS[INDICES], 10).float()
+    f_s = (f_s if sure == "teacher" else certain).detach().requires_grad_()
+    loss, gradient = masked(distiller, f_s, f_t if sure == "student" else certain, torch.tensor(KEEPS["some"]))
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+
+
+def test_dists_one_kept_row_leaves_the_correlation_between_classes():
+    distiller, keep = build(DIST, "logits"), torch.tensor(KEEPS["one"])
+    f_s, f_t = features(distiller)
+    expected, _ = masked(distiller, f_s, f_t, keep)
+    distiller.intra_weight = 1000.0
+    assert masked(distiller, f_s, f_t, keep)[0] == expected
+
+
 @pytest.mark.parametrize(
     ("kind", "where"),
-    [(KD, "stage2"), (PKT, "stage2"), (AT, "embedding"), (CC, "stage2"), (VID, "embedding"), (NST, "logits")],
+    [
+        (KD, "stage2"),
+        (PKT, "stage2"),
+        (AT, "embedding"),
+        (CC, "stage2"),
+        (CRD, "stage2"),
+        (VID, "embedding"),
+        (NST, "logits"),
+        (DIST, "stage2"),
+        (DKD, "embedding"),
+    ],
 )
 def test_a_spot_whose_features_a_distiller_cannot_compare_is_refused_when_it_is_built(kind, where):
     with pytest.raises(ConfigError, match=where):

@@ -7,7 +7,7 @@ import torch
 from torch.optim import SGD
 
 from sakd.data import Augmentation, Dataset, ImageSet, train_batches
-from sakd.distillers import AT, KD, PKT, SP, FitNet
+from sakd.distillers import AT, CRD, DIST, DKD, KD, PKT, SP, FitNet, ReviewKD, SemCKD
 from sakd.networks import resnet8, wrn_16_1
 from sakd.spot_modes import Adaptive, Fixed
 from sakd.streams import initialising, stream
@@ -35,6 +35,11 @@ def trainer(mode: str) -> Trainer:
             "at": AT(student, teacher, "stages", 10.0),
             "sp": SP(student, teacher, "last_stage", 10.0),
             "pkt": PKT(student, teacher, "embedding", 100.0),
+            "crd": CRD(student, teacher, "embedding", 0.8, 16, 300, 0.07, 0.5),
+            "dkd": DKD(student, teacher, "logits", 1.0, target_weight=1.0, others_weight=8.0, temperature=4.0, ramp_epochs=2),
+            "dist": DIST(student, teacher, "logits", 1.0, inter_weight=1.0, intra_weight=1.0, temperature=4.0),
+            "reviewkd": ReviewKD(student, teacher, ["stages", "embedding"], 1.0, max_width=64, ramp_epochs=2),
+            "semckd": SemCKD(student, teacher, "stages", 1.0, batch_size=64, reduction=4, widening=0.5),
         }
         spots = spots_of(student, teacher, distillers.values())
         spot_mode = Fixed(spots, student, teacher)

@@ -1,6 +1,8 @@
-"""Every network that conf/network offers: its size, its stages, how it is cut, and where its weights come from."""
+"""Every network of our own that conf/network offers: its size, its stages, how it is cut, and where its weights come from."""
 
 import csv
+import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,27 +14,46 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from sakd.errors import ConfigError
-from sakd.networks import StagedNet, resnet8, vgg8
+from sakd.networks import StagedNet, resnet8, vgg8, vgg8_imagenet
 from sakd.networks.resnet import BasicBlock
 from sakd.networks.wrn import PreActivationBlock
 from sakd.streams import initialising
 
 HERE = Path(__file__).parent
 OFFERED = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((HERE.parent / "conf/network").glob("*.yaml"))}
+OFFERED = {name: node for name, node in OFFERED.items() if "build" not in node}  # foreign ones: test_cut.py
 with (HERE / "reference_networks.csv").open() as file:
     REFERENCE = {row["network"]: row for row in csv.DictReader(file)}
 
 
-def make(name: str, num_classes: int = 100, in_channels: int = 3, image_size: int = 32) -> StagedNet:
-    node = {key: value for key, value in OFFERED[name].items() if key != "name"}
+# Parameters of the others, by number of classes: of RepDistiller's networks, and of torchvision's VGGs with batch norm;
+# vgg8's convolutions have 3,913,728, the larger head 123,642,856.
+COUNTED = {
+    "ResNet101": (100, 42_697_380),
+    "ResNet152": (100, 58_341_028),
+    "MobileNetV2_half": (100, 812_836),
+    "vgg8_imagenet": (1000, 127_556_584),
+    "vgg11_imagenet": (1000, 132_868_840),
+    "vgg13_imagenet": (1000, 133_053_736),
+    "vgg16_imagenet": (1000, 138_365_992),
+    "vgg19_imagenet": (1000, 143_678_248),
+}
+# These have the blocks of shallower ones, only more of them.
+DEEPER = re.compile(r"resnet(14|20|32|44|56|110|32x4)|ResNet(34|101|152)|vgg(11|13|16|19)(_imagenet)?|wrn_(40_1|40_2|28_10)")
+DISTINCT = [name for name in OFFERED if not DEEPER.fullmatch(name)]
+LARGE = [name for name in OFFERED if name.endswith("_imagenet")]  # for images of at least 32x32
+
+
+def make(name: str, num_classes: int = 100, in_channels: int = 3, image_size: int = 32, **others) -> StagedNet:
+    node = {key: value for key, value in OFFERED[name].items() if key != "name"} | others
     return instantiate(node, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
 
 
-@pytest.fixture(scope="module", params=OFFERED)
+@pytest.fixture(scope="module", params=DISTINCT)
 def network(request) -> StagedNet:
     """Of 100 classes, for 32x32 images; with running statistics that are not those of a fresh network."""
     with initialising(0, request.param):
-        made = make(request.param)
+        made = make(request.param, **({"hidden": 8, "dropout": 0.0} if request.param in LARGE else {}))
         for module in made.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.running_mean, std=0.1)
@@ -55,7 +76,7 @@ def dimensions(shape: tuple[int, ...]) -> str:
 
 
 def test_every_offered_network_has_a_reference():
-    assert set(OFFERED) - {"wrn_28_10"} <= set(REFERENCE)
+    assert set(OFFERED) - {"wrn_28_10"} <= {*REFERENCE, *COUNTED}
 
 
 def test_files_are_named_as_their_networks():
@@ -73,6 +94,27 @@ def test_size_and_stage_shapes_are_the_published_ones(name):
     assert logits == (100,)
 
 
+@pytest.mark.parametrize("name", COUNTED)
+def test_size_is_the_published_one(name):
+    classes, expected = COUNTED[name]
+    with torch.device("meta"):
+        assert parameters(make(name, classes)) == expected
+
+
+def test_stage_shapes_of_large_images():
+    with torch.device("meta"):
+        shapes = make("vgg8_imagenet", 1000, image_size=224).shapes
+    assert " ".join(map(dimensions, shapes.values())) == ("64x224x224 128x112x112 256x56x56 512x28x28 512x14x14 4096 1000")
+
+
+def test_half_a_mobilenet_has_half_its_channels_but_in_the_embedding():
+    with torch.device("meta"):
+        whole, half = (make(name).shapes for name in ("MobileNetV2", "MobileNetV2_half"))
+    for stage in ("stem", "stage1", "stage2", "stage3", "stage4"):
+        assert half[stage] == (whole[stage][0] // 2, *whole[stage][1:])
+    assert half["embedding"] == whole["embedding"] == (1280,)
+
+
 def test_wrn_28_10_has_36_5_million_parameters():
     def block(a: int, b: int) -> int:  # two batch norms, two convolutions, and a 1x1 shortcut where the width changes
         return 2 * a + 9 * a * b + 2 * b + 9 * b * b + (a * b if a != b else 0)
@@ -87,8 +129,10 @@ def test_wrn_28_10_has_36_5_million_parameters():
 
 
 @pytest.mark.parametrize(("in_channels", "image_size"), [(3, 8), (1, 28), (1, 32), (3, 64)])
-@pytest.mark.parametrize("name", OFFERED)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_grey_and_colour_images_of_usual_sizes_pass(name, in_channels, image_size):
+    if name in LARGE and image_size < 32:
+        pytest.skip("halves its maps five times")
     with torch.device("meta"):
         network = make(name, num_classes=7, in_channels=in_channels, image_size=image_size)
         outputs = network.features(torch.empty(2, in_channels, image_size, image_size))
@@ -103,7 +147,10 @@ def test_vgg_halves_large_maps_alone_before_its_last_stage():
     assert sizes == {8: (512, 1, 1), 28: (512, 3, 3), 32: (512, 4, 4), 64: (512, 4, 4)}
 
 
-@pytest.mark.parametrize(("build", "image_size"), [(vgg8, 4), (vgg8, 1), (resnet8, 0)])
+large_vgg8 = partial(vgg8_imagenet, hidden=1, dropout=0.0)
+
+
+@pytest.mark.parametrize(("build", "image_size"), [(vgg8, 4), (vgg8, 1), (resnet8, 0), (large_vgg8, 8), (large_vgg8, 31)])
 def test_too_small_an_image_is_refused(build, image_size):
     with pytest.raises(ConfigError, match=rf"image_size.*\b{image_size}x{image_size}\b"):
         build(10, 3, image_size)

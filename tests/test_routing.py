@@ -13,7 +13,7 @@ from sakd.data import Augmentation, Dataset, ImageSet, train_batches
 from sakd.distillers import AT, KD, PKT, SP, FitNet
 from sakd.errors import ConfigError
 from sakd.grafts import Grafts, adapter, frozen_alias
-from sakd.networks import resnet8, resnet20, vgg8
+from sakd.networks import StagedNet, resnet8, resnet20, vgg8
 from sakd.spot_modes import Adaptive, Anti, Fixed, Random, router_loss, straight_through_gumbel
 from sakd.spots import all_spots, spots_at
 from sakd.streams import initialising, stream
@@ -523,6 +523,22 @@ def test_a_student_alone_descends_its_cross_entropy(alone):
             F.cross_entropy(student(images), labels).backward()
             optimizer.step()
     assert same(student, alone.student)
+
+
+def test_dropout_draws_from_a_stream_of_the_seed_and_the_epoch():
+    def made() -> Trainer:
+        with initialising(0, "student"):
+            stages = dict(make(resnet8).named_children())
+        stages["logits"] = nn.Sequential(nn.Dropout(0.5), stages["logits"])
+        torch.seed()  # what was drawn before does not count
+        return Trainer(StagedNet(stages, "own", (1, 8, 8)), optimizer=sgd)
+
+    whole, first, second = made(), made(), made()
+    list(whole.fit(dataset(), 2, 16))
+    list(first.fit(dataset(), 1, 16))
+    second.load_state_dict(deepcopy(first.state_dict()))
+    list(second.fit(dataset(), 2, 16))
+    assert same(second.student, whole.student)
 
 
 def test_a_run_leaves_the_global_random_numbers_alone():

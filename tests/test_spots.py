@@ -67,9 +67,10 @@ def test_kinds_for_networks_of_unequal_depth_whichever_is_the_deeper(unequal, wh
         ("stem", [("stem", "stem")]),
         ("stage3:stage4", [("stage3", "stage4")]),
         (["stage1", "stage3:stage4", "embedding"], [("stage1", "stage1"), ("stage3", "stage4"), ("embedding", "embedding")]),
+        (["hint", "last_stage", "logits"], [("stage2", "stage2"), ("stage3", "stage4"), ("logits", "logits")]),
     ],
 )
-def test_stages_by_name_the_student_first(unequal, where, expected):
+def test_stages_by_name_the_student_first_and_lists_of_names_and_kinds(unequal, where, expected):
     assert pairs(spots_at(where, *unequal)) == expected
 
 
@@ -113,6 +114,12 @@ def test_a_map_beside_a_vector_is_refused(equal, where, found):
 @pytest.mark.parametrize("where", ["", "nothing", [""], "stage2:", "stage2:stage1:stage2"])
 def test_names_that_are_no_stage_are_refused(equal, where):
     with pytest.raises(ConfigError, match="where="):
+        spots_at(where, *equal)
+
+
+@pytest.mark.parametrize("where", [["stage2", "stage2"], ["stages", "stage2"], ["hint", "stage2:stage2"]])
+def test_a_pair_listed_twice_is_refused(equal, where):
+    with pytest.raises(ConfigError, match="expected each stage once"):
         spots_at(where, *equal)
 
 

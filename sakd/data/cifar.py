@@ -6,7 +6,8 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
-from sakd.data.sets import ImageSet, fetch
+from sakd.data.memory import ImageSet
+from sakd.data.sets import fetch
 from sakd.errors import DataError
 
 

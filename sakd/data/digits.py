@@ -4,9 +4,13 @@ Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", 
 test part).
 """
 
-import torch
+from collections.abc import Mapping
 
-from sakd.data.sets import ImageSet, stratified
+import torch
+from torch.nn import functional as F
+
+from sakd.data.memory import ImageSet
+from sakd.data.sets import stratified
 
 TEST_IMAGES = 360
 
@@ -20,3 +24,15 @@ def digits() -> tuple[ImageSet, ImageSet]:
     everything = ImageSet(grey[:, None], torch.tensor(read.target, dtype=torch.int64))
     test = stratified(everything.labels, TEST_IMAGES)
     return everything[~test], everything[test]
+
+
+def stand_in(like: Mapping[str, int], **_: object) -> tuple[ImageSet, ImageSet]:
+    """The digits in place of another data set: enlarged to ``like``'s ``image_size`` with its ``channels``, and labels
+    below its ``classes``. The other set's own keys are not used."""
+
+    def disguised(read: ImageSet) -> ImageSet:
+        images = F.interpolate(read.images, size=like["image_size"]).expand(-1, like["channels"], -1, -1)
+        return ImageSet(images.contiguous(), read.labels % like["classes"])
+
+    train, test = digits()
+    return disguised(train), disguised(test)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.datasets import FashionMNIST
 
-from sakd.data.sets import ImageSet, fetch
+from sakd.data.memory import ImageSet
+from sakd.data.sets import fetch
 from sakd.errors import DataError
 
 UNSIGNED_BYTES = 0x08

@@ -1,49 +1,54 @@
-"""What every data set is: uint8 images in memory, labels, and what is known of them."""
+"""What every data set is: parts with images and labels, and what is known of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from sakd.data.memory import Augmentation
 from sakd.errors import ConfigError, DataError, check_number
 from sakd.streams import stream
 
 
-@dataclass(frozen=True)
-class ImageSet:
-    """``images``: uint8 [N, C, H, W]; ``labels``: int64 [N]. A sample's index is its place here."""
+class Images(Protocol):
+    """One part of a data set, wherever its images are: they know how to become batches. A sample's index is its place here.
 
-    images: Tensor
+    ``labels``: int64 [N], on the device on which batches arrive. ``shape``: of each image in a batch, C, H, W.
+    """
+
     labels: Tensor
+    shape: tuple[int, ...]
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, indices: Tensor) -> "ImageSet":
-        return ImageSet(self.images[indices], self.labels[indices])
+    def __getitem__(self, indices: Tensor) -> "Images":
+        """Those at ``indices``, int64, or where bool [N] is true."""
 
-    def to(self, device: torch.device) -> "ImageSet":
-        return ImageSet(self.images.to(device), self.labels.to(device))
+    def to(self, device: torch.device) -> "Images": ...
 
+    def augmented(
+        self, order: Tensor, batch_size: int, stream: torch.Generator, augmentation: Augmentation
+    ) -> Iterator[Tensor]:
+        """uint8 [B, C, H, W] of the samples in ``order``, changed at random by draws from ``stream`` alone.
 
-@dataclass(frozen=True)
-class Augmentation:
-    """Random crop after zero-padding by ``crop_padding`` pixels (0: none), and horizontal ``flip`` with probability ½."""
+        ``augmentation`` is that of images in memory; images in files have transforms of their own.
+        """
 
-    crop_padding: int = 0
-    flip: bool = False
+    def plain(self, batch_size: int) -> Iterator[Tensor]:
+        """uint8 [B, C, H, W] of all samples as they come, for evaluation."""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Splits of one data set, and what it knows. ``mean`` and ``std``: per channel, of pixels in [0, 1]."""
 
-    train: ImageSet
-    test: ImageSet
-    val: ImageSet | None
+    train: Images
+    test: Images
+    val: Images | None
     classes: int
     image_size: int
     mean: tuple[float, ...]
@@ -72,11 +77,11 @@ def check_promises(
     image_size: int,
     mean: Sequence[float],
     std: Sequence[float],
-    crop_padding: int,
-    flip: bool,
     val_fraction: float,
     train_samples: int | None,
     test_samples: int | None,
+    crop_padding: int = 0,
+    flip: bool = False,
 ) -> None:
     """Raise ConfigError for values that no images could satisfy. Keys as in ``assemble``."""
     for key, count, least in (
@@ -105,8 +110,8 @@ def check_promises(
 
 
 def assemble(
-    train: ImageSet,
-    test: ImageSet,
+    train: Images,
+    test: Images,
     name: str,
     *,
     classes: int,
@@ -129,8 +134,8 @@ def assemble(
     """
     for part, images in (("train", train), ("test", test)):
         expected = (channels, image_size, image_size)
-        if images.images.shape[1:] != expected:
-            raise DataError(f"{name}: found {part} images of {tuple(images.images.shape[1:])}, expected {expected}")
+        if images.shape != expected:
+            raise DataError(f"{name}: found {part} images of {images.shape}, expected {expected}")
         low, high = int(images.labels.min()), int(images.labels.max())
         if low < 0 or high >= classes:
             raise DataError(f"{name}: found {part} labels from {low} to {high}, expected 0 to {classes - 1}")
@@ -162,7 +167,7 @@ def fetch(reader: Callable[..., object], root: str) -> None:
         ) from error
 
 
-def _part(images: ImageSet, count: int | None, key: str) -> ImageSet:
+def _part(images: Images, count: int | None, key: str) -> Images:
     if count is None:
         return images
     if count > len(images):
@@ -173,6 +178,7 @@ def _part(images: ImageSet, count: int | None, key: str) -> ImageSet:
 def stratified(labels: Tensor, count: int) -> Tensor:
     """A fixed random choice of ``count`` samples, each class within one sample of its share in the whole: bool [N]."""
     shuffled = torch.randperm(len(labels), generator=stream(0, "data/split"))
+    in_turn = labels[shuffled]
     classes, sizes = labels.unique(return_counts=True)
     shares = sizes.double() * count / len(labels)
     counts = shares.floor().long()
@@ -180,5 +186,5 @@ def stratified(labels: Tensor, count: int) -> Tensor:
     counts[largest_remainders] += 1
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label, wanted in zip(classes, counts.tolist(), strict=True):
-        chosen[shuffled[labels[shuffled] == label][:wanted]] = True
+        chosen[shuffled[in_turn == label][:wanted]] = True
     return chosen

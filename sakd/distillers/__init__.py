@@ -3,14 +3,38 @@
 from sakd.distillers.at import AT
 from sakd.distillers.base import Distiller, distinct_spots
 from sakd.distillers.cc import CC
+from sakd.distillers.crd import CRD
+from sakd.distillers.dist import DIST
+from sakd.distillers.dkd import DKD
 from sakd.distillers.fitnet import FitNet
 from sakd.distillers.fsp import FSP
 from sakd.distillers.ft import FT
 from sakd.distillers.kd import KD
 from sakd.distillers.nst import NST
 from sakd.distillers.pkt import PKT
+from sakd.distillers.reviewkd import ReviewKD
 from sakd.distillers.rkd import RKD
+from sakd.distillers.semckd import SemCKD
 from sakd.distillers.sp import SP
 from sakd.distillers.vid import VID
 
-__all__ = ["AT", "CC", "FSP", "FT", "KD", "NST", "PKT", "RKD", "SP", "VID", "Distiller", "FitNet", "distinct_spots"]
+__all__ = [
+    "AT",
+    "CC",
+    "CRD",
+    "DIST",
+    "DKD",
+    "FSP",
+    "FT",
+    "KD",
+    "NST",
+    "PKT",
+    "RKD",
+    "SP",
+    "VID",
+    "Distiller",
+    "FitNet",
+    "ReviewKD",
+    "SemCKD",
+    "distinct_spots",
+]

@@ -53,22 +53,25 @@ class Distiller(nn.Module):
         self.classes = classes
         self.stream = stream
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before each epoch, counted from 1."""
+
     def forward(self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor) -> Tensor:
         """The weighted loss, a scalar, summed over the spots.
 
         ``keep[spot]``: [B] bool. ``indices``: [B], the samples' places in the training set.
         """
-        losses = [
-            self.spot_loss(spot, student[spot.student].float(), teacher[spot.teacher].float(), keep[spot], indices)
-            for spot in self.spots
-        ]
+        losses = []
+        for spot in self.spots:
+            f_s, f_t = at_least_float32(student[spot.student]), at_least_float32(teacher[spot.teacher])
+            losses.append(self.spot_loss(spot, f_s, f_t, keep[spot], indices))
         return self.weight * torch.stack(losses).sum()
 
     def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
         """n_kept / B times the published loss on the kept rows, as a scalar; exactly 0 where none is kept.
 
-        ``student``, ``teacher``: float32 features [B, …] at the spot; ``indices``: [B], the samples' places in the training
-        set. Shapes must not depend on ``keep``.
+        ``student``, ``teacher``: features [B, …] at the spot, float32 or more; ``indices``: [B], the samples' places in the
+        training set. Shapes must not depend on ``keep``.
         """
         raise NotImplementedError
 
@@ -79,6 +82,30 @@ class Distiller(nn.Module):
     def warm_up_loss(self, student: StagedNet, images: Tensor, teacher: Features) -> Tensor:
         """The scalar that a warm-up minimises. ``images``: [B, C, H, W]; ``teacher``: its features of them."""
         raise NotImplementedError
+
+
+class Ramped(Distiller):
+    """A distiller whose loss begins small: at epoch e of the first ``ramp_epochs`` it counts e / ramp_epochs of the whole.
+
+    Raises ConfigError also for ``ramp_epochs`` below 0.
+    """
+
+    def __init__(self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float, ramp_epochs: float):
+        super().__init__(student, teacher, where, weight)
+        check_number(f"ramp_epochs of {type(self).__name__}", ramp_epochs, least=0)
+        self.ramp_epochs = ramp_epochs
+        self.register_buffer("share", torch.ones(()), persistent=False)  # a tensor, so that a captured step sees it change
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.share.fill_(min(epoch / self.ramp_epochs, 1) if self.ramp_epochs else 1)
+
+    def forward(self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor) -> Tensor:
+        return self.share * super().forward(student, teacher, keep, indices)
+
+
+def at_least_float32(features: Tensor) -> Tensor:
+    """What a network gave in half precision, in the precision that losses are computed in."""
+    return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def kept_mean(values: Tensor, keep: Tensor) -> Tensor:

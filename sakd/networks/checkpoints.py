@@ -1,5 +1,6 @@
-"""Weights files: reading them safely, and loading them strictly."""
+"""Weights files: reading them safely, loading them strictly, and the names under which the field shares them."""
 
+import argparse
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +11,16 @@ from torch import Tensor
 from sakd.errors import CheckpointError
 from sakd.networks.staged import StagedNet
 
+PARALLEL = "module."
+
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Weights by name from a .safetensors file or a torch file (a state dict, or one under "model").
 
-    Nothing in the file is executed. Raises CheckpointError if it is missing, damaged, or holds no weights.
+    A training script's options beside them (an argparse.Namespace) are let in, and the prefix that DataParallel puts before
+    every name is taken off. Nothing in the file is executed.
+
+    Raises CheckpointError if it is missing, damaged, or holds no weights.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected a network's weights")
@@ -29,7 +35,8 @@ def parse_weights(raw: bytes, path: Path) -> dict[str, Tensor]:
 
             content = load(raw)
         else:
-            content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise many kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
@@ -40,27 +47,40 @@ def parse_weights(raw: bytes, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         found = f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(f"{path}: found {found}; expected weights by name, or such under 'model'")
+    if all(str(name).startswith(PARALLEL) for name in content):
+        content = {name.removeprefix(PARALLEL): value for name, value in content.items()}
     return dict(content)
 
 
-def load_weights(network: StagedNet, weights: Mapping[str, Tensor], name: str, path: Path) -> None:
-    """Strictly. Raises CheckpointError saying what differs; ``name`` (the network's) and ``path`` are for its message."""
+def shared_weights(network: StagedNet) -> dict[str, Tensor]:
+    """The network's weights by their names in the field's shared files; empty if its family has none."""
     own = network.state_dict()
-    missing, stray = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    return {shared: own[name] for name, shared in network.shared_names().items()}
+
+
+def load_weights(network: StagedNet, weights: Mapping[str, Tensor], name: str, path: Path) -> None:
+    """Strictly, by the network's own names or, where more of the weights have those, by the field's shared ones.
+
+    Raises CheckpointError saying what differs; ``name`` (the network's) and ``path`` are for its message.
+    """
+    own = network.state_dict()
+    namings = ({key: key for key in own}, network.shared_names())
+    naming = max(namings, key=lambda naming: len(weights.keys() & naming.values()))
+    missing, stray = sorted(naming.values() - weights.keys()), sorted(weights.keys() - set(naming.values()))
     if missing or stray:
         raise CheckpointError(
             f"{path}: is not a {name}; of its {len(own)} weights {len(missing)} are missing{_first(missing)}, "
             f"and {len(stray)} are not its own{_first(stray)}"
         )
-    differing = [key for key in own if own[key].shape != weights[key].shape]
-    if differing and all(key.startswith("logits.") for key in differing):
-        raise CheckpointError(f"{path}: found {len(weights[differing[0]])} classes, expected {network.classes}")
+    differing = [(key, named) for key, named in naming.items() if own[key].shape != weights[named].shape]
     if differing:
-        key = differing[0]
+        key, named = differing[0]
+        if all(key.startswith("logits.") for key, _ in differing):
+            raise CheckpointError(f"{path}: found {len(weights[named])} classes, expected {network.classes}")
         raise CheckpointError(
-            f"{path}: is not this {name}; found {key} of {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}"
+            f"{path}: is not this {name}; found {named} of {tuple(weights[named].shape)}, expected {tuple(own[key].shape)}"
         )
-    network.load_state_dict(weights)
+    network.load_state_dict({key: weights[named] for key, named in naming.items()})
 
 
 def _first(names: list[str]) -> str:

@@ -1,9 +1,17 @@
-"""CIFAR ResNets (He et al., CVPR 2016, section 4.2), and their four times wider kin of the distillation literature."""
+"""ResNets (He et al., CVPR 2016): those for CIFAR (section 4.2), their four times wider kin, and those for ImageNet."""
+# ruff: noqa: N802, networks are called what the field calls them
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sakd.networks.staged import Pooled, StagedNet, initialise_convolutions
+from sakd.networks.staged import Pooled, Renames, StagedNet, initialise_convolutions
+
+
+def shortcut(in_channels: int, channels: int, stride: int) -> nn.Sequential | None:
+    """A convolution where a block changes the shape; None: the block's input itself."""
+    if stride == 1 and in_channels == channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
 
 
 class BasicBlock(nn.Module):
@@ -13,9 +21,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.shortcut = None
-        if stride != 1 or in_channels != channels:
-            self.shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+        self.shortcut = shortcut(in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -24,6 +30,57 @@ class BasicBlock(nn.Module):
         return F.relu(out, inplace=True)
 
 
+class Bottleneck(nn.Module):
+    """Works on a quarter of ``channels``, its output's."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        inner = channels // 4
+        self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels)
+        self.shortcut = shortcut(in_channels, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
+        out = self.bn3(self.conv3(out))
+        out += x if self.shortcut is None else self.shortcut(x)
+        return F.relu(out, inplace=True)
+
+
+def residual_network(
+    family: str,
+    block: type[BasicBlock] | type[Bottleneck],
+    blocks: tuple[int, ...],
+    widths: tuple[int, ...],
+    renames: Renames,
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+) -> StagedNet:
+    """A stem and a stage for each of ``blocks``, with ``widths`` channels; from stage 2 on each stage halves the map."""
+    stages: dict[str, nn.Module] = {
+        "stem": nn.Sequential(
+            nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
+        )
+    }
+    for number, count in enumerate(blocks, 1):
+        before, width, stride = widths[number - 1], widths[number], 1 if number == 1 else 2
+        stages[f"stage{number}"] = nn.Sequential(
+            block(before, width, stride), *(block(width, width, 1) for _ in range(count - 1))
+        )
+    stages["embedding"] = Pooled()
+    stages["logits"] = nn.Linear(widths[-1], num_classes)
+    network = StagedNet(stages, family, (in_channels, image_size, image_size), renames)
+    initialise_convolutions(network)
+    return network
+
+
+BODY: Renames = ((r"^stem\.0\.", "conv1."), (r"^stem\.1\.", "bn1."), ("^stage", "layer"))
 NARROW, WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
 
 
@@ -32,23 +89,23 @@ def resnet(depth: int, widths: tuple[int, int, int, int], num_classes: int, in_c
 
     The wide ones count as a family of their own, as in the published pairs: resnet32x4 to resnet32 is "different".
     """
-    blocks = (depth - 2) // 6
     family = "resnet" if widths == NARROW else "resnet_x4"
-    stages = {
-        "stem": nn.Sequential(
-            nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
-        )
-    }
-    for number in (1, 2, 3):
-        before, width, stride = widths[number - 1], widths[number], 1 if number == 1 else 2
-        stages[f"stage{number}"] = nn.Sequential(
-            BasicBlock(before, width, stride), *(BasicBlock(width, width, 1) for _ in range(blocks - 1))
-        )
-    stages["embedding"] = Pooled()
-    stages["logits"] = nn.Linear(widths[3], num_classes)
-    network = StagedNet(stages, family, (in_channels, image_size, image_size))
-    initialise_convolutions(network)
-    return network
+    blocks = ((depth - 2) // 6,) * 3
+    renames = (*BODY, (r"\.shortcut\.", ".downsample."), ("^logits", "fc"))
+    return residual_network(family, BasicBlock, blocks, widths, renames, num_classes, in_channels, image_size)
+
+
+def large_resnet(
+    block: type[BasicBlock] | type[Bottleneck],
+    blocks: tuple[int, int, int, int],
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+) -> StagedNet:
+    """The ImageNet networks of the paper behind a 3x3 stem that keeps small images whole, as the field has them."""
+    widths = (64, 64, 128, 256, 512) if block is BasicBlock else (64, 256, 512, 1024, 2048)
+    renames = (*BODY, ("^logits", "linear"))
+    return residual_network("ResNet", block, blocks, widths, renames, num_classes, in_channels, image_size)
 
 
 def resnet8(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
@@ -85,3 +142,23 @@ def resnet8x4(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
 
 def resnet32x4(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
     return resnet(32, WIDE, num_classes, in_channels, image_size)
+
+
+def ResNet18(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
+    return large_resnet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels, image_size)
+
+
+def ResNet34(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
+    return large_resnet(BasicBlock, (3, 4, 6, 3), num_classes, in_channels, image_size)
+
+
+def ResNet50(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
+    return large_resnet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels, image_size)
+
+
+def ResNet101(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
+    return large_resnet(Bottleneck, (3, 4, 23, 3), num_classes, in_channels, image_size)
+
+
+def ResNet152(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
+    return large_resnet(Bottleneck, (3, 8, 36, 3), num_classes, in_channels, image_size)

@@ -1,7 +1,8 @@
 """A network as a sequence of named stages."""
 
+import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from sakd.errors import ConfigError, did_you_mean
 
 Shape = tuple[int, ...]  # of one sample: (channels, height, width) of a map, (width,) of a vector
+Renames = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]  # regular expressions and what stands for them
 
 
 class StagedNet(nn.Sequential):
@@ -18,13 +20,16 @@ class StagedNet(nn.Sequential):
     all before are maps [B, C, H, W].
 
     ``family`` tells which networks are of one design; ``shapes`` gives every stage's output shape for one sample.
+    ``renames`` make, one after the other, a weight's name in the field's shared checkpoint files of the name it has here.
 
-    Raises ConfigError if images of ``input_shape`` (channels, height, width) cannot pass through.
+    Raises ConfigError if images of ``input_shape`` (channels, height, width) cannot pass through, or a stage's output is
+    not such a tensor.
     """
 
-    def __init__(self, stages: Mapping[str, nn.Module], family: str, input_shape: Shape):
+    def __init__(self, stages: Mapping[str, nn.Module], family: str, input_shape: Shape, renames: Renames = ()):
         super().__init__(OrderedDict(stages))
         self.family = family
+        self.renames = tuple(renames)
         self.input_shape = tuple(input_shape)
         self.shapes = self._measure_shapes()
 
@@ -41,6 +46,13 @@ class StagedNet(nn.Sequential):
     @property
     def classes(self) -> int:
         return self.shapes["logits"][0]
+
+    def shared_names(self) -> dict[str, str]:
+        """Of every weight by its name here, the name in the field's shared checkpoint files; empty if there are none."""
+        names = {own: own for own in self.state_dict()} if self.renames else {}
+        for pattern, replacement in self.renames:
+            names = {own: re.sub(pattern, replacement, shared) for own, shared in names.items()}
+        return names
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Every stage's output, by name. ``images``: [B, C, H, W], normalised."""
@@ -80,7 +92,14 @@ class StagedNet(nn.Sequential):
             ) from error
         finally:
             self.train(training)
-        return {name: tuple(output.shape[1:]) for name, output in outputs.items()}
+        return {name: self._shape(name, output) for name, output in outputs.items()}
+
+    def _shape(self, name: str, output: object) -> Shape:
+        expected, dimensions = ("a vector", 2) if name in ("embedding", "logits") else ("a map", 4)
+        if not isinstance(output, Tensor) or output.dim() != dimensions:
+            found = f"a tensor of {tuple(output.shape[1:])}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise ConfigError(f"{name}: found {found} for an image in this {self.family} network, expected {expected}")
+        return tuple(output.shape[1:])
 
 
 class Pooled(nn.Sequential):

@@ -1,8 +1,17 @@
-"""VGG (Simonyan and Zisserman, ICLR 2015) with batch norm and one linear layer, as the distillation field uses it."""
+"""VGG (Simonyan and Zisserman, ICLR 2015) with batch norm: as the distillation field uses it, and for larger images."""
 
 from torch import Tensor, nn
 
-from sakd.networks.staged import Pooled, StagedNet, initialise_convolutions
+from sakd.networks.staged import Pooled, Renames, StagedNet, initialise_convolutions
+
+WIDTHS = (64, 128, 256, 512, 512)
+CONVOLUTIONS = {
+    8: (1, 1, 1, 1, 1),
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}  # by depth: of the stem and of each stage
 
 
 class PoolLargeMaps(nn.MaxPool2d):
@@ -15,42 +24,102 @@ class PoolLargeMaps(nn.MaxPool2d):
         return super().forward(x) if x.shape[-1] >= 8 else x
 
 
-def vgg(convolutions: tuple[int, ...], num_classes: int, in_channels: int, image_size: int) -> StagedNet:
-    """A stem and four stages with ``convolutions`` layers of 64, 128, 256, 512 and 512 channels; a stage first halves."""
+BODY: Renames = (
+    (r"^stem\.", "block0."),
+    (r"^stage(\d)\.(\d+)\.", lambda name: f"block{name[1]}.{int(name[2]) - 1}."),  # pools lie outside of the field's blocks
+)
+
+
+def convolutional_stages(depth: int, last_pool: nn.Module, in_channels: int) -> dict[str, nn.Module]:
+    """A stem and four stages with 3x3 convolutions of 64, 128, 256, 512 and 512 channels; a stage first halves."""
     stages: dict[str, nn.Module] = {}
-    pools = [None, nn.MaxPool2d(2), nn.MaxPool2d(2), nn.MaxPool2d(2), PoolLargeMaps()]
+    pools = [None, nn.MaxPool2d(2), nn.MaxPool2d(2), nn.MaxPool2d(2), last_pool]
     channels = in_channels
     names = ["stem", "stage1", "stage2", "stage3", "stage4"]
-    for name, pool, width, count in zip(names, pools, (64, 128, 256, 512, 512), convolutions, strict=True):
+    for name, pool, width, count in zip(names, pools, WIDTHS, CONVOLUTIONS[depth], strict=True):
         layers: list[nn.Module] = [] if pool is None else [pool]
         for _ in range(count):
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
             channels = width
         stages[name] = nn.Sequential(*layers)
-    stages["embedding"] = Pooled()
-    stages["logits"] = nn.Linear(channels, num_classes)
-    network = StagedNet(stages, "vgg", (in_channels, image_size, image_size))
+    return stages
+
+
+def initialised(network: StagedNet) -> StagedNet:
     initialise_convolutions(network)
-    nn.init.normal_(network.logits.weight, std=0.01)
-    nn.init.zeros_(network.logits.bias)
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
     return network
 
 
+def vgg(depth: int, num_classes: int, in_channels: int, image_size: int) -> StagedNet:
+    """For small images: the map before the last stage is halved only where it is large, and one linear layer ends it."""
+    stages = convolutional_stages(depth, PoolLargeMaps(), in_channels)
+    stages |= {"embedding": Pooled(), "logits": nn.Linear(WIDTHS[-1], num_classes)}
+    renames = (*BODY, ("^logits", "classifier"))
+    return initialised(StagedNet(stages, "vgg", (in_channels, image_size, image_size), renames))
+
+
+def large_vgg(depth: int, num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float) -> StagedNet:
+    """For images of 32x32 and larger, as the paper has it for 224x224: always halved, and three linear layers at the end.
+
+    The embedding is the last ``hidden`` vector, not the 25088 pooled values: adapters between two such would have 600 million
+    weights.
+    """
+    stages = convolutional_stages(depth, nn.MaxPool2d(2), in_channels)
+    stages["embedding"] = nn.Sequential(
+        nn.MaxPool2d(2),
+        nn.AdaptiveAvgPool2d(7),
+        nn.Flatten(1),
+        nn.Linear(WIDTHS[-1] * 7 * 7, hidden),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(inplace=True),
+    )
+    stages["logits"] = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden, num_classes))
+    head = {r"^embedding\.3": "classifier.0", r"^embedding\.6": "classifier.3", r"^logits\.1": "classifier.6"}
+    renames = (*BODY, *head.items())
+    return initialised(StagedNet(stages, "vgg_imagenet", (in_channels, image_size, image_size), renames))
+
+
 def vgg8(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
-    return vgg((1, 1, 1, 1, 1), num_classes, in_channels, image_size)
+    return vgg(8, num_classes, in_channels, image_size)
 
 
 def vgg11(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
-    return vgg((1, 1, 2, 2, 2), num_classes, in_channels, image_size)
+    return vgg(11, num_classes, in_channels, image_size)
 
 
 def vgg13(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
-    return vgg((2, 2, 2, 2, 2), num_classes, in_channels, image_size)
+    return vgg(13, num_classes, in_channels, image_size)
 
 
 def vgg16(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
-    return vgg((2, 2, 3, 3, 3), num_classes, in_channels, image_size)
+    return vgg(16, num_classes, in_channels, image_size)
 
 
 def vgg19(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
-    return vgg((2, 2, 4, 4, 4), num_classes, in_channels, image_size)
+    return vgg(19, num_classes, in_channels, image_size)
+
+
+def vgg8_imagenet(num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float) -> StagedNet:
+    return large_vgg(8, num_classes, in_channels, image_size, hidden, dropout)
+
+
+def vgg11_imagenet(num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float) -> StagedNet:
+    return large_vgg(11, num_classes, in_channels, image_size, hidden, dropout)
+
+
+def vgg13_imagenet(num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float) -> StagedNet:
+    return large_vgg(13, num_classes, in_channels, image_size, hidden, dropout)
+
+
+def vgg16_imagenet(num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float) -> StagedNet:
+    return large_vgg(16, num_classes, in_channels, image_size, hidden, dropout)
+
+
+def vgg19_imagenet(num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float) -> StagedNet:
+    return large_vgg(19, num_classes, in_channels, image_size, hidden, dropout)

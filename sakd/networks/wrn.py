@@ -24,6 +24,15 @@ class PreActivationBlock(nn.Module):
         return out + (x if self.shortcut is None else self.shortcut(active))
 
 
+SHARED = (
+    (r"^stem\.", "conv1."),
+    (r"^stage(\d)\.", r"block\1.layer."),
+    (r"\.shortcut\.", ".convShortcut."),
+    (r"^embedding\.0\.", "bn1."),
+    ("^logits", "fc"),
+)
+
+
 def wide_resnet(depth: int, width: int, num_classes: int, in_channels: int, image_size: int) -> StagedNet:
     """Depth 6n + 4: a stem of 16 channels and three stages of n blocks with 16, 32 and 64 times ``width`` channels."""
     blocks = (depth - 4) // 6
@@ -36,7 +45,7 @@ def wide_resnet(depth: int, width: int, num_classes: int, in_channels: int, imag
         stages[f"stage{number}"] = nn.Sequential(first, *rest)
     stages["embedding"] = Pooled(nn.BatchNorm2d(widths[3]), nn.ReLU(inplace=True))
     stages["logits"] = nn.Linear(widths[3], num_classes)
-    network = StagedNet(stages, "wrn", (in_channels, image_size, image_size))
+    network = StagedNet(stages, "wrn", (in_channels, image_size, image_size), SHARED)
     initialise_convolutions(network)
     nn.init.zeros_(network.logits.bias)
     return network

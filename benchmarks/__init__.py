@@ -1,0 +1,1 @@
+"""What training costs, measured: runs with torch and PyYAML alone."""

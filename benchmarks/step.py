@@ -1,0 +1,238 @@
+"""What a training step costs: ``python -m benchmarks.step --help``; columns are explained in benchmarks/README.md."""
+
+import argparse
+import csv
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import geometric_mean, median
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.parts import batch, choices, network, trainer
+from sakd.errors import ConfigError, did_you_mean
+
+COLUMNS = ("distiller", "mode", "pair", "device", "ms", "images_per_second", "ratio_to_fixed", "ratio_to_floor", "peak_mb")
+
+
+@dataclass
+class Cell:
+    """One step to measure. ``holds`` are all tensors that live from step to step, gradients left out."""
+
+    distiller: str
+    mode: str
+    step: Callable[[], object]
+    clear_gradients: Callable[[], None]
+    holds: Callable[[], Iterable[Tensor]]
+    times: list[float] = field(default_factory=list)  # ms a step
+
+    @property
+    def ms(self) -> float:
+        return median(self.times)
+
+    def ratio_to(self, other: "Cell") -> float:
+        """Median of the rounds' ratios: what slowed one round slowed both."""
+        return median(own / others for own, others in zip(self.times, other.times, strict=True))
+
+
+def floor_cell(options: argparse.Namespace) -> Cell:
+    """What no distillation can do without: the teacher's forward pass, and the student's with its backward pass."""
+    teacher, student = (network(name).to(options.device) for name in options.pair)
+    teacher.requires_grad_(False).eval()
+    images, labels, _ = batch(options.batch, options.samples, options.device)
+
+    def step() -> None:
+        student.zero_grad()
+        with torch.no_grad():
+            teacher(images)
+        F.cross_entropy(student(images), labels).backward()
+
+    return Cell("none", "floor", step, student.zero_grad, lambda: tensors_of(teacher, student))
+
+
+def trainer_cell(options: argparse.Namespace, distiller: str, mode: str) -> Cell:
+    """Raises ConfigError if the distiller is not defined for the pair."""
+    made = trainer(*options.pair, distiller, mode, options.samples, options.batch, options.device)
+    inputs = batch(options.batch, options.samples, options.device)
+    optimizers = [optimizer for optimizer in (made.optimizer, made.policy_optimizer) if optimizer is not None]
+
+    def clear_gradients() -> None:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+
+    def holds() -> Iterable[Tensor]:
+        yield from tensors_of(made.student, made.teacher, made.distillers, made.spot_mode)
+        for optimizer in optimizers:
+            for state in optimizer.state.values():
+                yield from (value for value in state.values() if isinstance(value, Tensor))
+
+    return Cell(distiller, mode, lambda: made.train_step(*inputs), clear_gradients, holds)
+
+
+def tensors_of(*modules: nn.Module) -> Iterable[Tensor]:
+    for module in modules:
+        yield from module.parameters()
+        yield from module.buffers()
+
+
+# ---- measuring
+
+
+def measure(cells: list[Cell], options: argparse.Namespace) -> None:
+    """Time all cells in turn, round after round, so that what else the machine does meets all alike."""
+    for cell in cells:
+        for _ in range(options.warm_up):
+            cell.step()
+    for _ in range(options.rounds):
+        for cell in cells:
+            wait_for(options.device)
+            start = options.clock()
+            for _ in range(options.steps):
+                cell.step()
+            wait_for(options.device)
+            cell.times.append(1000 * (options.clock() - start) / options.steps)
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_mb(cell: Cell, device: torch.device) -> float:
+    """MiB of all tensors alive at a step's fullest moment: those it holds, and at most so many that it allocates."""
+    cell.clear_gradients()
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in cell.holds()}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        cell.step()
+        allocated = torch.cuda.max_memory_allocated(device) - before
+    else:
+        allocated = peak_on_the_cpu(cell.step)
+    return (sum(storages.values()) + allocated) / 2**20
+
+
+def peak_on_the_cpu(step: Callable[[], object]) -> int:
+    """Bytes that are allocated and not yet freed at the fullest moment, from the profiler's trace."""
+    with tempfile.TemporaryDirectory() as folder:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            step()
+        trace = Path(folder, "trace.json")
+        profiled.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    return max(event["args"]["Total Allocated"] for event in events if event["name"] == "[memory]")
+
+
+# ---- reporting
+
+
+def rows_of(cells: list[Cell], options: argparse.Namespace) -> list[dict[str, object]]:
+    fixed = {cell.distiller: cell for cell in cells if cell.mode == "fixed"}
+    (floor,) = (cell for cell in cells if cell.mode == "floor")
+    return [
+        {
+            "distiller": cell.distiller,
+            "mode": cell.mode,
+            "pair": "-".join(options.pair),
+            "device": options.device_name,
+            "ms": round(cell.ms, 3),
+            "images_per_second": round(1000 * options.batch / cell.ms, 1),
+            "ratio_to_fixed": round(cell.ratio_to(fixed[cell.distiller]), 3) if cell.distiller in fixed else "",
+            "ratio_to_floor": round(cell.ratio_to(floor), 3),
+            "peak_mb": round(peak_mb(cell, options.device), 1),
+        }
+        for cell in cells
+    ]
+
+
+def report(rows: list[dict[str, object]], options: argparse.Namespace) -> None:
+    print(
+        f"{' to '.join(options.pair)}, batch {options.batch}, {options.device_name}, CPU threads: {options.threads}, "
+        f"PyTorch {torch.__version__}; {options.clock_name} time, medians of {options.rounds} rounds of {options.steps}"
+    )
+    shown = [column for column in COLUMNS if column not in ("pair", "device")]
+    widths = [max(len(column), *(len(str(row[column])) for row in rows)) for column in shown]
+    for line in [dict(zip(shown, shown, strict=True)), *rows]:
+        cells = [str(line[column]) for column in shown]
+        aligned = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))]
+        print("  ".join(aligned).rstrip())
+    for mode in options.modes[1:]:
+        ratios = {row["distiller"]: row["ratio_to_fixed"] for row in rows if row["mode"] == mode}
+        if ratios:
+            print(f"{mode} / fixed, geometric mean over {', '.join(ratios)}: {geometric_mean(ratios.values()):.3f}")
+
+
+# ---- options
+
+
+def names_in(group: str) -> Callable[[str], list[str]]:
+    """Reads a list of names with commas, each a file of the group."""
+
+    def parsed(text: str) -> list[str]:
+        names, known = text.split(","), choices(group)
+        for name in names:
+            if name not in known:
+                expected = f"expected some of {', '.join(known)}"
+                raise argparse.ArgumentTypeError(f"no '{name}' in conf/{group}; {expected}.{did_you_mean(name, known)}")
+        return names
+
+    return parsed
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description="Time and memory of a training step.")
+    on_gpu = torch.cuda.is_available()
+    losses = [name for name in choices("distiller") if name != "none"]
+    parser.add_argument("--pair", type=names_in("network"), default=["resnet56", "resnet20"], help="teacher,student")
+    parser.add_argument("--distillers", type=names_in("distiller"), default=losses, help="names with commas; all")
+    parser.add_argument("--modes", type=names_in("spot_mode"), default=["fixed", "adaptive"], help="fixed is always measured")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=50_000, help="training samples, for what keeps a bank of them")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--rounds", type=int, default=10, help="how often each step is timed, all in turn")
+    parser.add_argument("--steps", type=int, default=20 if on_gpu else 1, help="steps per timing")
+    parser.add_argument("--warm-up", type=int, default=10 if on_gpu else 2, help="steps before")
+    parser.add_argument("--device", type=torch.device, default="cuda" if on_gpu else "cpu")
+    parser.add_argument("--csv", type=Path, help="write the rows there, too")
+    options = parser.parse_args(arguments)
+    if len(options.pair) != 2:
+        parser.error(f"--pair: found {len(options.pair)} networks, expected teacher,student")
+    if "none" in options.distillers:
+        parser.error("--distillers: none has no teacher; the floor is always measured")
+    options.modes = ["fixed", *(mode for mode in options.modes if mode != "fixed")]
+    on_one_thread = options.device.type == "cpu" and options.threads == 1
+    # One thread's CPU time is its wall time on an idle machine, and says the same on one that others share.
+    options.clock, options.clock_name = (time.process_time, "CPU") if on_one_thread else (time.perf_counter, "wall")
+    options.device_name = torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else "cpu"
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    cells = [floor_cell(options)]
+    for distiller in options.distillers:
+        try:
+            cells += [trainer_cell(options, distiller, mode) for mode in options.modes]
+        except ConfigError as error:
+            print(f"{distiller} is left out: {error}", file=sys.stderr)
+    measure(cells, options)
+    rows = rows_of(cells, options)
+    report(rows, options)
+    if options.csv is not None:
+        with options.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

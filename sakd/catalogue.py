@@ -1,0 +1,112 @@
+"""The README's tables of distillers and networks, from conf/, the code, and the measured steps."""
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from pkgutil import resolve_name
+
+import torch
+import yaml
+
+from sakd import build
+from sakd.config import Config
+from sakd.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+STEPS = ROOT / "results/step.csv"  # as `python -m benchmarks.step --csv` writes it
+ABSENT = "\N{EN DASH}"
+PAPER = re.compile(r'(?P<method>[^(]+) \((?P<authors>[^"(]+), "(?P<title>[^"]+)", (?P<venue>[^)]*\d{4}[^)]*)\)')
+IMAGES = {"num_classes": 100, "in_channels": 3, "image_size": 32}
+NOT_ALWAYS_INSTALLED = ("timm",)
+
+
+def tables() -> dict[str, str]:
+    """Markdown by name."""
+    return {"distillers": distillers(STEPS), "networks": networks()}
+
+
+def write(tables: dict[str, str], path: Path) -> None:
+    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``. Raises ConfigError where they are missing."""
+    text = path.read_text()
+    for name, table in tables.items():
+        between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", flags=re.DOTALL)
+        if not between.search(text):
+            raise ConfigError(f"{path}: found no lines <!-- {name} --> and <!-- /{name} -->, expected both around the table")
+        text = between.sub(lambda _, table=table: table, text, count=1)
+    path.write_text(text)
+
+
+def distillers(steps: Path) -> str:
+    """A row for each file in conf/distiller; ``steps`` has what a step costs, if it is there."""
+    measured, where = costs(steps)
+    rows = []
+    for name, node in nodes("distiller"):
+        own = node.get("losses") or {"": node.get("warm_up", {}).get("loss")}
+        if own := next(iter(own.values()), None):
+            spots = own["where"] if isinstance(own["where"], str) else ", ".join(own["where"])
+            weight = f"{node['beta']:g}" if "beta" in node else f"alpha = {node['alpha']:g}" if "alpha" in node else ABSENT
+            cost = [measured.get((name, mode), ABSENT) for mode in ("fixed", "adaptive")]
+            rows.append([f"`{name}`", *paper(own["_target_"]), spots, weight, *cost])
+    table = markdown(["distiller", "method", "paper", "spots", "beta", "step, fixed", "step, adaptive"], rows)
+    return table + (f"\n{where}\n" if where else "")
+
+
+def costs(steps: Path) -> tuple[dict[tuple[str, str], str], str]:
+    """Steps in units of the floor, by distiller and mode, for the file's first pair and device; and what these are."""
+    if not steps.is_file():
+        return {}, ""
+    with steps.open() as file:
+        rows = list(csv.DictReader(file))
+    of = (rows[0]["pair"], rows[0]["device"])
+    measured = {
+        (row["distiller"], row["mode"]): f"{float(row['ratio_to_floor']):.2f}"
+        for row in rows
+        if (row["pair"], row["device"]) == of
+    }
+    where = (
+        "A step's time is in units of what it cannot do without, the teacher's pass and the student's forward and backward "
+        f"pass: {of[0].replace('-', ' to ')}, {of[1]}."
+    )
+    return measured, where
+
+
+def paper(target: str) -> tuple[str, str]:
+    """Method and paper, from the docstring of the module that a ``_target_`` is defined in."""
+    module = resolve_name(target).__module__
+    found = PAPER.match(" ".join((resolve_name(module).__doc__ or "").split()))
+    if not found:
+        raise ConfigError(f'{module}: found no docstring like: Method (Authors, "Title", Venue Year)')
+    authors = found["authors"].split(", ")
+    who = authors[0] if len(authors) == 1 else f"{authors[0]} et al."
+    return found["method"], f"{who}, “{found['title']}”, {found['venue']}"
+
+
+def networks() -> str:
+    """A row for each file in conf/network whose package is always there."""
+    rows = []
+    for name, node in nodes("network"):
+        if node.get("build", "").partition(".")[0] in NOT_ALWAYS_INSTALLED:
+            continue
+        with torch.device("meta"):
+            network = build.make({**node, **IMAGES}, name)
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        shapes = ", ".join("x".join(map(str, shape)) for stage, shape in network.shapes.items() if stage != "logits")
+        rows.append((network.family.lower(), parameters, [f"`{name}`", network.family, f"{parameters:,}", shapes]))
+    head = ["network", "family", "parameters at 100 classes", "outputs of its stages and its embedding for 3x32x32 images"]
+    return markdown(head, [row for *_, row in sorted(rows)])
+
+
+def nodes(group: str) -> Iterator[tuple[str, Config]]:
+    """Names and contents of a group's files. Raises ConfigError where there are none: outside of a checkout."""
+    folder = ROOT / "conf" / group
+    paths = sorted(folder.glob("*.yaml"))
+    if not paths:
+        raise ConfigError(f"{folder}: found no YAML files, expected those of the project's checkout")
+    for path in paths:
+        yield path.stem, yaml.safe_load(path.read_text())
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,0 +1,70 @@
+"""Images in memory, best on the device that trains: cropped and flipped there, without workers.
+
+All draws of an epoch are made at its start from the data stream on the CPU, so that every device sees the same batches.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop after zero-padding by ``crop_padding`` pixels (0: none), and horizontal ``flip`` with probability ½."""
+
+    crop_padding: int = 0
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """``images``: uint8 [N, C, H, W]; ``labels``: int64 [N]. A sample's index is its place here."""
+
+    images: Tensor
+    labels: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: Tensor) -> "ImageSet":
+        return ImageSet(self.images[indices], self.labels[indices])
+
+    def to(self, device: torch.device) -> "ImageSet":
+        return ImageSet(self.images.to(device), self.labels.to(device))
+
+    def augmented(
+        self, order: Tensor, batch_size: int, stream: torch.Generator, augmentation: Augmentation
+    ) -> Iterator[Tensor]:
+        device = self.images.device
+        shifts = torch.randint(0, 2 * augmentation.crop_padding + 1, (len(self), 2), generator=stream)
+        flips = torch.rand(len(self), generator=stream) < 0.5
+        draws = (draw.to(device, non_blocking=True).split(batch_size) for draw in (order, shifts, flips))
+        for indices, *own in zip(*draws, strict=False):  # the order may leave the last sample out
+            yield augment(self.images[indices], augmentation, *own)
+
+    def plain(self, batch_size: int) -> Iterator[Tensor]:
+        yield from self.images.split(batch_size)
+
+
+def augment(images: Tensor, augmentation: Augmentation, shifts: Tensor, flips: Tensor) -> Tensor:
+    """Crop and flip each image by its own draw: images [B, C, H, W]; shifts [B, 2] from 0 to 2 * padding, rows first;
+    flips [B] bool."""
+    batch, channels, height, width = images.shape
+    padding = augmentation.crop_padding
+    if not padding and not augmentation.flip:
+        return images
+    padded = F.pad(images, [padding] * 4)
+    rows = shifts[:, :1] + torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device).expand(batch, -1)
+    if augmentation.flip:
+        columns = torch.where(flips[:, None], width - 1 - columns, columns)
+    columns = columns + shifts[:, 1:]
+    picked = padded.gather(2, rows[:, None, :, None].expand(-1, channels, -1, padded.shape[3]))
+    return picked.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))

@@ -1,0 +1,57 @@
+"""DIST (Huang, You, Wang, Qian, Xu, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sakd.distillers.base import Distiller, kept_mean
+from sakd.errors import check_number
+from sakd.networks import StagedNet
+from sakd.spots import Spot
+
+EPSILON = 1e-8  # the published code's
+
+
+def correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """Pearson's, along ``dim``, of two tensors whose mean along it is 0."""
+    return (a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim) + EPSILON)
+
+
+def centred_columns(rows: Tensor, keep: Tensor) -> Tensor:
+    """Rows [B, d] less the kept rows' mean; 0 where a row is not kept."""
+    kept = keep[:, None]
+    mean = torch.where(kept, rows, 0).sum(dim=0) / keep.sum().clamp_min(1)
+    return torch.where(kept, rows - mean, 0)
+
+
+class DIST(Distiller):
+    """How far the networks' class probabilities are from correlated: within each row, between classes; and within each
+    class, between the kept rows, which takes two of them: with fewer this part is 0."""
+
+    takes = "vector"
+
+    def __init__(
+        self,
+        student: StagedNet,
+        teacher: StagedNet,
+        where: str | Sequence[str],
+        weight: float,
+        inter_weight: float,
+        intra_weight: float,
+        temperature: float,
+    ):
+        super().__init__(student, teacher, where, weight)
+        check_number("inter_weight of DIST", inter_weight, least=0)
+        check_number("intra_weight of DIST", intra_weight, least=0)
+        check_number("temperature of DIST", temperature, least=0, above=True)
+        self.inter_weight, self.intra_weight, self.temperature = inter_weight, intra_weight, temperature
+
+    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
+        p_s, p_t = ((logits / self.temperature).softmax(dim=1) for logits in (student, teacher))
+        within_rows = correlation(p_s - p_s.mean(dim=1, keepdim=True), p_t - p_t.mean(dim=1, keepdim=True), dim=1)
+        within_classes = correlation(centred_columns(p_s, keep), centred_columns(p_t, keep), dim=0)
+        count = keep.sum()
+        inter = kept_mean(1 - within_rows, keep)
+        intra = torch.where(count > 1, 1 - within_classes, 0).mean() * count / len(keep)
+        return self.temperature**2 * (self.inter_weight * inter + self.intra_weight * intra)

@@ -1,0 +1,235 @@
+"""Networks of other packages, cut into stages from outside with torch.fx (Reed et al., MLSys 2022)."""
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pkgutil import resolve_name
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from sakd.errors import ConfigError, did_you_mean
+from sakd.networks.staged import StagedNet
+
+STAGE = (r"^\w+\.", "")  # a weight's name without it is the one that it has uncut
+MODES = {True: "train", False: "eval"}
+
+
+def foreign(
+    build: str,
+    arguments: Mapping[str, object],
+    passes: Mapping[str, str],
+    family: str,
+    cuts: Mapping[str, str],
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+) -> StagedNet:
+    """The network that ``build``, an import path, makes of ``arguments``, as a StagedNet of the very same parameters.
+
+    ``passes`` says which of num_classes, in_channels and image_size are arguments of ``build`` too, and under what name.
+    ``cuts`` says where ``stem, stage1 … stageN, embedding`` end; the logits are the rest. A cut is a module's path
+    (``layer1``, ``features.3``), which stands for its output, or the name of a torch.fx node (``flatten``).
+
+    The network does in training and in evaluation what it did uncut, operation for operation.
+
+    Raises ConfigError if there is no such network, torch.fx cannot trace it, or it cannot be cut there.
+    """
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    for key in passes:
+        if key not in sizes:
+            raise ConfigError(f"passes: found {key}, expected some of {', '.join(sizes)}.{did_you_mean(key, sizes)}")
+    if "in_channels" not in passes and in_channels != 3:
+        raise ConfigError(f"in_channels: found {in_channels}, {build} takes 3 (`passes` names no argument for them)")
+    network = _call(build, {**arguments, **{argument: sizes[key] for key, argument in passes.items()}})
+    staged = StagedNet(cut(network, cuts, build), family, (in_channels, image_size, image_size), [STAGE])
+    if staged.classes != num_classes:
+        raise ConfigError(f"num_classes: found {num_classes}, {build} has {staged.classes} outputs (see `passes`)")
+    _keep_inputs(staged)
+    return staged
+
+
+def _call(path: str, arguments: Mapping[str, object]) -> nn.Module:
+    try:
+        build = resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"build: cannot import {path} ({error})") from error
+    try:
+        network = build(**arguments)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise ConfigError(f"arguments: {path} does not take {arguments} ({error})") from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"build: {path} made a {type(network).__name__}, expected a network")
+    return network
+
+
+def cut(network: nn.Module, cuts: Mapping[str, str], name: str) -> dict[str, nn.Module]:
+    """``network`` in stages, by name; modules and parameters are shared with it. ``name`` is for errors."""
+    names = ["stem", *(f"stage{number}" for number in range(1, len(cuts) - 1)), "embedding"]
+    if cuts.keys() != set(names) or len(names) < 3:
+        raise ConfigError(f"cuts: found {', '.join(cuts) or 'none'}, expected stem, stage1, stage2, …, embedding")
+    cuts = {stage: cuts[stage] for stage in names}
+    passes = {}
+    for mode in MODES:
+        trace = _Trace(network.train(mode), name)
+        passes[mode] = trace.split({stage: trace.find(place, f"cuts.{stage}") for stage, place in cuts.items()})
+    stages = {stage: Stage(network, {mode: graphs[stage] for mode, graphs in passes.items()}) for stage in (*cuts, "logits")}
+    owner: dict[str, str] = {}
+    for stage, module in stages.items():
+        for key in module.state_dict():
+            if owner.setdefault(key, stage) != stage:
+                raise ConfigError(f"cuts: {key} would belong to {owner[key]} and {stage}; expected weights of one stage each")
+    for key in network.state_dict():
+        if key not in owner:  # nothing uses it, but files hold it
+            _adopt(stages["logits"], network, key)
+    return stages
+
+
+class _Trace(fx.Tracer):
+    """The graph of a network in its present mode, and what each module returned."""
+
+    def __init__(self, network: nn.Module, name: str):
+        super().__init__()
+        self.name = f"{name} (in {MODES[network.training]} mode)"
+        self.returned: dict[str, list[fx.Node]] = {}
+        self.whole: dict[str, Exception] = {}
+        before, random = _writes(network), torch.get_rng_state()
+        try:
+            graph = self.trace(network)
+        except Exception as error:  # a forward may fail on a symbolic tensor with any kind
+            raise ConfigError(f"build: torch.fx cannot trace {self.name}: {error}") from error
+        after = _writes(network)
+        changed = [key for key, (value, writes) in before.items() if after[key][0] is not value or after[key][1] != writes]
+        if changed or not torch.equal(torch.get_rng_state(), random):  # tracing did it once, and the graph never would
+            what = f"changes {changed[0]}" if changed else "draws random numbers"
+            raise ConfigError(f"build: torch.fx cannot trace {self.name}: a forward that is no layer's {what} by itself")
+        self.nodes = list(graph.nodes)
+        self.place = {node: place for place, node in enumerate(self.nodes)}
+        kept = {path: [node for node in nodes if node in self.place] for path, nodes in self.returned.items()}
+        self.returned = {path: nodes for path, nodes in kept.items() if nodes}
+        if not isinstance(self.nodes[-1].args[0], fx.Node):
+            raise ConfigError(f"build: {self.name} returns {self.nodes[-1].args[0]}; expected logits alone")
+
+    def create_args_for_root(self, forward: Callable, is_module: bool, concrete_args: object = None) -> tuple[Callable, list]:
+        """Images are the only input; other arguments of ``forward`` have their defaults."""
+        return forward, [self.root, self.create_proxy("placeholder", "images", (), {})]
+
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        """Layers of torch.nn, and what is derived from them, stay whole: they may count batches or look at sizes."""
+        homes = {base.__module__ for base in type(module).__mro__} - {"torch.nn.modules.module", "torch.nn.modules.container"}
+        return super().is_leaf_module(module, path) or any(home.startswith("torch.nn.modules.") for home in homes)
+
+    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
+        """As usual; but a module that cannot be traced stays whole."""
+        path, recorded, stack = self.path_of_module(module), len(self.graph.nodes), self.module_stack.copy()
+        try:
+            output = super().call_module(module, forward, args, kwargs)
+        except Exception as error:  # of any kind, as above
+            for node in reversed(list(self.graph.nodes)[recorded:]):
+                self.graph.erase_node(node)
+            self.module_stack = stack
+            output = self.create_proxy("call_module", path, args, kwargs)
+            self.whole[path] = error
+        nodes: list[fx.Node] = []
+        fx.node.map_aggregate(output, lambda value: nodes.append(value.node) if isinstance(value, fx.Proxy) else None)
+        self.returned.setdefault(path, []).extend(nodes)
+        return output
+
+    def find(self, place: str, key: str) -> fx.Node:
+        """The node that users call ``place``."""
+        found = dict.fromkeys([*self.returned.get(place, []), *(node for node in self.nodes if node.name == place)])
+        if len(found) > 1:
+            raise ConfigError(f"{key}: '{place}' stands for several tensors: {', '.join(map(str, found))}")
+        for path, error in self.whole.items():
+            if place.startswith(f"{path}."):
+                raise ConfigError(f"{key}: '{place}' lies in '{path}', which torch.fx cannot trace ({error})")
+        if not found:
+            own = [node.name for node in self.nodes if node.op == "call_function" and not node.meta.get("nn_module_stack")]
+            near = did_you_mean(place, [*self.returned, *(node.name for node in self.nodes)])
+            listed = [path for path in self.returned if path.count(".") < 2] + own
+            raise ConfigError(f"{key}: {self.name} has no '{place}'.{near} Some that it has: {', '.join(listed)}")
+        return next(iter(found))
+
+    def split(self, ends: Mapping[str, fx.Node]) -> dict[str, fx.Graph]:
+        """A graph for each stage, every one from one tensor to one tensor, that run in order are the whole graph."""
+        *_, output = self.nodes
+        stages = {**ends, "logits": output}
+        for (stage, end), (following, following_end) in pairwise(stages.items()):
+            last = self.place[end]
+            if last >= self.place[following_end] or end is output.args[0]:
+                rest = f"'{following_end}'" if following != "logits" else "the logits"
+                raise ConfigError(f"cuts.{stage}: '{end}' does not run before {rest}, where {following} ends")
+            crossing = [node.name for node in self.nodes[:last] if any(self.place[user] > last for user in node.users)]
+            if crossing:
+                raise ConfigError(
+                    f"cuts.{stage}: more than one tensor runs through a cut behind '{end}': {', '.join([*crossing, end.name])}"
+                )
+        graphs, start = {}, self.nodes[0]
+        for stage, end in stages.items():
+            graphs[stage] = graph = fx.Graph()
+            copies = {start: graph.placeholder("x")}
+            for node in self.nodes[self.place[start] + 1 : self.place[end] + 1]:
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+            if end is not output:
+                graph.output(copies[end])
+            start = end
+        return graphs
+
+
+def _writes(network: nn.Module) -> dict[str, tuple[Tensor, int]]:
+    """Each parameter and buffer, and how often it was written."""
+    return {key: (value, value._version) for key, value in (*network.named_parameters(), *network.named_buffers())}
+
+
+class Stage(nn.Module):
+    """Part of a network: its modules and weights under their own names, and what it does with them in either mode.
+
+    Not a torch.fx.GraphModule: that has one graph, whatever the mode.
+    """
+
+    def __init__(self, network: nn.Module, graphs: Mapping[bool, fx.Graph]):
+        super().__init__()
+        for graph in graphs.values():
+            for node in graph.nodes:
+                if node.op in ("call_module", "get_attr"):
+                    _adopt(self, network, node.target)
+        self._forward = {mode: type(fx.GraphModule(network, graph)).forward for mode, graph in graphs.items()}
+        self._overwrites = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._forward[self.training](self, x.clone() if self._overwrites else x)
+
+
+def _adopt(stage: nn.Module, network: nn.Module, path: str) -> None:
+    """Make the module, parameter or buffer at ``path`` of ``network`` one of ``stage``, under the same path."""
+    *parents, name = path.split(".")
+    for parent in parents:
+        if parent not in stage._modules:
+            stage.add_module(parent, nn.Module())
+        stage, network = getattr(stage, parent), getattr(network, parent)
+    value = getattr(network, name)
+    if isinstance(value, nn.Module):
+        stage.add_module(name, value)
+    elif isinstance(value, nn.Parameter):
+        stage.register_parameter(name, value)
+    else:  # a buffer, or a constant that tracing found
+        persistent = name in network._buffers and name not in network._non_persistent_buffers_set
+        stage.register_buffer(name, value, persistent)
+
+
+@torch.no_grad()
+def _keep_inputs(staged: StagedNet) -> None:
+    """Stages that begin in place get a copy to begin with: a stage's output is not overwritten by the next.
+
+    Tensors count how often they were written. No buffer is moved by this, and no random stream.
+    """
+    training = staged.training
+    with torch.random.fork_rng(devices=[]):
+        for mode in MODES:
+            staged.train(mode)
+            for stage, shape in zip(staged, [staged.input_shape, *staged.shapes.values()], strict=False):
+                x = torch.zeros(2, *shape)
+                before = x._version
+                functional_call(stage, {name: buffer.clone() for name, buffer in stage.named_buffers()}, (x,))
+                stage._overwrites |= x._version != before
+    staged.train(training)

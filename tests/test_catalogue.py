@@ -1,0 +1,106 @@
+"""The README's tables: they are what the command writes, and what conf/ and the code say."""
+
+import csv
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from sakd import catalogue
+from sakd.catalogue import ABSENT
+from sakd.cli import main
+from sakd.errors import ConfigError
+from tests.conftest import ROOT
+
+README = ROOT / "README.md"
+
+
+@pytest.fixture(scope="module")
+def tables() -> dict[str, str]:
+    return catalogue.tables()
+
+
+def rows(table: str) -> dict[str, list[str]]:
+    """Cells by the name in the first column."""
+    lines = [line.strip("| \n").split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    return {name.strip("`"): cells for name, *cells in lines}
+
+
+def test_the_readme_has_the_tables_that_the_command_writes(tables, tmp_path, monkeypatch):
+    """Mend it with `sakd catalogue --write README.md`."""
+    monkeypatch.setattr(catalogue, "tables", lambda: tables)  # made once
+    copy = tmp_path / "README.md"
+    copy.write_text(README.read_text())
+    done = CliRunner().invoke(main, ["catalogue", "--write", str(copy)])
+    assert done.exit_code == 0, done.output
+    assert copy.read_text() == README.read_text()
+
+
+def test_every_distiller_has_a_row(tables):
+    found = rows(tables["distillers"])
+    assert set(found) == {path.stem for path in (ROOT / "conf/distiller").glob("*.yaml")} - {"none"}
+    assert found["at"][:4] == [
+        "Attention transfer",
+        "Zagoruyko and Komodakis, “Paying More Attention to Attention”, ICLR 2017",
+        "stages",
+        "1000",
+    ]
+    assert found["cc"][1].startswith("Peng et al., ")
+    assert (found["kd"][2:4], found["cc"][3], found["fsp_init"][2:4]) == (["logits", "alpha = 1"], "0.02", ["stages", ABSENT])
+
+
+def test_networks_are_as_the_field_s_reference_says(tables):
+    found = rows(tables["networks"])
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "conf/network").glob("*.yaml")}
+    assert set(found) == {name for name, node in files.items() if not node.get("build", "").startswith("timm.")}
+    with (ROOT / "tests/reference_networks.csv").open() as file:
+        for reference in csv.DictReader(file):
+            if reference["network"] in found:
+                _, parameters, shapes = found[reference["network"]]
+                assert parameters.replace(",", "") == reference["parameters"], reference["network"]
+                assert shapes.split(", ") == reference["stage_output_shapes"].split(), reference["network"]
+
+
+def test_costs_are_those_of_the_first_pair_and_device(tmp_path):
+    steps = tmp_path / "step.csv"
+    assert catalogue.costs(steps) == ({}, "")
+    steps.write_text(
+        "distiller,mode,pair,device,ms,images_per_second,ratio_to_fixed,ratio_to_floor,peak_mb\n"
+        "kd,fixed,resnet56-resnet20,cpu,1,1,1.0,1.02,5\n"
+        "kd,adaptive,resnet56-resnet20,cpu,1,1,1.1,1.128,5\n"
+        "kd,adaptive,resnet56-resnet20,cuda,1,1,1.1,9.9,5\n"
+        "kd,adaptive,vgg13-vgg8,cpu,1,1,1.1,9.9,5\n"
+    )
+    measured, where = catalogue.costs(steps)
+    assert measured == {("kd", "fixed"): "1.02", ("kd", "adaptive"): "1.13"}
+    assert where.endswith("resnet56 to resnet20, cpu.")
+    table = catalogue.distillers(steps)
+    assert rows(table)["kd"][-2:] == ["1.02", "1.13"]
+    assert rows(table)["at"][-2:] == [ABSENT, ABSENT]
+    assert table.endswith(f"|\n\n{where}\n")
+
+
+def test_what_stands_around_the_tables_is_kept(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a -->\n<!-- /a -->\nbetween\n<!-- b -->\nold\n<!-- /b -->\nafter\n")
+    for _ in range(2):
+        catalogue.write({"a": "new \\1\n", "b": "newer\n"}, page)
+        expected = "before\n<!-- a -->\nnew \\1\n<!-- /a -->\nbetween\n<!-- b -->\nnewer\n<!-- /b -->\nafter\n"
+        assert page.read_text() == expected
+    with pytest.raises(ConfigError, match=r"page\.md: found no lines <!-- c --> and <!-- /c -->"):
+        catalogue.write({"c": ""}, page)
+
+
+def test_a_distiller_without_a_paper_is_named():
+    with pytest.raises(ConfigError, match=r"^sakd\.errors: found no docstring like: Method \(Authors, "):
+        catalogue.paper("sakd.errors.ConfigError")
+
+
+def test_outside_of_a_checkout_nothing_is_written(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text(before := "<!-- distillers -->\nold\n<!-- /distillers -->\n")
+    monkeypatch.setattr(catalogue, "ROOT", tmp_path)
+    done = CliRunner().invoke(main, ["catalogue", "--write", str(page)])
+    assert done.exit_code == 1
+    assert f"Error: {tmp_path}/conf/distiller: found no YAML files" in done.output
+    assert page.read_text() == before
