@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +19,9 @@ from sakd import build
 from sakd.config import Config, require_accuracy, short_names, teacher_config, warm_up_config
 from sakd.data import Dataset
 from sakd.errors import CheckpointError
+from sakd.execution import allow_tf32
 from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
+from sakd.profiling import Profile
 from sakd.runs import Run
 from sakd.teachers import Certificate, certify
 from sakd.terminal import Watch
@@ -53,7 +55,9 @@ def execute(config: Config, dataset: Dataset | None = None) -> Result:
     certificate = None
     if parts.teacher is not None:
         path = _teacher_weights(config, dataset)
-        certificate = certify(parts.teacher, config["teacher"]["name"], path, dataset, device)
+        certificate = certify(
+            parts.teacher, config["teacher"]["name"], path, dataset, device, Path(config["runs"]) / ".certificates"
+        )
         require_accuracy(config, certificate.accuracy, certificate.source)
         _check_untouched(config, certificate)
         log.info("teacher %s: %.2f %% (%s)", certificate.name, certificate.accuracy, path)
@@ -131,6 +135,7 @@ def _train(
     run: Run, trainer: Trainer, dataset: Dataset, certificate: Certificate | None, warm_up: dict[str, str] | None
 ) -> Result:
     mirror, status = None, "FAILED"
+    allow_tf32(run.config["precision"] == "tf32")
     try:
         with _own_log(run.folder / "run.log"), _interruptible():
             run.start()
@@ -163,8 +168,15 @@ def _train_epochs(
     if certificate is not None:
         title = f"{names['teacher']} to {title}, {names['distiller']} {names['spot_mode']}"
     title += f", seed {names['seed']}"
-    with Watch(title, config["epochs"], trainer.epoch) as watch:
-        for metrics in trainer.fit(dataset, config["epochs"], config["batch_size"], watch.step):
+    profile = Profile(run.folder, trainer.device) if config["profile"] else None
+    with Watch(title, config["epochs"], trainer.epoch) as watch, profile or nullcontext():
+
+        def progress(*seen: Any) -> None:
+            watch.step(*seen)
+            if profile is not None:
+                profile.step()
+
+        for metrics in trainer.fit(dataset, config["epochs"], config["batch_size"], progress):
             metrics["time"] = time.time()
             if "test/accuracy" in metrics:
                 best = max(best, metrics["test/accuracy"])

@@ -15,7 +15,17 @@ from tests.test_every_config import DISTILLERS, MODES
 
 CPU = torch.device("cpu")
 # What reads a value back, or makes a shape that depends on values.
-WAITING = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique_dim", "_unique2", "bincount"}
+WAITING = {
+    "_local_scalar_dense",
+    "item",
+    "is_nonzero",
+    "equal",
+    "nonzero",
+    "masked_select",
+    "unique_dim",
+    "_unique2",
+    "bincount",
+}
 
 
 class Watch(TorchDispatchMode):

@@ -41,6 +41,9 @@ class Images(Protocol):
     def plain(self, batch_size: int) -> Iterator[Tensor]:
         """uint8 [B, C, H, W] of all samples as they come, for evaluation."""
 
+    def checksum(self) -> str:
+        """Hexadecimal; another one for other images, labels or order, as far as that can be told quickly."""
+
 
 @dataclass(frozen=True)
 class Dataset:
