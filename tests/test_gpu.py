@@ -101,7 +101,7 @@ def test_every_device_sees_the_same_batches():
 def test_a_replayed_graph_takes_the_steps_that_are_launched_one_by_one(mode):
     """Also for the smaller last batch, and once the learning rates have fallen."""
     eager, graphed = trainer(mode), trainer(mode, Execution(compile="graph"))
-    expected, found = ([measured for measured in made.fit(dataset(), 3, 64)] for made in (eager, graphed))
+    expected, found = (list(made.fit(dataset(), 3, 64)) for made in (eager, graphed))
     for one, other in zip(expected, found, strict=True):
         assert one.keys() == other.keys()
         for name in one:
