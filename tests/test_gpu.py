@@ -8,7 +8,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
 from sakd.data import Augmentation, Dataset, ImageSet, train_batches
-from sakd.distillers import AT, CRD, DIST, DKD, KD, PKT, SP, FitNet, ReviewKD, SemCKD
+from sakd.distillers import AT, CC, CRD, DIST, DKD, FSP, FT, KD, NST, PKT, RKD, SP, VID, FitNet, ReviewKD, SemCKD
 from sakd.execution import Execution
 from sakd.networks import resnet8, wrn_16_1
 from sakd.spot_modes import Adaptive, Fixed
@@ -41,6 +41,12 @@ def trainer(mode: str, execution: Execution = Execution()) -> Trainer:  # noqa: 
             "dkd": DKD(student, teacher, "logits", 1.0, target_weight=1.0, others_weight=8.0, temperature=4.0, ramp_epochs=2),
             "dist": DIST(student, teacher, "logits", 1.0, inter_weight=1.0, intra_weight=1.0, temperature=4.0),
             "reviewkd": ReviewKD(student, teacher, ["stages", "embedding"], 1.0, max_width=64, ramp_epochs=2),
+            "cc": CC(student, teacher, "embedding", 0.02, embedding_width=16),
+            "rkd": RKD(student, teacher, "embedding", 1.0, distance_weight=25.0, angle_weight=50.0),
+            "vid": VID(student, teacher, "stages", 1.0, initial_variance=5.0),
+            "nst": NST(student, teacher, "stages", 1.0),
+            "fsp": FSP(student, teacher, "stages", 1.0),
+            "ft": FT(student, teacher, "last_stage", 1.0, factor_share=0.5),
             "semckd": SemCKD(student, teacher, "stages", 1.0, batch_size=64, reduction=4, widening=0.5),
         }
         spots = spots_of(student, teacher, distillers.values())
