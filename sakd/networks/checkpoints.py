@@ -55,9 +55,9 @@ def parse_weights(raw: bytes, path: Path) -> dict[str, Tensor]:
 
 def _reason(error: Exception) -> str:
     """What was refused, without PyTorch's advice to load it all the same."""
-    refused = re.search(r"(?:GLOBAL|global|operand|class|type):? *([\w.]+\.[\w.]+)", str(error))
-    if refused is not None and isinstance(error, pickle.UnpicklingError):
-        return f"it holds {refused[1].rstrip('.')}, which is no weights"
+    if isinstance(error, pickle.UnpicklingError):
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        return "it is damaged or holds more than weights" if refused is None else f"it holds {refused[1]}, which is no weights"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
