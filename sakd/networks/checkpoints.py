@@ -55,7 +55,7 @@ def parse_weights(raw: bytes, path: Path) -> dict[str, Tensor]:
 
 def _reason(error: Exception) -> str:
     """What was refused, without PyTorch's advice to load it all the same."""
-    if isinstance(error, pickle.UnpicklingError):
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         return "it is damaged or holds more than weights" if refused is None else f"it holds {refused[1]}, which is no weights"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
