@@ -16,7 +16,6 @@ from sakd.job import execute
 from sakd.runs import Run
 from sakd.streams import stream
 from tests.conftest import light, other_family
-from tests.test_every_config import DISTILLING
 from tests.test_resume import assert_same
 
 CPU = torch.device("cpu")
@@ -36,7 +35,7 @@ def small(tiny, distiller, *overrides):
     return tiny(f"distiller={distiller}", teacher, *light(distiller), "dataset.train_samples=40", *overrides)
 
 
-@pytest.mark.parametrize("distiller", DISTILLING)
+@pytest.mark.parametrize("distiller", ["at", "crd", "ft", "reviewkd", "semckd", "sp"])
 def test_the_order_of_memory_changes_numbers_by_rounding_alone(distiller, tiny):
     measured = {}
     for order in ("contiguous", "channels_last"):
