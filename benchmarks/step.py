@@ -29,8 +29,8 @@ class Cell:
     distiller: str
     mode: str
     step: Callable[[], object]
-    clear_gradients: Callable[[], None]
-    holds: Callable[[], Iterable[Tensor]]
+    clear_gradients: Callable[[], None] = lambda: None
+    holds: Callable[[], Iterable[Tensor]] = tuple
     times: list[float] = field(default_factory=list)  # ms a step
 
     @property
@@ -157,16 +157,28 @@ def report(rows: list[dict[str, object]], options: argparse.Namespace) -> None:
         f"{' to '.join(options.pair)}, batch {options.batch}, {options.device_name}, CPU threads: {options.threads}, "
         f"PyTorch {torch.__version__}; {options.clock_name} time, medians of {options.rounds} rounds of {options.steps}"
     )
-    shown = [column for column in COLUMNS if column not in ("pair", "device")]
+    print_table(rows, [column for column in COLUMNS if column not in ("pair", "device")])
+    for mode in options.modes[1:]:
+        ratios = {row["distiller"]: row["ratio_to_fixed"] for row in rows if row["mode"] == mode}
+        if ratios:
+            print(f"{mode} / fixed, geometric mean over {', '.join(ratios)}: {geometric_mean(ratios.values()):.3f}")
+
+
+def print_table(rows: list[dict[str, object]], shown: list[str]) -> None:
+    """Names in the first two columns, numbers in the others."""
     widths = [max(len(column), *(len(str(row[column])) for row in rows)) for column in shown]
     for line in [dict(zip(shown, shown, strict=True)), *rows]:
         cells = [str(line[column]) for column in shown]
         aligned = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))]
         print("  ".join(aligned).rstrip())
-    for mode in options.modes[1:]:
-        ratios = {row["distiller"]: row["ratio_to_fixed"] for row in rows if row["mode"] == mode}
-        if ratios:
-            print(f"{mode} / fixed, geometric mean over {', '.join(ratios)}: {geometric_mean(ratios.values()):.3f}")
+
+
+def write_csv(rows: list[dict[str, object]], file: Path | None) -> None:
+    if file is not None:
+        with file.open("w", newline="") as opened:
+            writer = csv.DictWriter(opened, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 # ---- options
@@ -186,31 +198,42 @@ def names_in(group: str) -> Callable[[str], list[str]]:
     return parsed
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description="Time and memory of a training step.")
-    on_gpu = torch.cuda.is_available()
-    losses = [name for name in choices("distiller") if name != "none"]
+def parser_of(program: str, description: str, distillers: list[str], rounds: int) -> argparse.ArgumentParser:
+    """The options that all benchmarks have."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{program}", description=description)
     parser.add_argument("--pair", type=names_in("network"), default=["resnet56", "resnet20"], help="teacher,student")
-    parser.add_argument("--distillers", type=names_in("distiller"), default=losses, help="names with commas; all")
-    parser.add_argument("--modes", type=names_in("spot_mode"), default=["fixed", "adaptive"], help="fixed is always measured")
+    parser.add_argument("--distillers", type=names_in("distiller"), default=distillers, help=",".join(distillers))
+    parser.add_argument("--modes", type=names_in("spot_mode"), default=["fixed", "adaptive"], help="fixed,adaptive")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--samples", type=int, default=50_000, help="training samples, for what keeps a bank of them")
+    parser.add_argument("--samples", type=int, default=50_000, help="training samples")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
-    parser.add_argument("--rounds", type=int, default=10, help="how often each step is timed, all in turn")
-    parser.add_argument("--steps", type=int, default=20 if on_gpu else 1, help="steps per timing")
-    parser.add_argument("--warm-up", type=int, default=10 if on_gpu else 2, help="steps before")
-    parser.add_argument("--device", type=torch.device, default="cuda" if on_gpu else "cpu")
+    parser.add_argument("--rounds", type=int, default=rounds, help="how often each is timed, all in turn")
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--csv", type=Path, help="write the rows there, too")
+    return parser
+
+
+def checked(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if len(options.pair) != 2:
         parser.error(f"--pair: found {len(options.pair)} networks, expected teacher,student")
     if "none" in options.distillers:
-        parser.error("--distillers: none has no teacher; the floor is always measured")
-    options.modes = ["fixed", *(mode for mode in options.modes if mode != "fixed")]
+        parser.error("--distillers: none has no teacher")
     on_one_thread = options.device.type == "cpu" and options.threads == 1
     # One thread's CPU time is its wall time on an idle machine, and says the same on one that others share.
     options.clock, options.clock_name = (time.process_time, "CPU") if on_one_thread else (time.perf_counter, "wall")
     options.device_name = torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else "cpu"
+    return options
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    on_gpu = torch.cuda.is_available()
+    losses = [name for name in choices("distiller") if name != "none"]
+    parser = parser_of("step", "Time and memory of a training step.", losses, rounds=10)
+    parser.add_argument("--steps", type=int, default=20 if on_gpu else 1, help="steps per timing")
+    parser.add_argument("--warm-up", type=int, default=10 if on_gpu else 2, help="steps before")
+    options = checked(parser, arguments)
+    options.modes = ["fixed", *(mode for mode in options.modes if mode != "fixed")]
     return options
 
 
@@ -226,11 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     measure(cells, options)
     rows = rows_of(cells, options)
     report(rows, options)
-    if options.csv is not None:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+    write_csv(rows, options.csv)
     return 0
 
 

@@ -3,11 +3,17 @@
 import csv
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from benchmarks import parts, step
+from benchmarks import authors, epoch, parts, step
+from sakd.data import Augmentation, steps_per_epoch
+from sakd.data.batches import channel_moments, normalise
+from sakd.data.memory import augment
+from sakd.streams import drawing_from
 from tests.conftest import ROOT, compose_config
 
 GUARD = "import sys; sys.modules.update(dict.fromkeys(('hydra', 'omegaconf', 'mlflow', 'submitit', 'rich', 'click')))\n"
@@ -118,4 +124,223 @@ def test_spot_modes_are_read_as_hydra_composes_them(mode):
 def test_wrong_names_are_told(arguments, message, capsys):
     with pytest.raises(SystemExit):
         step.parse(arguments)
+    assert message in capsys.readouterr().err
+
+
+# ---- whole epochs
+
+
+def test_an_epochs_table_has_the_data_alone_and_each_distiller_and_mode(tmp_path, capsys, monkeypatch):
+    made, counts = epoch.random_images, []
+    monkeypatch.setattr(epoch, "random_images", lambda count: counts.append(count) or made(count))
+    options = (
+        "--pair resnet8,resnet8 --distillers kd --modes fixed,random --batch 4 --samples 30 --steps 2 --rounds 1 --workers 1"
+    )
+    threads = f"--threads {torch.get_num_threads()}"
+    assert epoch.main([*f"{options} {threads} --device cpu --csv".split(), str(tmp_path / "epoch.csv")]) == 0
+    with (tmp_path / "epoch.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["distiller"], row["mode"]) for row in rows] == [("none", "data"), ("kd", "fixed"), ("kd", "random")]
+    assert all(tuple(row) == epoch.COLUMNS for row in rows)
+    assert counts == [2 * 4]
+    printed = capsys.readouterr().out
+    assert "wall time of an epoch of 30 images, medians of 1 rounds, extrapolated from 2 of 8 steps" in printed
+    assert all(row[column] in printed for row in rows for column in ("seconds", "plain_seconds", "ratio"))
+
+
+def test_an_epochs_row_extrapolates_to_all_steps():
+    ours, plain = (step.Cell("kd", "fixed", lambda: None, times=times) for times in ([200, 100, 300], [400, 500, 300]))
+    options = epoch.parse(["--samples", "40", "--batch", "4", "--steps", "2", "--device", "cpu"])
+    row = epoch.row_of(ours, plain, options)
+    assert (row["seconds"], row["plain_seconds"], row["images_per_second"], row["ratio"]) == (1, 2, 40, 2)
+
+
+def test_all_of_an_epoch_is_timed_where_asked():
+    for steps, timed in ((0, 782), (999, 782), (20, 20)):
+        assert epoch.parse(["--steps", str(steps), "--device", "cpu"]).timed_steps == timed
+
+
+def test_plain_images_are_among_all_crops_and_flips():
+    images = epoch.random_images(2)
+    plain = epoch.PlainImages(images)
+    assert images.augmentation == Augmentation(crop_padding=4, flip=True)
+    draws = torch.cartesian_prod(torch.arange(9), torch.arange(9), torch.arange(2))
+    pixels = images.train.images[1].expand(len(draws), -1, -1, -1)
+    possible = augment(pixels, images.augmentation, draws[:, :2], draws[:, 2].bool())
+    possible = normalise(possible, *channel_moments(images, torch.device("cpu")))
+    drawn = []
+    with drawing_from(0):
+        for _ in range(80):
+            image, label, index = plain[1]
+            assert (label, index) == (1, 1)
+            (matching,) = torch.where((possible - image).abs().amax((1, 2, 3)) < 1e-6)
+            drawn.append(draws[matching].squeeze(0))
+    assert [set(values.tolist()) for values in torch.stack(drawn, 1)] == [set(range(9)), set(range(9)), {0, 1}]
+
+
+def test_a_plain_epoch_trains_on_every_image_once():
+    images = epoch.random_images(130)
+    seen = []
+
+    class Trainer:
+        device = torch.device("cpu")
+
+        def train_step(self, images, labels, indices):
+            assert images.shape[1:] == (3, 32, 32)
+            assert torch.equal(labels, indices % parts.CLASSES)
+            seen.append(indices)
+            return {"loss": torch.zeros(())}
+
+    epoch.plain_epoch(Trainer(), DataLoader(epoch.PlainImages(images), 40, shuffle=True))
+    assert len(seen) == steps_per_epoch(130, 40)
+    assert sorted(torch.cat(seen).tolist()) == list(range(130))
+
+
+# ---- the authors' code
+
+STAND_IN = """
+import tqdm
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from dataset import get_dataset
+from dataset.cifar import get_cifar100_dataloaders_sample
+from models import get_model
+from models.classifier import LinearClassifier
+
+def not_wanted(*_, **__):
+    raise AssertionError("replaced while the benchmark runs")
+
+get_dataloader = get_cifar100_dataloaders_sample = get_teacher = get_student = not_wanted
+get_logger = make_deterministic = init_pretrain = train_kd = accuracy = not_wanted
+
+def train_epoch(cfg, epoch, train_loader, student, policy, tb_writer):
+    for batch in train_loader:
+        __global_values__["it"] += 1
+        assert [len(part) for part in batch] == [4, 4] + (["crd"] == cfg) * [4, 4]
+        assert not cfg or batch[3].shape == (4, 16385) and (batch[3][:, 0] == batch[2]).all()
+        noise = torch.cuda.FloatTensor(torch.Size([4, 2])).uniform_().cuda()
+        assert len(accuracy(student(batch[0].flatten(1)), batch[1], topk=(1, 5))) == 2
+        tb_writer.add_scalars(main_tag="train/acc", tag_scalar_dict={})
+    return 0.0, float(noise.sum())
+
+def main(cfg_filepath, file_name_cfg, logdir):
+    assert not torch.cuda.is_available()
+    make_deterministic(1)
+    get_logger(level=0, mode="w")
+    cfg = open(cfg_filepath).read().split()
+    if cfg:
+        assert get_cifar100_dataloaders_sample(batch_size=64, k=16384)[2] == 200
+    else:
+        assert get_dataloader(cfg)[2] == 100
+    assert get_teacher(cfg, 100).name == "resnet14"
+    student, policy = get_student(cfg, 100), LinearClassifier()
+    policy.set_n_to_True()
+    init_pretrain(cfg, 1, 2, 3, 4, 5, 6)
+    train_kd(cfg=cfg, train_loader=[], val_loader=[], student=student, policy=policy, tb_writer=SummaryWriter("logs"))
+    print("normalization constant")
+"""
+
+STAND_IN_MODELS = """
+from torch import nn
+
+def get_model(model_name, num_classes):
+    model = nn.Linear(3072, num_classes)
+    model.name = model_name
+    return model
+"""
+
+STAND_IN_POLICY = """
+from torch import nn
+
+class LinearClassifier(nn.Linear):
+    def __init__(self):
+        super().__init__(2, 2)
+
+    def set_n_to_True(self):
+        self.bias[0] += 10
+"""
+
+
+def test_the_authors_scripts_run_beside_ours(tmp_path):
+    """On a stand-in for their code, with what fails in it on a CPU; in a process that cannot import Hydra and MLflow."""
+    files = {"train": STAND_IN, "train_baseline": STAND_IN, "models/__init__": STAND_IN_MODELS}
+    files["models/classifier"] = STAND_IN_POLICY
+    (tmp_path / "models").mkdir()
+    for name, text in files.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    for distiller in ("at", "crd"):
+        config = tmp_path / authors.CONFIGS / distiller / "resnet14-resnet8.yml"
+        config.parent.mkdir(parents=True)
+        config.write_text("crd" if distiller == "crd" else "")
+    run = "from benchmarks.authors import main; main(sys.argv[1:])"
+    options = "--pair resnet14,resnet8 --distillers at,crd --batch 4 --samples 200 --rounds 1 --warm-up 0 --device cpu"
+    done = subprocess.run(
+        [sys.executable, "-c", GUARD + run, *options.split(), "--code", str(tmp_path), "--csv", str(tmp_path / "a.csv")],
+        cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "a.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["distiller"], row["mode"]) for row in rows] == [
+        (distiller, mode) for distiller in ("at", "crd") for mode in ("fixed", "adaptive")
+    ]
+    assert all(row[column] in done.stdout for row in rows for column in ("authors_ms", "ms", "throughput_ratio"))
+    assert "adaptive, geometric mean over at, crd:" in done.stdout
+    assert "normalization" not in done.stdout
+
+
+def test_the_authors_throughput_is_compared_round_by_round():
+    theirs, ours = (step.Cell("at", "adaptive", lambda: None, times=times) for times in ([9, 20, 30], [3, 10, 5]))
+    options = SimpleNamespace(pair=["a", "b"], device_name="cpu")
+    row = authors.row_of(ours, theirs, options)
+    assert (row["authors_ms"], row["ms"], row["throughput_ratio"]) == (20, 5, 3)
+
+
+def test_accuracies_are_those_of_the_k_likeliest():
+    logits, labels = torch.randn(50, 20), torch.randint(20, (50,))
+    ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
+    for k, found in zip((1, 5), authors.accuracy(logits, labels, topk=(1, 5)), strict=True):
+        torch.testing.assert_close(found, (ranks < k).float().mean().reshape(1))
+
+
+def handing_over(train_epoch, **parts_of_training):
+    """A script whose ``main`` hands over parts of a training."""
+    replaced = ("dataloader", "cifar100_dataloaders_sample", "teacher", "student", "logger")
+    script = SimpleNamespace(**{f"get_{name}": None for name in replaced}, train_epoch=train_epoch)
+    script.make_deterministic = script.init_pretrain = script.train_kd = None
+    script.main = lambda *_: script.train_kd(train_loader=[], val_loader=[], **parts_of_training)
+    return script
+
+
+def test_an_authors_step_whose_loss_breaks_is_no_measurement(tmp_path):
+    script = handing_over(lambda epoch, train_loader: (0.0, float("nan")))
+    made = authors.authors_step(script, tmp_path / "at.yml", [], 200, ["resnet14", "resnet8"])
+    with pytest.raises(FloatingPointError, match=r"at.yml: the authors' loss became nan"):
+        made()
+
+
+def test_the_authors_weights_hardly_move(tmp_path):
+    """So that the policy's choices, on which the cost of their step depends, stay those of a training's start."""
+    optimizers = {name: torch.optim.SGD([torch.ones(1)], lr=0.05) for name in ("optimizer", "agent_optimizer")}
+    rates = []
+
+    def train_epoch(epoch, train_loader, optimizer, agent_optimizer):
+        rates.extend(group["lr"] for one in (optimizer, agent_optimizer) for group in one.param_groups)
+        return 0.0, 1.0
+
+    script = handing_over(train_epoch, **optimizers)
+    authors.authors_step(script, tmp_path, [], 200, ["resnet14", "resnet8"])()
+    assert rates == [authors.LR, authors.LR]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--distillers", "kd"], "has no such pair or distiller"),
+        (["--modes", "anti"], "found anti, expected some of adaptive, fixed"),
+    ],
+)
+def test_what_the_authors_do_not_have_is_told(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        authors.parse(["--code", str(tmp_path), *arguments])
     assert message in capsys.readouterr().err

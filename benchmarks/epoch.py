@@ -1,0 +1,184 @@
+"""What a training epoch costs, with its data: ``python -m benchmarks.epoch --help``; explained in benchmarks/README.md.
+
+The same training steps are fed twice: by batches cut from images that lie on the device, and by torchvision's transforms in
+the workers of a DataLoader, as the field's scripts do it.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torchvision import transforms
+
+from benchmarks import parts
+from benchmarks.step import Cell, checked, measure, parser_of, print_table, write_csv
+from sakd.data import Augmentation, Batch, Dataset, ImageSet, steps_per_epoch, train_batches
+from sakd.streams import stream
+from sakd.trainer import RunningMeans, Trainer
+
+COLUMNS = ("distiller", "mode", "pair", "device", "seconds", "images_per_second", "plain_seconds", "ratio")
+CROP_PADDING = 4
+
+
+def random_images(count: int) -> Dataset:
+    """In CIFAR-100's shape, with its augmentation; on the CPU."""
+    alike = parts.dataset(count, torch.device("cpu"))
+    pixels = torch.randint(0, 256, alike.train.images.shape, dtype=torch.uint8, generator=stream(0, "benchmark"))
+    return replace(alike, train=ImageSet(pixels, alike.train.labels), augmentation=Augmentation(CROP_PADDING, flip=True))
+
+
+# ---- the two ways to batches
+
+
+class PlainImages(TorchDataset):
+    """Images one by one, as torchvision's CIFAR gives them: a PIL image from an array, then the transforms."""
+
+    def __init__(self, dataset: Dataset):
+        self.pixels = dataset.train.images.permute(0, 2, 3, 1).numpy()
+        self.labels = dataset.train.labels.tolist()
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(dataset.image_size, padding=CROP_PADDING),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(dataset.mean, dataset.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        return self.transform(Image.fromarray(self.pixels[index])), self.labels[index], index
+
+
+def plain_loader(dataset: Dataset, options: argparse.Namespace) -> DataLoader:
+    """Its workers live from epoch to epoch: starting them is not timed."""
+    return DataLoader(
+        PlainImages(dataset),
+        options.batch,
+        shuffle=True,
+        num_workers=options.workers,
+        pin_memory=options.device.type == "cuda",
+        persistent_workers=options.workers > 0,
+    )
+
+
+def plain_batches(loader: DataLoader, device: torch.device) -> Iterator[Batch]:
+    for batch in loader:
+        yield Batch(*(part.to(device, non_blocking=True) for part in batch))
+
+
+def plain_epoch(trainer: Trainer, loader: DataLoader) -> None:
+    """What ``Trainer.train_epoch`` does, with other batches."""
+    means = RunningMeans(epoch=1)
+    for step, batch in enumerate(plain_batches(loader, trainer.device), 1):
+        means.add(trainer.train_step(*batch), len(batch.labels), step)
+    means.compute()
+
+
+# ---- measuring
+
+
+def data_cells(dataset: Dataset, loader: DataLoader, options: argparse.Namespace) -> tuple[Cell, Cell]:
+    """Batches that nobody trains on: ours, and the plain ones."""
+    draws = stream(0, "data")
+
+    def ours() -> None:
+        for _ in train_batches(dataset, options.batch, draws):
+            pass
+
+    def plain() -> None:
+        for _ in plain_batches(loader, options.device):
+            pass
+
+    return Cell("none", "data", ours), Cell("none", "data", plain)
+
+
+def trainer_cells(
+    distiller: str, mode: str, dataset: Dataset, loader: DataLoader, options: argparse.Namespace
+) -> tuple[Cell, Cell]:
+    """An epoch of one trainer: of our batches, and of the plain ones."""
+    made = parts.trainer(*options.pair, distiller, mode, options.samples, options.batch, options.device)
+    return (
+        Cell(distiller, mode, lambda: made.train_epoch(dataset, options.batch)),
+        Cell(distiller, mode, lambda: plain_epoch(made, loader)),
+    )
+
+
+# ---- reporting
+
+
+def row_of(ours: Cell, plain: Cell, options: argparse.Namespace) -> dict[str, object]:
+    seconds, plain_seconds = (cell.ms / 1000 * options.all_steps / options.timed_steps for cell in (ours, plain))
+    values = (
+        ours.distiller,
+        ours.mode,
+        "-".join(options.pair),
+        options.device_name,
+        round(seconds, 3),
+        round(options.samples / seconds, 1),
+        round(plain_seconds, 3),
+        round(plain.ratio_to(ours), 3),
+    )
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def report(rows: list[dict[str, object]], options: argparse.Namespace) -> None:
+    whole = options.timed_steps == options.all_steps
+    print(
+        f"{' to '.join(options.pair)}, batch {options.batch}, {options.device_name}, CPU threads: {options.threads}, "
+        f"DataLoader workers: {options.workers}, PyTorch {torch.__version__}; wall time of an epoch of {options.samples} "
+        f"images, medians of {options.rounds} rounds"
+        + ("" if whole else f", extrapolated from {options.timed_steps} of {options.all_steps} steps")
+    )
+    print_table(rows, [column for column in COLUMNS if column not in ("pair", "device")])
+
+
+# ---- options
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = parser_of("epoch", "Time of a training epoch with its data.", ["fitnet"], rounds=3)
+    parser.add_argument(
+        "--steps",
+        dest="timed_steps",
+        type=int,
+        default=None if torch.cuda.is_available() else 20,
+        help="time so many of an epoch's steps and extrapolate; 0: all, and on a GPU by default",
+    )
+    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="of the DataLoader")
+    parser.set_defaults(steps=1, warm_up=1)  # of what is timed: epochs, or their parts
+    options = checked(parser, arguments)
+    options.all_steps = steps_per_epoch(options.samples, options.batch)
+    options.timed_steps = min(options.timed_steps or options.all_steps, options.all_steps)
+    options.clock, options.clock_name = time.perf_counter, "wall"  # the workers' time counts, too
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    images = random_images(min(options.samples, options.timed_steps * options.batch))
+    loader = plain_loader(images, options)
+    dataset = images.to(options.device)
+    cells = [data_cells(dataset, loader, options)]
+    for distiller in options.distillers:
+        cells += [trainer_cells(distiller, mode, dataset, loader, options) for mode in options.modes]
+    measure([cell for both in cells for cell in both], options)
+    rows = [row_of(ours, plain, options) for ours, plain in cells]
+    report(rows, options)
+    write_csv(rows, options.csv)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
