@@ -5,7 +5,6 @@ from functools import cache
 
 import pytest
 import torch
-from torch import nn
 
 from sakd import build
 from sakd.config import TEACHER_KEYS, digest, flatten, teacher_config
