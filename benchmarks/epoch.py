@@ -81,7 +81,7 @@ def plain_epoch(trainer: Trainer, loader: DataLoader) -> None:
     """What ``Trainer.train_epoch`` does, with other batches."""
     means = RunningMeans(epoch=1)
     for step, batch in enumerate(plain_batches(loader, trainer.device), 1):
-        means.add(trainer.train_step(*batch), len(batch.labels), step)
+        means.add(trainer.step(*batch), len(batch.labels), step)
     means.compute()
 
 
@@ -107,7 +107,7 @@ def trainer_cells(
     distiller: str, mode: str, dataset: Dataset, loader: DataLoader, options: argparse.Namespace
 ) -> tuple[Cell, Cell]:
     """An epoch of one trainer: of our batches, and of the plain ones."""
-    made = parts.trainer(*options.pair, distiller, mode, options.samples, options.batch, options.device)
+    made = parts.trainer(*options.pair, distiller, mode, options.samples, options.batch, options.device, options.execution)
     return (
         Cell(distiller, mode, lambda: made.train_epoch(dataset, options.batch)),
         Cell(distiller, mode, lambda: plain_epoch(made, loader)),

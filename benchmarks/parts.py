@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from sakd.data import Dataset, ImageSet
+from sakd.execution import Execution
 from sakd.networks import StagedNet
 from sakd.streams import initialising, stream
 from sakd.trainer import Trainer, spots_of
@@ -74,7 +75,14 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
 
 
 def trainer(
-    teacher: str, student: str, distiller: str, mode: str, samples: int, batch_size: int, device: torch.device
+    teacher: str,
+    student: str,
+    distiller: str,
+    mode: str,
+    samples: int,
+    batch_size: int,
+    device: torch.device,
+    execution: Execution,
 ) -> Trainer:
     """A trainer that is ready to step, over ``samples`` training images of ``dataset``."""
     student_net, teacher_net = network(student), network(teacher)
@@ -83,7 +91,8 @@ def trainer(
         losses = {name: make(node, student_net, teacher_net) for name, node in nodes.items()}
         spots = spots_of(student_net, teacher_net, losses.values())
         spot_mode = make(read("spot_mode", mode), spots, student_net, teacher_net)
-    built = Trainer(student_net, teacher_net, losses, spot_mode, optimizer=sgd, policy_optimizer=sgd, device=device)
+    keys = {"optimizer": sgd, "policy_optimizer": sgd, "device": device, "execution": execution}
+    built = Trainer(student_net, teacher_net, losses, spot_mode, **keys)
     built.prepare(dataset(samples, device))
     return built
 

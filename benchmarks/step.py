@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.parts import batch, choices, network, trainer
 from sakd.errors import ConfigError, did_you_mean
+from sakd.execution import Execution, allow_tf32
 
 COLUMNS = ("distiller", "mode", "pair", "device", "ms", "images_per_second", "ratio_to_fixed", "ratio_to_floor", "peak_mb")
 
@@ -44,22 +45,25 @@ class Cell:
 
 def floor_cell(options: argparse.Namespace) -> Cell:
     """What no distillation can do without: the teacher's forward pass, and the student's with its backward pass."""
-    teacher, student = (network(name).to(options.device) for name in options.pair)
+    teacher, student = (options.execution.place(network(name), options.device) for name in options.pair)
     teacher.requires_grad_(False).eval()
     images, labels, _ = batch(options.batch, options.samples, options.device)
+    images = options.execution.arrange(images)
 
     def step() -> None:
         student.zero_grad()
-        with torch.no_grad():
-            teacher(images)
-        F.cross_entropy(student(images), labels).backward()
+        with options.execution.networks(options.device):
+            with torch.no_grad():
+                teacher(images)
+            logits = student(images)
+        F.cross_entropy(logits.float(), labels).backward()
 
     return Cell("none", "floor", step, student.zero_grad, lambda: tensors_of(teacher, student))
 
 
 def trainer_cell(options: argparse.Namespace, distiller: str, mode: str) -> Cell:
     """Raises ConfigError if the distiller is not defined for the pair."""
-    made = trainer(*options.pair, distiller, mode, options.samples, options.batch, options.device)
+    made = trainer(*options.pair, distiller, mode, options.samples, options.batch, options.device, options.execution)
     inputs = batch(options.batch, options.samples, options.device)
     optimizers = [optimizer for optimizer in (made.optimizer, made.policy_optimizer) if optimizer is not None]
 
@@ -73,7 +77,7 @@ def trainer_cell(options: argparse.Namespace, distiller: str, mode: str) -> Cell
             for state in optimizer.state.values():
                 yield from (value for value in state.values() if isinstance(value, Tensor))
 
-    return Cell(distiller, mode, lambda: made.train_step(*inputs), clear_gradients, holds)
+    return Cell(distiller, mode, lambda: made.step(*inputs), clear_gradients, holds)
 
 
 def tensors_of(*modules: nn.Module) -> Iterable[Tensor]:
@@ -155,7 +159,8 @@ def rows_of(cells: list[Cell], options: argparse.Namespace) -> list[dict[str, ob
 def report(rows: list[dict[str, object]], options: argparse.Namespace) -> None:
     print(
         f"{' to '.join(options.pair)}, batch {options.batch}, {options.device_name}, CPU threads: {options.threads}, "
-        f"PyTorch {torch.__version__}; {options.clock_name} time, medians of {options.rounds} rounds of {options.steps}"
+        f"{options.precision}, {options.memory_format}, compile {options.compile}, PyTorch {torch.__version__}; "
+        f"{options.clock_name} time, medians of {options.rounds} rounds of {options.steps}"
     )
     print_table(rows, [column for column in COLUMNS if column not in ("pair", "device")])
     for mode in options.modes[1:]:
@@ -209,6 +214,9 @@ def parser_of(program: str, description: str, distillers: list[str], rounds: int
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--rounds", type=int, default=rounds, help="how often each is timed, all in turn")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32")
+    parser.add_argument("--memory-format", choices=["contiguous", "channels_last"], default="channels_last")
+    parser.add_argument("--compile", choices=["none", "default", "graph"], default="none")
     parser.add_argument("--csv", type=Path, help="write the rows there, too")
     return parser
 
@@ -219,6 +227,11 @@ def checked(parser: argparse.ArgumentParser, arguments: list[str] | None) -> arg
         parser.error(f"--pair: found {len(options.pair)} networks, expected teacher,student")
     if "none" in options.distillers:
         parser.error("--distillers: none has no teacher")
+    options.execution = Execution(options.precision, options.memory_format, options.compile)
+    try:
+        options.execution.check(options.device)
+    except ConfigError as error:
+        parser.error(str(error))
     on_one_thread = options.device.type == "cpu" and options.threads == 1
     # One thread's CPU time is its wall time on an idle machine, and says the same on one that others share.
     options.clock, options.clock_name = (time.process_time, "CPU") if on_one_thread else (time.perf_counter, "wall")
@@ -240,6 +253,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
+    allow_tf32(options.precision == "tf32")
     cells = [floor_cell(options)]
     for distiller in options.distillers:
         try:
