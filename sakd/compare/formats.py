@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 
 import pandas as pd
@@ -20,10 +22,13 @@ LATEX = str.maketrans(
     | {"\N{PLUS-MINUS SIGN}": r"$\pm$", MINUS: "$-$", UNREACHABLE: r"$^\dagger$", ABSENT: "--"}
 )
 
+WIDTH = 160  # of a page that is no terminal
+
 Lines = list[list[str]]  # the first is the head
 
 
-def terminal(comparison: Comparison, with_runs: bool = False, width: int = 160) -> str:
+def terminal(comparison: Comparison, with_runs: bool = False) -> str:
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
     console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
     for head, *body in _tables(comparison):
         table = Table(*head, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -89,7 +94,7 @@ def _records(frame: pd.DataFrame) -> list[dict[str, object]]:
 def _tables(comparison: Comparison) -> Iterator[Lines]:
     """The values by spot mode with what is published, and the differences, if there are any."""
     cells = comparison.cells
-    named = [key for key in PAIR if cells[key].nunique() > 1] + ["distiller"]
+    named = ROW if len(cells[PAIR].drop_duplicates()) > 1 else ["distiller"]
     show = _number(comparison.metric)
     modes = ordered(cells["spot_mode"])
     figures = [

@@ -35,8 +35,7 @@ def plot(comparison: Comparison, suffix: str) -> bytes:
     if cells.empty:
         raise ConfigError(f"--plot: found no mode with a seed in common with {BASELINE}, expected differences to draw")
     looks = dict(zip(ordered(cells["spot_mode"]), itertools.cycle(LOOKS), strict=False))
-    pairs = cells[PAIR].drop_duplicates()
-    panels = [cells[(cells[PAIR] == pair).all(axis=1)] for pair in pairs.itertuples(index=False, name=None)]
+    panels = [panel for _, panel in cells.groupby(PAIR, sort=False)]
     across = min(COLUMNS, len(panels))
     down = math.ceil(len(panels) / across)
     tallest = max(panel["distiller"].nunique() for panel in panels)
@@ -81,7 +80,7 @@ def _panel(axis: Axes, cells: pd.DataFrame, looks: dict[str, tuple[str, str]]) -
             color=color,
             va="center",
         )
-    axis.axvline(0, color="0.6", linewidth=0.8, zorder=0)
+    axis.axvline(0, color="0.35", linewidth=0.9, zorder=1)
     axis.set_yticks(range(len(distillers)), distillers)
     axis.set_ylim(len(distillers) - 0.5, -0.5)
     axis.tick_params("y", length=0)

@@ -17,7 +17,7 @@ PAIR = ["dataset", "teacher", "student"]
 ROW = [*PAIR, "distiller"]
 CELL = [*ROW, "spot_mode"]
 BASELINE = "fixed"
-LISTED = 12  # of the missing cells in the notes
+LISTED = 12  # cells in a note; the tables have them all
 MODES = (BASELINE, "adaptive", "anti", "random")  # and then others, by name
 
 
@@ -189,7 +189,9 @@ def _beside(cells: pd.DataFrame, figures: pd.DataFrame) -> pd.DataFrame:
 
 
 def _reading(cells: pd.DataFrame, metric: str) -> Iterator[str]:
-    yield f"{metric} of the last epoch: mean \N{PLUS-MINUS SIGN} sample standard deviation (number of seeds)."
+    pairs = list(cells[PAIR].drop_duplicates().itertuples(index=False, name=None))
+    where = f" for {_called(pairs[0])}" if len(pairs) == 1 else ""
+    yield f"{metric} at the last epoch{where}: mean \N{PLUS-MINUS SIGN} sample standard deviation (number of seeds)."
     tested = cells[cells["pairs"] > 0]
     if tested.empty:
         yield f"No mode has a seed in common with {BASELINE}: no differences."
@@ -200,35 +202,35 @@ def _reading(cells: pd.DataFrame, metric: str) -> Iterator[str]:
         "The p values are two-sided and Holm-corrected over all differences here, in all rows and modes: "
         f"{t_tests} paired t-tests, {tests} Wilcoxon signed-rank tests."
     )
-    for n, alike in tested.groupby("pairs"):
-        if n == 1:
-            yield f"With one pair of seeds there is neither an interval nor a test: {_listed(alike)}."
-        elif (alike["wilcoxon_least_p_holm"] > LEVEL).any():
-            alone = least_signed_rank(n)
-            corrected = alike["wilcoxon_least_p_holm"].max()
-            yield (
-                f"\N{DAGGER} With {n} pairs Wilcoxon's test cannot reach {LEVEL}: its smallest possible p is {alone:.3g}, "
-                f"after correction {corrected:.3g}. It takes {pairs_needed(tests)} pairs for each of {tests} differences, "
-                f"{pairs_needed(1)} for one alone."
-            )
+    alone = tested[tested["pairs"] == 1]
+    if len(alone):
+        yield f"With one pair of seeds there is neither an interval nor a test: {_listed(alone)}."
     constant = tested[(tested["pairs"] > 1) & tested["t_p"].isna()]
     if len(constant):
         yield f"Differences that are all the same have neither an interval nor a t-test: {_listed(constant)}."
+    unreachable = tested[tested["wilcoxon_least_p_holm"] > LEVEL]
+    if len(unreachable):
+        least = "; ".join(
+            f"with {n} pairs {least_signed_rank(n):.3g}, corrected {alike.max():.3g}"
+            for n, alike in unreachable.groupby("pairs")["wilcoxon_least_p_holm"]
+        )
+        yield (
+            f"\N{DAGGER} Wilcoxon's test cannot reach {LEVEL} here, whatever the differences. "
+            f"Its smallest possible p: {least}. It takes {pairs_needed(tests)} pairs for each of {tests} differences, {pairs_needed(1)} for one alone."
+        )
 
 
 def _listed(cells: pd.DataFrame) -> str:
-    several = len(cells[PAIR].drop_duplicates()) > 1
-    keys = CELL if several else CELL[len(PAIR) :]
-    names = cells[keys].itertuples(index=False, name=None)
-    return "; ".join(map(_called if several else " ".join, names))
+    """What tells cells apart; the first few."""
+    names = cells[CELL].drop_duplicates()
+    several = len(names[PAIR].drop_duplicates()) > 1
+    told = [_called(name) if several else " ".join(name[len(PAIR) :]) for name in names.itertuples(index=False, name=None)]
+    return "; ".join(told[:LISTED]) + (f"; and {len(told) - LISTED} more" if len(told) > LISTED else "")
 
 
 def _missing(missing: pd.DataFrame) -> Iterator[str]:
-    if len(missing):
-        by_cell = missing.groupby(CELL, sort=False)["seed"].agg(lambda seeds: ", ".join(map(str, seeds)))
-        told = [f"{_called(cell)} seed {seeds}" for cell, seeds in by_cell.items()]
-        more = f"; and {len(told) - LISTED} more cells" if len(told) > LISTED else ""
-        yield f"Missing, {len(missing)} runs: {'; '.join(told[:LISTED])}{more}."
+    for seeds, alike in missing.groupby(missing.groupby(CELL)["seed"].transform(lambda seeds: ", ".join(map(str, seeds)))):
+        yield f"Missing, seed {seeds}: {_listed(alike)}."
 
 
 def _doubts(runs: Sequence[Finished], metric: str) -> Iterator[str]:
@@ -254,7 +256,7 @@ def _baselines(runs: Sequence[Finished], cells: pd.DataFrame, figures: pd.DataFr
     """What the teachers, and the students alone, reach."""
     for pair, members in _grouped(runs, PAIR):
         accuracies = sorted({f"{run.metrics['teacher/accuracy']:.2f}" for run in members if "teacher/accuracy" in run.metrics})
-        alone = figures[(figures[PAIR] == pair).all(axis=1) & (figures["spot_mode"] == "none")]
+        alone = figures[(figures[PAIR] == list(pair)).all(axis=1) & (figures["spot_mode"] == "none")]
         told = [f"the teacher has {' and '.join(accuracies)} %"] if accuracies else []
         told += [f"{line.source} gives the {line.distiller} alone as {line.top1:.2f} %" for line in alone.itertuples()]
         if told:
