@@ -38,9 +38,17 @@ def composed(*overrides: str) -> dict:
     return compose_config("epochs=2", "tracking=none", *overrides)
 
 
-def finish(folder, accuracy, *overrides, seed=0, teacher="a" * 64, commit="c" * 40, measured=(), config=None) -> Run:
-    """A run's folder as a finished run leaves it, without the training; ``accuracy`` at the last epoch, 1 below the best."""
+def finish(
+    folder, accuracy, *overrides, seed=0, teacher="a" * 64, commit="c" * 40, measured=(), changes=(), config=None
+) -> Run:
+    """A run's folder as a finished run leaves it, without the training; ``accuracy`` at the last epoch, 1 below the best.
+
+    ``changes``: to the composed configuration, by key; composing takes longer.
+    """
     config = copy.deepcopy(config or composed(*overrides))
+    for path, value in dict(changes).items():
+        *nodes, key = path.split(".")
+        functools.reduce(dict.__getitem__, nodes, config)[key] = value
     run = Run(config | {"seed": seed, "runs": str(folder)})
     run.folder.mkdir(parents=True)
     run.start()
@@ -77,7 +85,7 @@ def command(*arguments, expect=0):
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-    """AT in three modes, of anti only three seeds, and SP in two; and what is no row: a teacher, a warm-up, a trial, a failure."""
+    """AT in three modes, of anti only three seeds, and SP in two. No rows: a teacher, a warm-up, a trial, a failure."""
     folder = tmp_path_factory.mktemp("three") / "runs"
     finish_all(folder, FIXED, "distiller=at", "spot_mode=fixed")
     finish_all(folder, ADAPTIVE, "distiller=at", "spot_mode=adaptive")
@@ -274,19 +282,19 @@ def test_runs_that_lack_a_metric_are_left_out_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "key"),
+    ("mode", "other", "changes", "key"),
     [
-        (("spot_mode=fixed",), ("spot_mode=fixed", "optimizer.lr=0.1"), "optimizer.lr"),
-        (("spot_mode=fixed",), ("spot_mode=fixed", "epochs=3"), "epochs"),
-        (("spot_mode=adaptive",), ("spot_mode=adaptive", "spot_mode.gamma=2"), "spot_mode.gamma"),
-        (("spot_mode=adaptive",), ("spot_mode=adaptive", "schedule=null"), "schedule.gamma"),
-        (("spot_mode=fixed",), ("spot_mode=adaptive", "distiller.beta=7"), "distiller.beta"),
-        (("spot_mode=fixed",), ("spot_mode=adaptive", "batch_size=32"), "batch_size"),
+        ("fixed", "fixed", {"optimizer.lr": 0.1}, "optimizer.lr"),
+        ("fixed", "fixed", {"epochs": 3}, "epochs"),
+        ("adaptive", "adaptive", {"spot_mode.gamma": 2}, "spot_mode.gamma"),
+        ("adaptive", "adaptive", {"schedule": None}, "schedule.gamma"),
+        ("fixed", "adaptive", {"distiller.beta": 7}, "distiller.beta"),
+        ("fixed", "adaptive", {"batch_size": 32}, "batch_size"),
     ],
 )
-def test_configurations_that_differ_in_more_than_the_seed_are_refused_by_key(tmp_path, first, second, key):
-    one = finish(tmp_path, 97.0, "distiller=at", *first, seed=0)
-    two = finish(tmp_path, 97.5, "distiller=at", *second, seed=1)
+def test_configurations_that_differ_in_more_than_the_seed_are_refused_by_key(tmp_path, mode, other, changes, key):
+    one = finish(tmp_path, 97.0, "distiller=at", f"spot_mode={mode}", seed=0)
+    two = finish(tmp_path, 97.5, "distiller=at", f"spot_mode={other}", seed=1, changes=changes)
     with pytest.raises(ConfigError, match=f"digits, wrn_16_2 to resnet8, at.*{re.escape(key)} is ") as told:
         compared(tmp_path)
     for run in (one, two):
@@ -296,16 +304,20 @@ def test_configurations_that_differ_in_more_than_the_seed_are_refused_by_key(tmp
 
 
 def test_what_follows_from_the_spot_mode_or_does_not_change_results_may_differ(tmp_path):
-    finish(tmp_path, 97.0, "distiller=at", "spot_mode=fixed", "device=cpu")
-    finish(tmp_path, 97.5, "distiller=at", "spot_mode=adaptive", "threads=1", "spot_mode.gamma=2", "teacher.min_accuracy=1")
+    finish(tmp_path, 97.0, "distiller=at", "spot_mode=fixed", changes={"device": "cpu", "dataset.recipe.epochs": 7})
+    finish(
+        tmp_path, 97.5, "distiller=at", "spot_mode=adaptive",
+        changes={"threads": 1, "dataset.root": "here", "spot_mode.gamma": 2.0, "teacher.min_accuracy": 1},
+    )  # fmt: skip
     assert cell(compared(tmp_path), "at", "adaptive")["difference"] == 0.5
 
 
 def test_another_teacher_is_refused_and_the_same_one_made_otherwise_is_not(tmp_path):
+    otherwise = {"teacher.training.seed": 1}
     finish(tmp_path, 97.0, "distiller=at", "spot_mode=fixed")
-    finish(tmp_path, 97.5, "distiller=at", "spot_mode=adaptive", "teacher.training.seed=1")
+    finish(tmp_path, 97.5, "distiller=at", "spot_mode=adaptive", changes=otherwise)
     assert cell(compared(tmp_path), "at", "adaptive")["pairs"] == 1
-    finish(tmp_path, 98.0, "distiller=at", "spot_mode=adaptive", "teacher.training.seed=1", seed=1, teacher="b" * 64)
+    finish(tmp_path, 98.0, "distiller=at", "spot_mode=adaptive", changes=otherwise, seed=1, teacher="b" * 64)
     with pytest.raises(ConfigError, match=r"teacher.sha256 is a{12} \(.* and 1 more\) and b{12}.*teacher.training.seed is"):
         compared(tmp_path)
     assert len(compared(tmp_path, "teacher.sha256=aaaaaaaaaaaa").runs) == 2
@@ -323,7 +335,7 @@ def test_one_result_found_twice_counts_once_and_two_results_are_refused(tmp_path
 
 def test_distillers_that_were_not_trained_alike_are_told(tmp_path):
     finish(tmp_path, 97.0, "distiller=at", "spot_mode=fixed")
-    finish(tmp_path, 97.5, "distiller=sp", "spot_mode=fixed", "batch_size=32", commit="d" * 40)
+    finish(tmp_path, 97.5, "distiller=sp", "spot_mode=fixed", changes={"batch_size": 32}, commit="d" * 40)
     notes = compared(tmp_path).notes
     assert "The distillers of digits, wrn_16_2 to resnet8 do not share batch_size: 64 for at; 32 for sp." in notes
     assert "Made by different code: commits cccccccccccc (1 runs), dddddddddddd (1 runs)." in notes
@@ -395,9 +407,10 @@ def test_folders_and_mlflow_give_the_same(tmp_path, monkeypatch):
 
 
 def test_published_figures_stand_beside_ours(tmp_path):
+    pair = {"dataset.name": "cifar100", "teacher.name": "resnet56", "student.name": "resnet20"}
     for mode in ("fixed", "adaptive"):
-        finish(tmp_path, 70.0, "experiment=cifar100/resnet56_resnet20", "distiller=at", f"spot_mode={mode}")
-        finish(tmp_path, 50.0, "experiment=cifar100/resnet56_resnet20", "distiller=dist", f"spot_mode={mode}")
+        finish(tmp_path, 70.0, "distiller=at", f"spot_mode={mode}", changes=pair)
+        finish(tmp_path, 50.0, "distiller=at", f"spot_mode={mode}", changes=pair | {"distiller.name": "dist"})
     comparison = compared(tmp_path)
     by_hand = {(row[4], row[5], row[0]): float(row[6]) for row in csv.reader(FIGURES.open()) if row[1:4] == [
         "cifar100", "resnet56", "resnet20"]}  # fmt: skip
@@ -495,8 +508,8 @@ def test_latex_is_whole_tables_with_everything_escaped(three):
 
 
 def test_several_pairs_are_named_in_each_row(three, tmp_path):
-    finish(tmp_path, 70.0, "distiller=at", "student=vgg8", "spot_mode=fixed")
-    finish(tmp_path, 71.0, "distiller=at", "student=resnet14", "spot_mode=adaptive")
+    finish(tmp_path, 70.0, "distiller=at", "spot_mode=fixed", changes={"student.name": "vgg8"})
+    finish(tmp_path, 71.0, "distiller=at", "spot_mode=adaptive", changes={"student.name": "resnet14"})
     shown = command("--from", tmp_path)
     assert re.search(r"digits +wrn_16_2 +vgg8 +at +70.00 \(1\) +missing", shown)
     assert "Missing, seed 0: digits, wrn_16_2 to resnet14, at fixed; digits, wrn_16_2 to vgg8, at adaptive." in re.sub(
@@ -528,9 +541,9 @@ def test_runs_are_named_on_demand(three):
 def test_the_plot_has_an_interval_for_each_difference_and_a_panel_for_each_pair(three, tmp_path):
     folder = tmp_path / "runs"
     for student, accuracies in (("vgg8", ADAPTIVE), ("resnet14", ANTI)):
-        finish_all(folder, FIXED, "distiller=at", f"student={student}", "spot_mode=fixed")
-        finish_all(folder, accuracies, "distiller=at", f"student={student}", "spot_mode=adaptive")
-    finish(folder, 97.0, "distiller=at", "student=vgg8", "spot_mode=anti")  # one seed: a point
+        finish_all(folder, FIXED, "distiller=at", "spot_mode=fixed", changes={"student.name": student})
+        finish_all(folder, accuracies, "distiller=at", "spot_mode=adaptive", changes={"student.name": student})
+    finish(folder, 97.0, "distiller=at", "spot_mode=anti", changes={"student.name": "vgg8"})  # one seed: a point
     command("--from", folder, "--plot", tmp_path / "plot.svg")
     svg = (tmp_path / "plot.svg").read_text()
     ElementTree.fromstring(svg)

@@ -216,7 +216,8 @@ def _reading(cells: pd.DataFrame, metric: str) -> Iterator[str]:
         )
         yield (
             f"\N{DAGGER} Wilcoxon's test cannot reach {LEVEL} here, whatever the differences. "
-            f"Its smallest possible p: {least}. It takes {pairs_needed(tests)} pairs for each of {tests} differences, {pairs_needed(1)} for one alone."
+            f"Its smallest possible p: {least}. "
+            f"It takes {pairs_needed(tests)} pairs for each of {tests} differences, {pairs_needed(1)} for one alone."
         )
 
 
