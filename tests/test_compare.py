@@ -24,7 +24,7 @@ from sakd.compare.statistics import holm, least_signed_rank, paired, pairs_neede
 from sakd.config import short_names, warm_up_config
 from sakd.errors import ConfigError, DataError, RunError
 from sakd.runs import Run
-from sakd.tracking import Mirror
+from sakd.tracking import Mirror, synchronise_all
 from tests.conftest import ROOT, compose_config
 
 SEEDS = range(5)
@@ -130,6 +130,7 @@ def test_a_paired_difference_is_what_scipy_says_of_plain_arrays():
         [0.1, -0.2, 0.3, 0.4, -0.5, 0.6, 0.7],
         [0.2, 0.2, -0.2, 0.4, 0.4, 0.4, -0.1, 0.1, 0.3],  # ties
         [0.0, 0.0, 0.1, -0.2, 0.3, 0.4],  # zeros
+        [0.0, 0.1, -0.2, 0.3, 0.4],
         [0.3, 0.3],
     ],
 )
@@ -147,7 +148,7 @@ def test_wilcoxons_p_of_many_pairs_is_scipys():
 
 
 def test_differences_that_are_all_the_same_have_no_t_test_and_no_interval():
-    found = paired([97.3, 98.6, 50.3], [97.0, 98.3, 50.0])  # 0.3 each, but for the rounding of subtraction
+    found = paired([97.3, 98.6, 3.3], [97.0, 98.3, 3.0])  # 0.3 each, but for the rounding of subtraction
     assert (found.difference, found.wilcoxon_p) == (pytest.approx(0.3), 0.25)
     assert np.isnan([found.t_p, found.low, found.high]).all()
     assert paired(FIXED, FIXED).wilcoxon_p == 1
@@ -184,6 +185,14 @@ def test_cells_are_means_and_sample_deviations_and_differences_are_paired_by_see
     assert (anti["n"], anti["expected"], anti["pairs"]) == (3, 5, 3)
     assert anti["difference"] == pytest.approx(np.mean(np.subtract(ANTI, FIXED[:3])))
     assert anti["t_p"] == pytest.approx(stats.ttest_rel(ANTI, FIXED[:3]).pvalue)
+
+
+def test_only_seeds_that_both_modes_have_make_pairs(tmp_path):
+    for mode, accuracies in (("fixed", {0: 90.0, 1: 97.0, 2: 96.0}), ("adaptive", {3: 99.0, 2: 97.0, 1: 97.5})):
+        for seed, accuracy in accuracies.items():
+            finish(tmp_path, accuracy, "distiller=at", f"spot_mode={mode}", seed=seed)
+    found = cell(compared(tmp_path), "at", "adaptive")
+    assert (found["n"], found["expected"], found["pairs"], found["difference"]) == (3, 4, 2, 0.75)
 
 
 def test_holms_correction_is_over_rows_and_modes(three):
@@ -395,7 +404,8 @@ def test_folders_and_mlflow_give_the_same(tmp_path, monkeypatch):
     for config in folder.glob("*/config.yaml"):
         finished = (config.parent / "result.json").exists()
         experiment = "sakd" if "seed0" in config.parent.name else "another"
-        assert Mirror(config.parent, uri, experiment).close("FINISHED" if finished else "KILLED")
+        Mirror(config.parent, uri, experiment).close("FINISHED" if finished else "KILLED")
+    assert set(map(type, synchronise_all(folder).values())) == {int}
     assert read(uri) == read(str(folder))
     assert len(read(uri)) == 4
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -420,7 +430,7 @@ def test_published_figures_stand_beside_ours(tmp_path):
     assert np.isnan(cell(comparison, "dist", "fixed")["published sakd-readme"])
     (note,) = [note for note in comparison.notes if "the teacher has" in note]
     assert "the teacher has 98.50 %" in note
-    assert "sakd-readme gives the student alone as 69.06 %" in note
+    assert "sakd-readme has the teacher alone at 72.34 % and the student alone at 69.06 %" in note
     shown = command("--from", tmp_path)
     assert "published fixed, sakd-readme" in shown
     assert f"{by_hand['at', 'adaptive', 'sakd-readme']:.2f}" in shown
@@ -540,18 +550,19 @@ def test_runs_are_named_on_demand(three):
 
 def test_the_plot_has_an_interval_for_each_difference_and_a_panel_for_each_pair(three, tmp_path):
     folder = tmp_path / "runs"
-    for student, accuracies in (("vgg8", ADAPTIVE), ("resnet14", ANTI)):
-        finish_all(folder, FIXED, "distiller=at", "spot_mode=fixed", changes={"student.name": student})
-        finish_all(folder, accuracies, "distiller=at", "spot_mode=adaptive", changes={"student.name": student})
+    lengths = {"vgg8": 5, "resnet14": 3, "vgg11": 2, "resnet20": 2}
+    for student, seeds in lengths.items():
+        finish_all(folder, FIXED[:seeds], "distiller=at", "spot_mode=fixed", changes={"student.name": student})
+        finish_all(folder, ADAPTIVE[:seeds], "distiller=at", "spot_mode=adaptive", changes={"student.name": student})
     finish(folder, 97.0, "distiller=at", "spot_mode=anti", changes={"student.name": "vgg8"})  # one seed: a point
     command("--from", folder, "--plot", tmp_path / "plot.svg")
     svg = (tmp_path / "plot.svg").read_text()
     ElementTree.fromstring(svg)
     pair = "wrn_16_2"
-    drawn = {f"{pair}-{student}-at-adaptive" for student in ("vgg8", "resnet14")}
+    drawn = {f"{pair}-{student}-at-adaptive" for student in lengths}
     assert {*re.findall(r'id="interval-([^"]*)"', svg)} == drawn
     assert {*re.findall(r'id="difference-([^"]*)"', svg)} == drawn | {f"{pair}-vgg8-at-anti"}
-    assert svg.count('id="axes_') == 2
+    assert svg.count('id="axes_') == 4
     for label in ("n = 5", "n = 3", "n = 1", "digits: wrn_16_2 → vgg8"):
         assert f"<!-- {label} -->" in svg
 

@@ -42,10 +42,11 @@ def plot(comparison: Comparison, suffix: str) -> bytes:
     with matplotlib.rc_context(SETTINGS):
         height = down * (HEAD + LINE * tallest * (len(looks) + 1))
         figure = Figure(figsize=(max(WIDTH * across, 4.8), height), layout="constrained")
-        axes = figure.subplots(down, across, squeeze=False, sharex=True).flat
+        figure.get_layout_engine().set(w_pad=0.1)  # inches
+        axes = list(figure.subplots(down, across, squeeze=False, sharex=True).flat)
         for axis, panel in zip(axes, panels, strict=False):
             _panel(axis, panel, looks)
-        for axis in list(axes)[len(panels) :]:
+        for axis in axes[len(panels) :]:
             axis.remove()
         unit = ", percentage points" if comparison.metric.endswith("accuracy") else ""
         figure.supxlabel(f"{comparison.metric}: difference to {BASELINE}{unit}, with {1 - LEVEL:.0%} interval", fontsize=8)
@@ -84,6 +85,7 @@ def _panel(axis: Axes, cells: pd.DataFrame, looks: dict[str, tuple[str, str]]) -
     axis.set_yticks(range(len(distillers)), distillers)
     axis.set_ylim(len(distillers) - 0.5, -0.5)
     axis.tick_params("y", length=0)
+    axis.tick_params("x", labelbottom=True)  # there may be no panel below
     axis.grid(axis="x", color="0.92", zorder=0)
     axis.set_axisbelow(True)
     dataset, teacher, student = cells[PAIR].iloc[0]

@@ -259,7 +259,9 @@ def _baselines(runs: Sequence[Finished], cells: pd.DataFrame, figures: pd.DataFr
         accuracies = sorted({f"{run.metrics['teacher/accuracy']:.2f}" for run in members if "teacher/accuracy" in run.metrics})
         alone = figures[(figures[PAIR] == list(pair)).all(axis=1) & (figures["spot_mode"] == "none")]
         told = [f"the teacher has {' and '.join(accuracies)} %"] if accuracies else []
-        told += [f"{line.source} gives the {line.distiller} alone as {line.top1:.2f} %" for line in alone.itertuples()]
+        for source, lines in alone.groupby("source", sort=False):
+            networks = [f"the {line.distiller} alone at {line.top1:.2f} %" for line in lines.itertuples()]
+            told.append(f"{source} has {' and '.join(networks)}")
         if told:
             yield f"{_called(pair)}: {'; '.join(told)}."
     if any(column.startswith("published") for column in cells):
