@@ -55,7 +55,7 @@ def main(cfg: DictConfig) -> None:
 def choices(group: str) -> list[str]:
     """The files of a group under conf/, also those in its folders, as a command line names them. Hydra lists its own."""
     folder = CONF / group
-    return [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml") if group != "hydra"]
+    return [] if group == "hydra" else [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
 
 
 def explain(error: HydraException) -> str:

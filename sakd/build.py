@@ -14,6 +14,7 @@ from sakd.config import TEACHER_KEYS, Config, needs_teacher
 from sakd.data import Dataset, assemble, check_promises
 from sakd.distillers import Distiller
 from sakd.errors import ConfigError, SakdError, did_you_mean
+from sakd.execution import Execution
 from sakd.networks import StagedNet
 from sakd.spot_modes import SpotMode
 from sakd.streams import initialising
@@ -137,6 +138,7 @@ def trainer(config: Config, built: Parts, device: torch.device) -> Trainer:
         "schedule": None if schedule is None else partial(make, schedule, "schedule"),
         "seed": config["seed"],
         "device": device,
+        "execution": Execution(config["precision"], config["memory_format"], config["compile"]),
     }
     warms_up = config["distiller"].get("warms_up")
     if warms_up is not None:

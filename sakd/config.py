@@ -20,12 +20,15 @@ Config = dict[str, Any]
 
 KEYS = (
     *("seed", "epochs", "batch_size", "optimizer", "schedule", "student", "teacher", "dataset", "distiller", "spot_mode"),
-    *("tracking", "device", "threads", "runs"),
+    *("precision", "tracking", "device", "threads", "memory_format", "compile", "profile", "runs"),
 )
 # What a result does not depend on.
 NOT_IDENTITY = (
     "device",
     "threads",
+    "memory_format",
+    "compile",
+    "profile",
     "runs",
     "tracking",
     "dataset.root",
@@ -39,6 +42,7 @@ NOT_IDENTITY = (
 WHOLE_NUMBERS = {  # and the least that each may be
     f"{of}{key}": least for of in ("", "teacher.training.") for key, least in (("seed", 0), ("epochs", 1), ("batch_size", 2))
 }
+PRECISIONS = ("fp32", "tf32", "bf16")
 WARM_UP_KEYS = ("name", "loss", "seed", "epochs", "batch_size", "optimizer", "schedule")
 # Keys of the teacher that are not its network's.
 TEACHER_KEYS = ("checkpoint", "min_accuracy", "training")
@@ -89,6 +93,12 @@ def check(config: Config) -> None:
     _check_distiller(config["distiller"])
     if config["threads"] is not None:
         _check_whole("threads", config["threads"], 1)
+    check_choice("precision", config["precision"], PRECISIONS)
+    check_choice("teacher.training.precision", config["teacher"]["training"].get("precision"), PRECISIONS)
+    check_choice("memory_format", config["memory_format"], ("contiguous", "channels_last"))
+    check_choice("compile", config["compile"], ("none", "default", "graph"))
+    if not isinstance(config["profile"], bool):
+        raise ConfigError(f"profile: found {config['profile']!r}, expected true or false")
     percent = config["teacher"]["min_accuracy"]
     if not isinstance(percent, (int, float)) or isinstance(percent, bool) or not 0 <= percent <= 100:
         raise ConfigError(f"teacher.min_accuracy: found {percent!r}, expected percent, from 0 to 100")

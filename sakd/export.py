@@ -25,7 +25,10 @@ def export_checkpoint(run: Path, output: Path) -> None:
     result = read_json(run / "result.json")
     if result is None:
         raise RunError(f"{run}: found no result.json, expected a finished run; the command that started it also finishes it")
-    node = yaml.safe_load((run / "config.yaml").read_bytes())["student"]
+    config = yaml.safe_load((run / "config.yaml").read_bytes())
+    if "warms_up" in config["distiller"]:
+        raise RunError(f"{run}: found a warm-up ({config['distiller']['name']}), expected the run of a student or a teacher")
+    node = config["student"]
     name, path = node["name"], run / "student.safetensors"
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected the run's weights")

@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,8 +18,10 @@ import torch
 from sakd import build
 from sakd.config import Config, require_accuracy, short_names, teacher_config, warm_up_config
 from sakd.data import Dataset
-from sakd.errors import CheckpointError
+from sakd.errors import CheckpointError, DataError
+from sakd.execution import allow_tf32
 from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
+from sakd.profiling import Profile
 from sakd.runs import Run
 from sakd.teachers import Certificate, certify
 from sakd.terminal import Watch
@@ -42,6 +44,8 @@ def execute(config: Config, dataset: Dataset | None = None) -> Result:
     run = Run(config)
     result = run.result()
     if result is not None:
+        if dataset is not None:
+            _check_same_data(run, result, dataset)
         return result
     torch.set_num_threads(config["threads"] or DEFAULT_THREADS)
     device = build.device(config)
@@ -50,16 +54,27 @@ def execute(config: Config, dataset: Dataset | None = None) -> Result:
     trainer = build.trainer(config, parts, device)
     _check_prerequisites(config, parts, device)
     dataset = dataset or build.dataset(config)
+    trainer.prepare(dataset)
     certificate = None
     if parts.teacher is not None:
         path = _teacher_weights(config, dataset)
-        certificate = certify(parts.teacher, config["teacher"]["name"], path, dataset, device)
+        certificate = certify(
+            parts.teacher, config["teacher"]["name"], path, dataset, device, Path(config["runs"]) / ".certificates"
+        )
         require_accuracy(config, certificate.accuracy, certificate.source)
         _check_untouched(config, certificate)
         log.info("teacher %s: %.2f %% (%s)", certificate.name, certificate.accuracy, path)
     warm_up = None if parts.warm_up is None else _warm_up(config, parts, dataset)
     with run.locked(waiting=lambda: log.info("another process works on %s; waiting for it", run.folder)):
         return run.result() or _train(run, trainer, dataset, certificate, warm_up)
+
+
+def _check_same_data(run: Run, result: Result, dataset: Dataset) -> None:
+    if result["data_sha256"] != dataset.checksum:
+        raise DataError(
+            f"{run.folder}: learned from images with checksum {result['data_sha256']}, found {dataset.checksum} now. Two data "
+            "sets of one name count as one: give the other another dataset.name, or move that folder away"
+        )
 
 
 def _check_prerequisites(config: Config, parts: build.Parts, device: torch.device) -> None:
@@ -131,18 +146,18 @@ def _train(
     run: Run, trainer: Trainer, dataset: Dataset, certificate: Certificate | None, warm_up: dict[str, str] | None
 ) -> Result:
     mirror, status = None, "FAILED"
+    allow_tf32(run.config["precision"] == "tf32")
     try:
         with _own_log(run.folder / "run.log"), _interruptible():
             run.start()
             mirror = start_mirror(run.folder, run.config)
-            trainer.prepare(dataset)
-            state = run.load_checkpoint(certificate and certificate.sha256)
+            state = run.load_checkpoint(_sources(dataset, certificate))
             if state is not None:
                 trainer.load_state_dict(state)
                 log.info("going on after epoch %d", trainer.epoch)
             run.keep_metrics(trainer.epoch)
             _train_epochs(run, trainer, dataset, certificate, mirror)
-            result = run.finish(trainer.product.state_dict(), _result(run, certificate, warm_up))
+            result = run.finish(trainer.product.state_dict(), _result(run, dataset, certificate, warm_up))
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -163,8 +178,16 @@ def _train_epochs(
     if certificate is not None:
         title = f"{names['teacher']} to {title}, {names['distiller']} {names['spot_mode']}"
     title += f", seed {names['seed']}"
-    with Watch(title, config["epochs"], trainer.epoch) as watch:
-        for metrics in trainer.fit(dataset, config["epochs"], config["batch_size"], watch.step):
+    sources = _sources(dataset, certificate)
+    profile = Profile(run.folder, trainer.device) if config["profile"] else None
+    with Watch(title, config["epochs"], trainer.epoch) as watch, profile or nullcontext():
+
+        def progress(*seen: Any) -> None:
+            watch.step(*seen)
+            if profile is not None:
+                profile.step()
+
+        for metrics in trainer.fit(dataset, config["epochs"], config["batch_size"], progress):
             metrics["time"] = time.time()
             if "test/accuracy" in metrics:
                 best = max(best, metrics["test/accuracy"])
@@ -172,13 +195,19 @@ def _train_epochs(
             if certificate is not None:
                 metrics["teacher/accuracy"] = certificate.accuracy
             run.append_metrics(metrics)
-            run.save_checkpoint(trainer.state_dict(), certificate and certificate.sha256)
+            run.save_checkpoint(trainer.state_dict(), sources)
             watch.epoch(metrics)
             if mirror is not None:
                 mirror.notify()
 
 
-def _result(run: Run, certificate: Certificate | None, warm_up: dict[str, str] | None) -> Result:
+def _sources(dataset: Dataset, certificate: Certificate | None) -> dict[str, str]:
+    """What a run learns from beside its configuration, by checksum."""
+    sources = {"data set": dataset.checksum}
+    return sources if certificate is None else {**sources, "teacher": certificate.sha256}
+
+
+def _result(run: Run, dataset: Dataset, certificate: Certificate | None, warm_up: dict[str, str] | None) -> Result:
     """What is kept of a finished run; accuracies in percent (None after a warm-up), ``kept`` as shares in the last epoch."""
     lines = run.metrics()
     last = lines[-1]
@@ -189,6 +218,7 @@ def _result(run: Run, certificate: Certificate | None, warm_up: dict[str, str] |
         "epochs": run.config["epochs"],
         "teacher": None if certificate is None else certificate.as_dict(),
         "warm_up": warm_up,
+        "data_sha256": dataset.checksum,
         "student": {
             "name": run.config["student"]["name"],
             "accuracy": last.get("test/accuracy"),

@@ -101,17 +101,18 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
 
-    def save_checkpoint(self, state: Mapping[str, Any], teacher_sha256: str | None = None) -> None:
+    def save_checkpoint(self, state: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+        """``sources``: checksums, by name, of what the run learns from and its configuration does not hold."""
         import torch
 
         content = io.BytesIO()  # a full disk is then an ordinary OSError
-        torch.save({"digest": self.digest, "teacher_sha256": teacher_sha256, "trainer": dict(state)}, content)
+        torch.save({"digest": self.digest, "sources": dict(sources), "trainer": dict(state)}, content)
         write_whole(self.folder / "last.pt", content.getbuffer())
 
-    def load_checkpoint(self, teacher_sha256: str | None = None) -> dict[str, Any] | None:
+    def load_checkpoint(self, sources: Mapping[str, str]) -> dict[str, Any] | None:
         """The trainer's last saved state; None before the first.
 
-        Raises CheckpointError if the file is damaged or foreign, or another teacher taught before.
+        Raises CheckpointError if the file is damaged or foreign, or the run learned from other ``sources`` before.
         """
         import torch
 
@@ -125,11 +126,13 @@ class Run:
             raise CheckpointError(f"{path}: cannot be read ({reason}); move it away to train from the start") from error
         if not isinstance(saved, dict) or saved.get("digest") != self.digest:
             raise CheckpointError(f"{path}: is not this run's checkpoint; move it away to train from the start")
-        if saved["teacher_sha256"] != teacher_sha256:
-            raise CheckpointError(
-                f"{path}: found a teacher with checksum {saved['teacher_sha256']} in the epochs so far, and now one with "
-                f"{teacher_sha256}; expected the same. Bring it back, or move last.pt away to train from the start"
-            )
+        for name in {**saved["sources"], **sources}:
+            before, now = saved["sources"].get(name), sources.get(name)
+            if before != now:
+                raise CheckpointError(
+                    f"{path}: found a {name} with checksum {before} in the epochs so far, and now one with {now}; "
+                    "expected the same. Bring it back, or move last.pt away to train from the start"
+                )
         return saved["trainer"]
 
     def finish(self, weights: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:

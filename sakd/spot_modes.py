@@ -113,6 +113,7 @@ class Adaptive(SpotMode):
 
     def route(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], stream: torch.Generator) -> Tensor:
         embeddings = torch.cat([teacher["embedding"], student["embedding"].detach()], dim=1)
+        embeddings = embeddings.to(self.policy.weight.dtype)
         scores = self.policy(embeddings).view(len(embeddings), len(self.spots), 2)
         return straight_through_gumbel(scores, self.temperature, stream)
 
@@ -127,7 +128,7 @@ class Adaptive(SpotMode):
         task_loss: Tensor,
     ) -> Tensor:
         routed_logits = self.grafts(student, teacher, images, teacher_features, route)
-        return router_loss(F.cross_entropy(routed_logits, labels), task_loss.detach(), route[:, -1], self.gamma)
+        return router_loss(F.cross_entropy(routed_logits.float(), labels), task_loss.detach(), route[:, -1], self.gamma)
 
 
 class Anti(Adaptive):

@@ -1,6 +1,7 @@
 """A teacher is certified before it teaches: loaded strictly, its file's checksum taken, its accuracy measured."""
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from sakd.data import Dataset, evaluation_batches
 from sakd.networks import StagedNet
 from sakd.networks.checkpoints import load_weights, parse_weights
+from sakd.runs import read_json, write_whole
 from sakd.trainer import evaluate
 
 
@@ -26,10 +28,21 @@ class Certificate:
         return asdict(self)
 
 
-def certify(teacher: StagedNet, name: str, path: Path, dataset: Dataset, device: torch.device) -> Certificate:
-    """Load ``path`` into ``teacher`` and measure it. Raises CheckpointError if the file does not fit."""
+def certify(
+    teacher: StagedNet, name: str, path: Path, dataset: Dataset, device: torch.device, certificates: Path
+) -> Certificate:
+    """Load ``path`` into ``teacher`` and measure it, unless ``certificates`` has a file's word for these very weights, network
+    and test images. Raises CheckpointError if the file does not fit."""
     raw = path.read_bytes()
     load_weights(teacher, parse_weights(raw, path), name, path)
+    sha256 = hashlib.sha256(raw).hexdigest()
+    subject = f"{sha256} {name} {dataset.test.checksum()} {dataset.mean} {dataset.std}"
+    kept = certificates / f"{hashlib.sha256(subject.encode()).hexdigest()[:16]}.json"
+    known = read_json(kept)
+    if known is not None and known.keys() == {"accuracy", "subject"} and known["subject"] == subject:
+        return Certificate(name, known["accuracy"], sha256, str(path))
     test = dataset.test.to(device)
     accuracy = evaluate(teacher.to(device), evaluation_batches(test, dataset))["accuracy"]
-    return Certificate(name, accuracy, hashlib.sha256(raw).hexdigest(), str(path))
+    certificates.mkdir(parents=True, exist_ok=True)
+    write_whole(kept, json.dumps({"subject": subject, "accuracy": accuracy}).encode())
+    return Certificate(name, accuracy, sha256, str(path))

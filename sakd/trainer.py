@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from sakd.data import Batch, Dataset, evaluation_batches, steps_per_epoch, train_batches
 from sakd.distillers import Distiller, distinct_spots
 from sakd.errors import CheckpointError, ConfigError, NonFiniteLossError
+from sakd.execution import Execution
 from sakd.grafts import frozen_alias
 from sakd.networks import StagedNet
 from sakd.spot_modes import SpotMode
@@ -47,17 +48,20 @@ class Trainer:
         policy_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        execution: Execution = Execution(),  # noqa: B008, immutable
     ):
         given = [bool(part) for part in (teacher is not None, distillers, spot_mode is not None)]
         if any(given) != all(given):
             raise ConfigError("found some of teacher, distillers and spot mode; expected all of them, or none")
         self.device = torch.device(device)
+        self.execution = execution
+        execution.check(self.device)
         self.seed = seed
         self.epoch = 0  # epochs done
-        self.student = student.to(self.device).train()
-        self.teacher = None if teacher is None else teacher.to(self.device).requires_grad_(False).eval()
-        self.distillers = nn.ModuleDict(distillers or {}).to(self.device).train()
-        self.spot_mode = None if spot_mode is None else spot_mode.to(self.device).train()
+        self.student = self._placed(student).train()
+        self.teacher = None if teacher is None else self._placed(teacher).requires_grad_(False).eval()
+        self.distillers = self._placed(nn.ModuleDict(distillers or {})).train()
+        self.spot_mode = None if spot_mode is None else self._placed(spot_mode).train()
         self.spots = spots_of(student, teacher, self.distillers.values()) if teacher else []
         if spot_mode is not None and list(spot_mode.spots) != self.spots:
             raise ConfigError(
@@ -78,6 +82,21 @@ class Trainer:
         self.policy_stream = torch.Generator(device=self.device)
         self.distiller_streams = {name: torch.Generator(device=self.device) for name in self.distillers}
         self.prepared = False
+        self.student_features = execution.function(self.student.features)
+        self.teacher_features = execution.function(self.teacher.features) if teacher else None
+        self.step = execution.step(self)
+
+    def _placed(self, module: nn.Module) -> nn.Module:
+        return self.execution.place(module, self.device)
+
+    def generators(self) -> list[torch.Generator]:
+        """What a step draws random numbers from, beside the device's own generator (dropout)."""
+        return [self.policy_stream, *self.distiller_streams.values()]
+
+    def forget_gradients(self) -> None:
+        for optimizer in (self.optimizer, self.policy_optimizer):
+            if optimizer is not None:
+                optimizer.zero_grad(set_to_none=True)
 
     @property
     def product(self) -> nn.Module:
@@ -106,31 +125,35 @@ class Trainer:
         ``images``: float32 [B, C, H, W], normalised; ``labels``, ``indices``: int64 [B]. All measurements stay on the device:
         nothing here waits for it.
         """
-        student = self.student.features(images)
-        task_loss = F.cross_entropy(student["logits"].float(), labels)
-        losses = {"task": task_loss}
+        images = self.execution.arrange(images)
+        with self.execution.networks(self.device):
+            student = self.student_features(images)
+        losses = {"task": F.cross_entropy(student["logits"].float(), labels)}
         measured = {"train/accuracy": 100 * (student["logits"].argmax(1) == labels).float().mean()}
         if self.teacher is not None:
-            with torch.no_grad():
-                teacher = self.teacher.features(images)
-            route = self.spot_mode.route(student, teacher, self.policy_stream)
-            keep = dict(zip(self.spots, self.spot_mode.keep(route).unbind(1), strict=True))
-            with torch.autocast(self.device.type, enabled=False):  # networks may run in bfloat16, losses in float32
+            with torch.no_grad(), self.execution.networks(self.device):
+                teacher = self.teacher_features(images)
+            with torch.autocast(self.device.type, enabled=False):  # networks may run in bfloat16, the rest in float32
+                route = self.spot_mode.route(student, teacher, self.policy_stream)
+                keep = dict(zip(self.spots, self.spot_mode.keep(route).unbind(1), strict=True))
                 for name, distiller in self.distillers.items():
                     losses[name] = distiller(student, teacher, keep, indices)
-            if self.policy_optimizer is not None:
-                measured["loss/policy"] = self._policy_step(images, labels, teacher, route, task_loss)
             measured |= {f"kept/{spot.name}": kept.float().mean() for spot, kept in keep.items()}
+        del student
         self.optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
+        losses = {name: loss.detach() for name, loss in losses.items()}
+        if self.policy_optimizer is not None:  # once the student's pass is freed, but before its weights move
+            measured["loss/policy"] = self._policy_step(images, labels, teacher, route, losses["task"])
         self.optimizer.step()
-        return {f"loss/{name}": loss.detach() for name, loss in losses.items()} | measured
+        return {f"loss/{name}": loss for name, loss in losses.items()} | measured
 
     def _policy_step(
         self, images: Tensor, labels: Tensor, teacher: Mapping[str, Tensor], route: Tensor, task_loss: Tensor
     ) -> Tensor:
         """Policy and adapters learn from the routed network; no gradient of it reaches the student or the distillers."""
-        loss = self.spot_mode.loss(self.routed_student, self.teacher, images, teacher, route, labels, task_loss)
+        with self.execution.networks(self.device):
+            loss = self.spot_mode.loss(self.routed_student, self.teacher, images, teacher, route, labels, task_loss)
         gradients = torch.autograd.grad(loss, self.policy_parameters)
         for parameter, gradient in zip(self.policy_parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -155,7 +178,7 @@ class Trainer:
         batches = train_batches(dataset, batch_size, stream(self.seed, "data", self.epoch))
         with closing(batches), drawing(self.seed, "layers", self.epoch, self.device):  # the latter for dropout and the like
             for step, batch in enumerate(batches, 1):
-                means.add(self.train_step(*batch), len(batch.labels), step)
+                means.add(self.step(*batch), len(batch.labels), step)
                 if progress is not None:
                     progress(self.epoch, step, steps, means.compute)
         measured = means.compute() | {f"lr/{name}": rate for name, rate in self.learning_rates().items()}

@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from sakd.data import Dataset
 from sakd.distillers import Distiller
+from sakd.execution import Execution
 from sakd.networks import StagedNet
 from sakd.spot_modes import Fixed
 from sakd.trainer import Trainer, spots_of
@@ -31,13 +32,13 @@ class WarmUp(Trainer):
         schedule: Callable[[Optimizer], LRScheduler] | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        execution: Execution = Execution(),  # noqa: B008, immutable
     ):
         self.name, self.distiller = name, distiller
         self.warmed = distiller.warmed(student).requires_grad_(True)
         everything = Fixed(spots_of(student, teacher, [distiller]), student, teacher)
-        super().__init__(
-            student, teacher, {name: distiller}, everything, optimizer=optimizer, schedule=schedule, seed=seed, device=device
-        )
+        keys = {"optimizer": optimizer, "schedule": schedule, "seed": seed, "device": device, "execution": execution}
+        super().__init__(student, teacher, {name: distiller}, everything, **keys)
 
     @property
     def product(self) -> nn.Module:
@@ -47,9 +48,11 @@ class WarmUp(Trainer):
         return self.warmed.parameters()
 
     def train_step(self, images: Tensor, labels: Tensor, indices: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            teacher = self.teacher.features(images)
-        loss = self.distiller.warm_up_loss(self.student, images, teacher)
+        images = self.execution.arrange(images)
+        with torch.no_grad(), self.execution.networks(self.device):
+            teacher = self.teacher_features(images)
+        with self.execution.networks(self.device):
+            loss = self.distiller.warm_up_loss(self.student, images, teacher)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

@@ -4,13 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sakd.distillers import CRD, crd
 from sakd.errors import ConfigError
 from sakd.networks import resnet8, resnet8x4
-from tests.test_distillers import BATCH, INDICES, KEEPS, close, features
+from tests.test_distillers import BATCH, INDICES, KEEPS, LargestTensor, close, features
 
 LABELS = torch.tensor([3, 0, 0, 1, 3, 0, 1, 0, 0, 4, 0, 1])  # uneven, and none of class 2
 WIDTH, NEGATIVES, TEMPERATURE, MOMENTUM = 7, 11, 0.07, 0.3
@@ -198,17 +196,6 @@ def test_banks_start_uniform_with_an_expected_length_of_one():
     assert float(bank.abs().mean()) == pytest.approx(bound / 2, **close_to)
     assert float(bank.square().sum(1).mean()) == pytest.approx(1, **close_to)
     assert abs(float(bank.mean())) < 0.1 * bound
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements of any tensor that is made inside."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.numel = max([self.numel, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor))])
-        return out
 
 
 @pytest.mark.parametrize(("products", "largest"), [(2**24, BATCH * 600), (2 * 600, 600 * 5)])

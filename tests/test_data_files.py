@@ -472,6 +472,20 @@ def test_no_worker_is_left_where_training_ends_early(folder):
     assert multiprocessing.active_children() == []
 
 
+def test_a_script_that_fails_amid_an_epoch_ends(folder):
+    """Its traceback keeps the batches, and so their workers, to the very end."""
+    script = (
+        "import torch, numpy as np\nfrom sakd.data.files import ImageFiles\nfrom torchvision.transforms import v2\n"
+        f"paths, crop = np.array([b'apple/0.jpg'] * 9), v2.RandomCrop(16)\nroot = {str(folder / 'train')!r}\n"
+        "files = ImageFiles(root, paths, torch.zeros(9), (3, 16, 16), crop, crop, 2, False)\n"
+        "for batch in files.plain(2):\n    kept = files.plain(3)\n    next(kept)\n    raise SystemError('amid')\n"
+    )
+    write_image(folder / "train/apple/0.jpg", 0, (20, 20))
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "SystemError: amid" in done.stderr
+
+
 def test_workers_last_for_an_epoch(folder):
     with closing(train_batches(read(folder, "dataset.workers=2"), 2, stream(0, "data"))) as batches:
         processes = set()

@@ -4,6 +4,8 @@ from copy import deepcopy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sakd.distillers import AT, CC, CRD, DIST, DKD, KD, NST, PKT, RKD, SP, VID, FitNet
 from sakd.errors import ConfigError
@@ -224,6 +226,15 @@ def masked(distiller, student, teacher, keep):
     return loss, *torch.autograd.grad(loss, student)
 
 
+def assert_same_with_gradients(loss, expected, inputs):
+    """For the student's features and all that the distiller itself learns."""
+    close(loss, expected)
+    found, wanted = (torch.autograd.grad(value, inputs, allow_unused=True) for value in (loss, expected))
+    for gradient, plain in zip(found, wanted, strict=True):
+        assert gradient is not None
+        close(gradient, torch.zeros_like(gradient) if plain is None else plain)
+
+
 def close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
@@ -268,12 +279,11 @@ def _seed():
 def test_masked_loss_is_the_kept_share_of_the_published_loss_on_the_kept_rows(kind, plain, where, teacher, kept):
     distiller, keep = build(kind, where, teacher), torch.tensor(KEEPS[kept])
     f_s, f_t = features(distiller)
-    loss, gradient = masked(distiller, f_s, f_t, keep)
+    loss = distiller.spot_loss(distiller.spots[0], f_s, f_t, keep, INDICES)
     own = {"distiller": distiller} if plain in LEARNED else {}
     own |= {"labels": LABELS[INDICES[keep]]} if plain in LABELLED else {}
     expected = int(keep.sum()) / BATCH * plain(f_s[keep], f_t[keep], **own)
-    close(loss, expected)
-    close(gradient, *torch.autograd.grad(expected, f_s))
+    assert_same_with_gradients(loss, expected, [f_s, *distiller.parameters()])
 
 
 @pytest.mark.parametrize("kept", ["all", "some", "one"])
@@ -281,12 +291,11 @@ def test_masked_loss_is_the_kept_share_of_the_published_loss_on_the_kept_rows(ki
 def test_fitnet_masks_rows_behind_a_regressor_that_sees_the_whole_batch(where, teacher, kept):
     distiller, keep = build(FitNet, where, teacher), torch.tensor(KEEPS[kept])
     f_s, f_t = features(distiller)
-    loss, gradient = masked(distiller, f_s, f_t, keep)
+    loss = distiller.spot_loss(distiller.spots[0], f_s, f_t, keep, INDICES)
     (regressor,) = distiller.regressors.values()
     errors = (plain_regression(regressor, f_s)[keep] - f_t[keep]) ** 2
     expected = int(keep.sum()) / BATCH * errors.sum() / errors.numel()
-    close(loss, expected)
-    close(gradient, *torch.autograd.grad(expected, f_s))
+    assert_same_with_gradients(loss, expected, [f_s, *distiller.parameters()])
 
 
 @pytest.mark.parametrize("kind_of_features", ["random", "zero"])
@@ -384,6 +393,33 @@ def test_forward_of_fitnet_uses_each_spots_own_regressor():
     ]
     assert len(errors) == 3
     torch.testing.assert_close(loss, 2.5 * sum(errors), rtol=1e-5, atol=0)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements of any tensor that is made inside."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.numel = max([self.numel, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor))])
+        return out
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "largest"),
+    [
+        pytest.param(NST, "stage1", BATCH * 64 * max(64, 8 * 8), id="NST"),  # 64 channels of 8x8 in the teacher
+        pytest.param(RKD, "embedding", BATCH * BATCH * 256, id="RKD"),
+    ],
+)
+def test_no_tensor_has_a_dimension_more_than_features_and_relations_have(kind, where, largest):
+    """Not B x C x C x HW, nor B x B x B x d."""
+    distiller = build(kind, where, resnet8x4)
+    f_s, f_t = features(distiller)
+    with LargestTensor() as seen:
+        masked(distiller, f_s, f_t, torch.tensor(KEEPS["some"]))
+    assert f_t.numel() <= seen.numel <= largest
 
 
 @pytest.mark.parametrize("weight", [-1, -0.5, float("nan"), "many", None, True])

@@ -5,9 +5,11 @@ from functools import partial
 import pytest
 import torch
 from torch.optim import SGD
+from torch.optim.lr_scheduler import MultiStepLR
 
 from sakd.data import Augmentation, Dataset, ImageSet, train_batches
-from sakd.distillers import AT, CRD, DIST, DKD, KD, PKT, SP, FitNet, ReviewKD, SemCKD
+from sakd.distillers import AT, CC, CRD, DIST, DKD, FSP, FT, KD, NST, PKT, RKD, SP, VID, FitNet, ReviewKD, SemCKD
+from sakd.execution import Execution
 from sakd.networks import resnet8, wrn_16_1
 from sakd.spot_modes import Adaptive, Fixed
 from sakd.streams import initialising, stream
@@ -26,7 +28,7 @@ def dataset() -> Dataset:
     return Dataset(part, part, None, 10, 8, (0.5,), (0.25,), Augmentation(crop_padding=2, flip=True))
 
 
-def trainer(mode: str) -> Trainer:
+def trainer(mode: str, execution: Execution = Execution()) -> Trainer:  # noqa: B008, immutable
     with initialising(0, "parts"):
         student, teacher = resnet8(10, 1, 8), wrn_16_1(10, 1, 8)
         distillers = {
@@ -39,6 +41,12 @@ def trainer(mode: str) -> Trainer:
             "dkd": DKD(student, teacher, "logits", 1.0, target_weight=1.0, others_weight=8.0, temperature=4.0, ramp_epochs=2),
             "dist": DIST(student, teacher, "logits", 1.0, inter_weight=1.0, intra_weight=1.0, temperature=4.0),
             "reviewkd": ReviewKD(student, teacher, ["stages", "embedding"], 1.0, max_width=64, ramp_epochs=2),
+            "cc": CC(student, teacher, "embedding", 0.02, embedding_width=16),
+            "rkd": RKD(student, teacher, "embedding", 1.0, distance_weight=25.0, angle_weight=50.0),
+            "vid": VID(student, teacher, "stages", 1.0, initial_variance=5.0),
+            "nst": NST(student, teacher, "stages", 1.0),
+            "fsp": FSP(student, teacher, "stages", 1.0),
+            "ft": FT(student, teacher, "last_stage", 1.0, factor_share=0.5),
             "semckd": SemCKD(student, teacher, "stages", 1.0, batch_size=64, reduction=4, widening=0.5),
         }
         spots = spots_of(student, teacher, distillers.values())
@@ -46,7 +54,18 @@ def trainer(mode: str) -> Trainer:
         if mode == "adaptive":
             spot_mode = Adaptive(spots, student, teacher, 5.0, 2.0, same_family_bias=10.0, other_family_bias=0.0)
     sgd = partial(SGD, lr=0.01, momentum=0.9)
-    return Trainer(student, teacher, distillers, spot_mode, optimizer=sgd, policy_optimizer=sgd, device="cuda")
+    falling = partial(MultiStepLR, milestones=[2], gamma=0.1)
+    return Trainer(
+        student,
+        teacher,
+        distillers,
+        spot_mode,
+        optimizer=sgd,
+        policy_optimizer=sgd,
+        schedule=falling,
+        device="cuda",
+        execution=execution,
+    )
 
 
 @pytest.mark.parametrize("mode", ["fixed", "adaptive"])
@@ -82,3 +101,20 @@ def test_every_device_sees_the_same_batches():
     for a, b in zip(on_cpu, on_gpu, strict=True):
         torch.testing.assert_close(b.images.cpu(), a.images)
         assert torch.equal(b.indices.cpu(), a.indices)
+
+
+@pytest.mark.parametrize("mode", ["fixed", "adaptive"])
+def test_a_replayed_graph_takes_the_steps_that_are_launched_one_by_one(mode):
+    """Also for the smaller last batch, and once the learning rates have fallen."""
+    eager, graphed = trainer(mode), trainer(mode, Execution(compile="graph"))
+    expected, found = (list(made.fit(dataset(), 3, 64)) for made in (eager, graphed))
+    for one, other in zip(expected, found, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            if name.startswith(("loss/", "lr/")):
+                assert other[name] == pytest.approx(one[name], rel=0.02, abs=1e-4), name
+
+
+def test_bfloat16_networks_learn():
+    first, *_, last = trainer("adaptive", Execution("bf16", "channels_last")).fit(dataset(), 3, 64)
+    assert last["loss/task"] < first["loss/task"]

@@ -11,8 +11,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from sakd import build
 from sakd.config import Config, teacher_config
-from sakd.errors import CheckpointError, NonFiniteLossError, RunError
+from sakd.errors import CheckpointError, DataError, NonFiniteLossError, RunError
 from sakd.job import execute
 from sakd.networks import resnet8
 from sakd.networks.checkpoints import read_weights
@@ -50,12 +51,16 @@ def assert_same(found: object, expected: object, where: str = "") -> None:
         assert found == expected, where
 
 
+def sources_of(result: dict) -> dict[str, str]:
+    teacher = {} if result["teacher"] is None else {"teacher": result["teacher"]["sha256"]}
+    return {"data set": result["data_sha256"], **teacher}
+
+
 def assert_same_runs(found: Run, expected: Run) -> None:
     """Weights, optimizers and all, and metrics but for times."""
     assert found.weights.read_bytes() == expected.weights.read_bytes()
-    teacher = expected.result()["teacher"]
-    sha256 = None if teacher is None else teacher["sha256"]
-    assert_same(found.load_checkpoint(sha256), expected.load_checkpoint(sha256))
+    sources = sources_of(expected.result())
+    assert_same(found.load_checkpoint(sources), expected.load_checkpoint(sources))
     times = ("seconds", "time", "images_per_second")
     for line, other in zip(found.metrics(), expected.metrics(), strict=True):
         assert {k: v for k, v in line.items() if k not in times} == {k: v for k, v in other.items() if k not in times}
@@ -137,7 +142,26 @@ def test_another_teacher_cannot_go_on_where_one_left_off(tiny):
     config = tiny("distiller=kd", "epochs=3")
     assert in_a_process(config, "sakd.runs:Run.save_checkpoint", 4, "after") == KILLED
     with pytest.raises(CheckpointError, match=r"last.pt: found a teacher with checksum \w+ in the epochs so far"):
-        Run(config).load_checkpoint("0" * 64)
+        Run(config).load_checkpoint({"data set": build.dataset(config).checksum, "teacher": "0" * 64})
+
+
+def test_other_images_of_the_same_name_cannot_go_on_where_the_first_left_off(tiny):
+    config = tiny("distiller=none", "epochs=3")
+    assert in_a_process(config, "sakd.runs:Run.save_checkpoint", 2, "after") == KILLED
+    dataset = build.dataset(config)
+    dataset.train.images[0, 0, 0, 0] += 1
+    with pytest.raises(CheckpointError, match=r"last.pt: found a data set with checksum \w+ in the epochs so far"):
+        execute(config, dataset)
+
+
+def test_a_teacher_of_other_images_of_the_same_name_does_not_teach(tiny):
+    execute(tiny("distiller=kd", "epochs=1"))
+    config = tiny("distiller=kd", "epochs=1", "seed=1")
+    dataset = build.dataset(config)
+    dataset.test.labels[:2] = dataset.test.labels[:2].flip(0)
+    with pytest.raises(DataError, match=r"none-none-seed0-\w+: learned from images with checksum .* dataset.name"):
+        execute(config, dataset)
+    assert not Run(config).folder.exists()
 
 
 def test_a_teachers_file_counts_by_what_it_held_when_the_run_began(tiny, tmp_path):
@@ -145,8 +169,8 @@ def test_a_teachers_file_counts_by_what_it_held_when_the_run_began(tiny, tmp_pat
     run = Run(tiny(f"teacher.checkpoint={tmp_path}/teacher.pt"))
     (tmp_path / "teacher.pt").unlink()
     with run.locked():
-        run.save_checkpoint({"epoch": 1}, "its checksum")
-        assert run.load_checkpoint("its checksum") == {"epoch": 1}
+        run.save_checkpoint({"epoch": 1}, {"teacher": "its checksum"})
+        assert run.load_checkpoint({"teacher": "its checksum"}) == {"epoch": 1}
 
 
 @pytest.mark.parametrize("content", [b"{}", b"3", b"\xff\x00", b'{"student": '])

@@ -4,6 +4,7 @@ import io
 import json
 from copy import deepcopy
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from sakd.networks import resnet8, resnet8x4, resnet14, vgg8, wrn_16_1
 from sakd.networks.checkpoints import read_weights
 from sakd.runs import Run
 from sakd.warm_ups import WarmUp
-from tests.test_resume import KILLED, assert_same, assert_same_runs, in_a_process
+from tests.test_resume import KILLED, assert_same, assert_same_runs, in_a_process, sources_of
 
 BATCH = 6
 KEEPS = {
@@ -143,30 +144,44 @@ def plain_flow(lower, upper):
     return total / size**2
 
 
+FSP_CASES = {
+    "same-family": (resnet14, 8, "stages", ["stem", "stage1", "stage2", "stage3"]),
+    "different-family": (wrn_16_1, 8, "stages", ["stem", "stage1", "stage2", "stage3"]),
+    "larger-teacher-maps": (wrn_16_1, 16, "stages", ["stem", "stage1", "stage2", "stage3"]),
+    "listed-in-another-order": (resnet14, 8, ["stage3", "stage1"], ["stem", "stage1", "stage3"]),
+    "with-the-stem": (resnet14, 8, ["stem", "stage2"], ["stem", "stage2"]),
+}
+
+
 @pytest.mark.parametrize("kept", KEEPS)
-@pytest.mark.parametrize("teacher", [resnet14, wrn_16_1])
-def test_fsp_is_the_kept_share_of_the_flows_difference_masked_by_the_upper_stage(teacher, kept):
-    student, teacher = resnet8(10, 1, 8), teacher(10, 1, 8)
-    distiller = FSP(student, teacher, "stages", 2.5)
-    f_s, f_t = random_features(student, torch.float32, requires_grad=True), random_features(teacher, torch.float32)
+@pytest.mark.parametrize("case", FSP_CASES)
+def test_fsp_is_the_kept_share_of_the_flows_difference_masked_by_the_upper_stage(case, kept):
+    build_teacher, size, where, stages = FSP_CASES[case]
+    student, teacher = resnet8(10, 1, 8), build_teacher(10, 1, size)
+    distiller = FSP(student, teacher, where, 2.5)
+    f_s, f_t = random_features(student, torch.float64, requires_grad=True), random_features(teacher, torch.float64)
     keep = {spot: torch.tensor(KEEPS[kept]).roll(i) for i, spot in enumerate(distiller.spots)}
+    masks = {spot.student: mask for spot, mask in keep.items()}
     loss = distiller(f_s, f_t, keep, INDICES)
-    expected = 0 * f_s["stem"].sum().double()
-    stages = ["stem", "stage1", "stage2", "stage3"]
-    for lower, upper, mask in zip(stages, stages[1:], keep.values(), strict=False):
+    expected = 0 * f_s["stem"].sum()
+    for lower, upper in pairwise(stages):
         for row in range(BATCH):
-            if mask[row]:
-                flows = (plain_flow(f[lower][row].double(), f[upper][row].double()) for f in (f_s, f_t))
-                of_student, of_teacher = flows
+            if masks[upper][row]:
+                of_student, of_teacher = (plain_flow(f[lower][row], f[upper][row]) for f in (f_s, f_t))
                 expected = expected + 2.5 * ((of_student - of_teacher) ** 2).mean() / BATCH
-    assert_close(loss.double(), expected, rtol=1e-5, atol=1e-9)
+    close(loss, expected)
     maps = [f_s[stage] for stage in stages]
-    for found, wanted in zip(
-        torch.autograd.grad(loss, maps), torch.autograd.grad(expected, maps, allow_unused=True), strict=True
-    ):
-        assert_close(found, torch.zeros_like(found) if wanted is None else wanted, rtol=1e-4, atol=1e-8)
+    found, wanted = torch.autograd.grad(loss, maps), torch.autograd.grad(expected, maps, allow_unused=True)
+    for gradient, plain in zip(found, wanted, strict=True):
+        close(gradient, torch.zeros_like(gradient) if plain is None else plain)
     if kept == "none":
         assert loss == 0
+    assert list(distiller.warmed(student)._modules) == student.names[: student.index(stages[-1]) + 1]
+
+
+def test_the_stem_alone_has_no_flow():
+    with pytest.raises(ConfigError, match="where=stem: found one stage"):
+        FSP(resnet8(10, 1, 8), resnet14(10, 1, 8), "stem", 1.0)
 
 
 def test_fsp_between_networks_of_other_channels_is_refused_with_the_stage_and_both_numbers():
@@ -274,7 +289,7 @@ def test_the_run_starts_from_what_was_learned_and_records_it(method, config, mon
         assert_same(
             {f"ft.paraphrasers.{name}": value for name, value in learned.items()}, only(distillers, "ft.paraphrasers.")
         )
-        saved = Run(composed).load_checkpoint(result["teacher"]["sha256"])["distillers"]
+        saved = Run(composed).load_checkpoint(sources_of(result))["distillers"]
         assert_same(only(saved, "ft.paraphrasers."), only(distillers, "ft.paraphrasers."))  # not trained any further
         trained, before = only(saved, "ft.translators."), only(distillers, "ft.translators.")
         assert any(not torch.equal(trained[name], before[name]) for name in trained)

@@ -1,5 +1,6 @@
 """Images in files: decoded, augmented and gathered by worker processes while the device trains."""
 
+import hashlib
 import os
 import signal
 import sys
@@ -68,6 +69,15 @@ class ImageFiles:
         batches = torch.arange(len(self)).split(batch_size)
         return self._decoded(zip(batches, batches, strict=True), self.evaluation)
 
+    def checksum(self) -> str:
+        """Of the files' names, sizes and labels, and of how they are transformed: to read them all would take as long as to
+        evaluate them."""
+        total = hashlib.sha256(self.paths.tobytes() + self.labels.cpu().numpy().tobytes())
+        for path in self.paths:
+            total.update(os.path.getsize(os.path.join(self.folder, os.fsdecode(path))).to_bytes(8, "big"))
+        total.update(f"{self.shape} {self.evaluation}".encode())
+        return total.hexdigest()
+
     def _decoded(self, requests: Iterable[tuple[Tensor, Tensor]], transform: Transform) -> Iterator[Tensor]:
         loader = DataLoader(
             _Decoder(self.folder, self.paths, self.shape, transform),
@@ -76,6 +86,7 @@ class ImageFiles:
             num_workers=self.workers,
             pin_memory=self.pin_memory and self.labels.is_cuda,
             multiprocessing_context=START if self.workers else None,
+            worker_init_fn=_end_when_told,
             generator=torch.Generator(),  # else it would draw from the global one
         )
         batches = None
@@ -87,15 +98,16 @@ class ImageFiles:
                     raise images
                 yield images.to(self.labels.device, non_blocking=True)
         finally:
-            with _interruptions_wait():
-                del batches  # its workers end here, even where a traceback keeps this frame
+            if self.workers and batches is not None:
+                with _interruptions_wait():
+                    batches._shutdown_workers()  # there is no public way, and a traceback may keep the iterator from its end
 
 
 @contextmanager
 def _interruptions_wait() -> Iterator[None]:
     """Ctrl-C and SIGTERM act when the block is left: what a handler raises inside fork's callbacks or a ``__del__`` is lost.
 
-    Workers started inside never get them: sent to the whole group they are for this process, which ends its workers.
+    Workers started inside get neither at first, and Ctrl-C never: it is for this process, which ends its workers.
     """
     arrived, before = [], {}
     if threading.current_thread() is threading.main_thread():  # no other may set handlers
@@ -109,6 +121,12 @@ def _interruptions_wait() -> Iterator[None]:
             signal.signal(number, handler)
         for number in arrived:
             signal.raise_signal(number)
+
+
+def _end_when_told(worker: int) -> None:
+    """SIGTERM ends a worker with 0: of a worker that fails, the main process would hear before its own SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 All draws of an epoch are made at its start from the data stream on the CPU, so that every device sees the same batches.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -51,6 +52,9 @@ class ImageSet:
 
     def plain(self, batch_size: int) -> Iterator[Tensor]:
         yield from self.images.split(batch_size)
+
+    def checksum(self) -> str:
+        return hashlib.sha256(self.images.cpu().numpy().tobytes() + self.labels.cpu().numpy().tobytes()).hexdigest()
 
 
 def augment(images: Tensor, augmentation: Augmentation, shifts: Tensor, flips: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
@@ -41,6 +43,9 @@ class Images(Protocol):
     def plain(self, batch_size: int) -> Iterator[Tensor]:
         """uint8 [B, C, H, W] of all samples as they come, for evaluation."""
 
+    def checksum(self) -> str:
+        """Hexadecimal; another one for other images, labels or order, as far as that can be told quickly."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -54,6 +59,12 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: Augmentation = field(default_factory=Augmentation)
+
+    @cached_property
+    def checksum(self) -> str:
+        """Of all parts: what tells two data sets of one name and shape apart."""
+        parts = [part.checksum() for part in (self.train, self.val, self.test) if part is not None]
+        return sha256(" ".join(parts).encode()).hexdigest()
 
     def to(self, device: torch.device) -> "Dataset":
         val = None if self.val is None else self.val.to(device)

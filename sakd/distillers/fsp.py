@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sakd.distillers.at import to_common_size
-from sakd.distillers.base import Distiller, Features, kept_mean
+from sakd.distillers.base import Distiller, Features, at_least_float32, kept_mean
 from sakd.errors import ConfigError
 from sakd.networks import StagedNet
 from sakd.spots import Spot, spots_at
@@ -30,15 +30,19 @@ class FSP(Distiller):
     Both networks need the same channels at each stage. The paper lets the student begin with this loss alone; so does a
     warm-up with it.
 
-    Raises ConfigError for stages with different channels.
+    Raises ConfigError for stages with different channels, or the stem alone.
     """
 
     takes = "map"
 
     def __init__(self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float):
         super().__init__(student, teacher, where, weight)
-        self.flows = list(pairwise([*spots_at("stem", student, teacher), *self.spots]))
-        for spot in [self.flows[0][0], *self.spots]:
+        self.spots.sort(key=lambda spot: student.index(spot.student))
+        stem = [spot for spot in spots_at("stem", student, teacher) if spot not in self.spots]
+        self.flows = list(pairwise([*stem, *self.spots]))
+        if not self.flows:
+            raise ConfigError(f"where={where}: found one stage, expected two or more; a flow is between stages")
+        for spot in [*stem, *self.spots]:
             (of_student, *_), (of_teacher, *_) = spot.student_shape, spot.teacher_shape
             if of_student != of_teacher:
                 raise ConfigError(
@@ -53,8 +57,8 @@ class FSP(Distiller):
         """Sum over the flows of n_kept / B times their mean squared difference."""
         losses = []
         for lower, upper in self.flows:
-            of_student = flow(student[lower.student].float(), student[upper.student].float())
-            of_teacher = flow(teacher[lower.teacher].float(), teacher[upper.teacher].float())
+            of_student = flow(*(at_least_float32(student[stage]) for stage in (lower.student, upper.student)))
+            of_teacher = flow(*(at_least_float32(teacher[stage]) for stage in (lower.teacher, upper.teacher)))
             losses.append(kept_mean((of_student - of_teacher).square().mean(dim=(1, 2)), keep[upper]))
         return torch.stack(losses).sum()
 

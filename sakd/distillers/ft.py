@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sakd.distillers.at import attention_maps, to_common_size
-from sakd.distillers.base import Distiller, kept_mean
+from sakd.distillers.base import Distiller, at_least_float32, kept_mean
 from sakd.errors import ConfigError, check_number
 from sakd.networks import StagedNet
 from sakd.spots import Spot
@@ -73,7 +73,7 @@ class FT(Distiller):
         """Mean squared error of the paraphrased maps, summed over the spots."""
         losses = []
         for stage, paraphraser in self.paraphrasers.items():
-            maps = teacher[stage].float()
+            maps = at_least_float32(teacher[stage])
             losses.append(F.mse_loss(paraphraser.decoder(paraphraser.encoder(maps)), maps))
         return sum(losses)
 

@@ -2,6 +2,8 @@
 
 import argparse
 import io
+import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,9 +40,8 @@ def parse_weights(raw: bytes, path: Path) -> dict[str, Tensor]:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise many kinds for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path}: cannot be read as weights ({reason}); expected a whole .safetensors or torch file"
+            f"{path}: cannot be read as weights ({_reason(error)}); expected a whole .safetensors or torch file"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
@@ -50,6 +51,14 @@ def parse_weights(raw: bytes, path: Path) -> dict[str, Tensor]:
     if all(str(name).startswith(PARALLEL) for name in content):
         content = {name.removeprefix(PARALLEL): value for name, value in content.items()}
     return dict(content)
+
+
+def _reason(error: Exception) -> str:
+    """What was refused, without PyTorch's advice to load it all the same."""
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        return "it is damaged or holds more than weights" if refused is None else f"it holds {refused[1]}, which is no weights"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def shared_weights(network: StagedNet) -> dict[str, Tensor]:

@@ -1,0 +1,180 @@
+"""How a step is carried out changes its speed, and its numbers by rounding at most; profiles; certificates that are kept."""
+
+import json
+from copy import deepcopy
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from sakd import build, teachers
+from sakd.config import digest, teacher_config
+from sakd.data import train_batches
+from sakd.errors import ConfigError, RunError
+from sakd.execution import unchanged
+from sakd.job import execute
+from sakd.runs import Run
+from sakd.streams import stream
+from tests.conftest import light, other_family
+from tests.test_every_config import DISTILLING
+from tests.test_resume import assert_same
+
+CPU = torch.device("cpu")
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def ready(config):
+    """A trainer that may step, and its batches."""
+    dataset = build.dataset(config)
+    trainer = build.trainer(config, build.parts(config), CPU)
+    trainer.prepare(dataset)
+    return trainer, list(train_batches(dataset, 16, stream(0, "data", 1)))
+
+
+def small(tiny, distiller, *overrides):
+    teacher = f"teacher={other_family(distiller)}"
+    return tiny(f"distiller={distiller}", teacher, *light(distiller), "dataset.train_samples=40", *overrides)
+
+
+@pytest.mark.parametrize("distiller", DISTILLING)
+def test_the_order_of_memory_changes_numbers_by_rounding_alone(distiller, tiny):
+    measured = {}
+    for order in ("contiguous", "channels_last"):
+        trainer, batches = ready(small(tiny, distiller, f"memory_format={order}"))
+        measured[order] = trainer.train_step(*batches[0])
+        weight = trainer.student.stage2[0].conv1.weight
+        assert weight.is_contiguous(memory_format=FORMATS[order])
+        assert trainer.routed_student.stage2[0].conv1.weight.data_ptr() == weight.data_ptr()
+    for name, value in measured["contiguous"].items():
+        assert_close(measured["channels_last"][name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_neither_order_nor_compilation_is_part_of_a_run_s_identity_but_precision_is(tiny):
+    usual = digest(tiny())
+    assert {digest(tiny(other)) for other in ("memory_format=contiguous", "compile=default", "profile=true")} == {usual}
+    assert digest(tiny("precision=bf16")) != usual
+    assert digest(teacher_config(tiny("precision=bf16"))) == digest(teacher_config(tiny()))
+
+
+def test_bfloat16_is_for_the_networks_alone(tiny):
+    config = tiny("precision=bf16", "distiller=at")
+    trainer, (batch, *_) = ready(config)
+    seen = []
+    trainer.student.stage1.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    measured = trainer.train_step(*batch)
+    assert seen == [torch.bfloat16]
+    assert {value.dtype for name, value in measured.items() if name.startswith("loss/")} == {torch.float32}
+    for module in (trainer.student, trainer.distillers, trainer.spot_mode):
+        assert all(value.dtype != torch.bfloat16 for value in module.state_dict().values())
+    exact, (batch, *_) = ready(tiny("distiller=at"))
+    expected = exact.train_step(*batch)
+    assert measured["loss/task"] != expected["loss/task"]
+    assert_close(measured["loss/task"], expected["loss/task"], rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("precision=fp16", "precision: found 'fp16', expected one of fp32, tf32, bf16"),
+        ("teacher.training.precision=bf32", "teacher.training.precision: found 'bf32'.*Did you mean"),
+        ("memory_format=channel_last", "memory_format: found 'channel_last'.*Did you mean 'channels_last'"),
+        ("compile=graphs", "compile: found 'graphs'.*Did you mean 'graph'"),
+        ("profile=2", "profile: found 2, expected true or false"),
+    ],
+)
+def test_a_wrong_choice_is_named(override, message, tiny):
+    with pytest.raises(ConfigError, match=message):
+        tiny(override)
+
+
+def test_a_graph_on_the_cpu_is_refused_before_anything_is_trained(tiny):
+    config = tiny("compile=graph", "device=cpu")
+    with pytest.raises(ConfigError, match="compile: found graph, which is for CUDA"):
+        execute(config)
+    assert not Run(config).folder.parent.exists()
+
+
+@pytest.mark.parametrize("steps_before", [0, 1])
+@pytest.mark.parametrize("distiller", ["fitnet", "crd", "vid", "dkd"])
+def test_what_a_capture_tries_leaves_the_training_as_it_was_bit_for_bit(distiller, steps_before, tiny):
+    """Captures themselves need a GPU; what they try, and how it is put back, does not."""
+    trainer, batches = ready(small(tiny, distiller, "spot_mode.other_family_bias=0.5"))
+    untouched, _ = ready(small(tiny, distiller, "spot_mode.other_family_bias=0.5"))
+    for batch in batches[:steps_before]:
+        trainer.train_step(*batch)
+        untouched.train_step(*batch)
+    before = deepcopy(trainer.state_dict())
+    with unchanged(trainer):
+        for batch in batches:
+            trainer.train_step(*batch)
+        if steps_before:
+            assert not torch.equal(trainer.state_dict()["student"]["logits.weight"], before["student"]["logits.weight"])
+    if steps_before:
+        assert_same(trainer.state_dict(), before)
+    for batch in batches[1:]:
+        found, expected = trainer.train_step(*batch), untouched.train_step(*batch)
+        assert_same(found, expected)
+    assert_same(trainer.state_dict(), untouched.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distiller", ["fitnet", "pkt"])
+def test_compiled_networks_give_the_same_numbers_but_for_rounding(distiller, tiny):
+    eager, batches = ready(tiny(f"distiller={distiller}", "dataset.train_samples=32"))
+    compiled, _ = ready(tiny(f"distiller={distiller}", "dataset.train_samples=32", "compile=default"))
+    for batch in batches[:2]:
+        expected, found = eager.train_step(*batch), compiled.train_step(*batch)
+        for name, value in expected.items():
+            assert_close(found[name], value, rtol=1e-2, atol=1e-3, msg=name)
+
+
+def test_a_profile_opens_as_a_trace_and_changes_no_number(tiny, tmp_path):
+    plain = tiny("epochs=1", "batch_size=8")
+    execute(plain)
+    profiled = tiny("epochs=1", "batch_size=8", f"runs={tmp_path}/profiled", "profile=true")
+    execute(profiled)
+    folder = Run(profiled).folder
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    steps = {event["name"] for event in events if event.get("name", "").startswith("ProfilerStep#")}
+    assert len(steps) == 10
+    assert any("convolution" in event.get("name", "") for event in events)
+    rows = [line for line in (folder / "profile.txt").read_text().splitlines() if "aten::" in line or "Optimizer" in line]
+    assert 5 <= len(rows) <= 10
+    assert Run(profiled).weights.read_bytes() == Run(plain).weights.read_bytes()
+
+
+@pytest.fixture
+def evaluations(monkeypatch):
+    """How often a teacher was evaluated."""
+    calls = []
+    original = teachers.evaluate
+    monkeypatch.setattr(teachers, "evaluate", lambda *arguments: calls.append(1) or original(*arguments))
+    return calls
+
+
+def test_a_teacher_is_evaluated_once_for_all_its_students(tiny, evaluations):
+    first = execute(tiny("epochs=1", "teacher.training.epochs=1"))
+    second = execute(tiny("epochs=1", "teacher.training.epochs=1", "seed=1"))
+    assert len(evaluations) == 1
+    assert first["teacher"] == second["teacher"]
+
+
+def test_other_test_images_or_weights_are_evaluated_anew(tiny, evaluations):
+    results = [
+        execute(tiny("epochs=1", *overrides))
+        for overrides in (
+            ("teacher.training.epochs=1",),
+            ("teacher.training.epochs=1", "dataset.test_samples=50"),
+            ("teacher.training.epochs=2",),
+        )
+    ]
+    assert len(evaluations) == 3
+    assert len({result["teacher"]["accuracy"] for result in results}) > 1
+
+
+def test_a_damaged_certificate_is_named(tiny, tmp_path):
+    execute(tiny("epochs=1", "teacher.training.epochs=1"))
+    (kept,) = (tmp_path / "runs/.certificates").glob("*.json")
+    kept.write_text(kept.read_text()[:10])
+    with pytest.raises(RunError, match=f"{kept}: found no valid JSON"):
+        execute(tiny("epochs=1", "teacher.training.epochs=1", "seed=1"))
