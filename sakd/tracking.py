@@ -331,7 +331,8 @@ def _send_result(client: Any, run_id: str, folder: Path) -> None:
     result = read_json(folder / "result.json")
     if result is None:
         return
-    tags = {"sakd.student_sha256": result["student_sha256"], "mlflow.source.git.commit": result["code"]["commit"]}
+    tags = {"sakd.student_sha256": result["student_sha256"], "sakd.dataset_sha256": result["data_sha256"]}
+    tags["mlflow.source.git.commit"] = result["code"]["commit"]
     if result["teacher"] is not None:
         tags["sakd.teacher_sha256"] = result["teacher"]["sha256"]
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items() if value])

@@ -39,7 +39,16 @@ def composed(*overrides: str) -> dict:
 
 
 def finish(
-    folder, accuracy, *overrides, seed=0, teacher="a" * 64, commit="c" * 40, measured=(), changes=(), config=None
+    folder,
+    accuracy,
+    *overrides,
+    seed=0,
+    teacher="a" * 64,
+    data="d" * 64,
+    commit="c" * 40,
+    measured=(),
+    changes=(),
+    config=None,
 ) -> Run:
     """A run's folder as a finished run leaves it, without the training; ``accuracy`` at the last epoch, 1 below the best.
 
@@ -57,7 +66,7 @@ def finish(
         line = {"epoch": epoch, "loss/task": 1 / epoch, "test/accuracy": now, "teacher/accuracy": 98.5, **dict(measured)}
         run.append_metrics(line | {"test/best_accuracy": accuracy + 1, "seconds": 1.0, "time": 1.8e9 + epoch})
     result = {"teacher": teacher and {"sha256": teacher, "accuracy": 98.5, "source": "elsewhere"}, "kept": {}, "seconds": 2.0}
-    result |= {"student": {"accuracy": accuracy}, "code": {"commit": commit, "changed": False}}
+    result |= {"data_sha256": data, "student": {"accuracy": accuracy}, "code": {"commit": commit, "changed": False}}
     run.finish({"weight": torch.tensor([accuracy, seed])}, result)
     return run
 
@@ -330,6 +339,13 @@ def test_another_teacher_is_refused_and_the_same_one_made_otherwise_is_not(tmp_p
     with pytest.raises(ConfigError, match=r"teacher.sha256 is a{12} \(.* and 1 more\) and b{12}.*teacher.training.seed is"):
         compared(tmp_path)
     assert len(compared(tmp_path, "teacher.sha256=aaaaaaaaaaaa").runs) == 2
+
+
+def test_other_images_under_the_same_name_are_refused(tmp_path):
+    finish(tmp_path, 97.0, "distiller=at", "spot_mode=fixed")
+    finish(tmp_path, 97.5, "distiller=at", "spot_mode=adaptive", data="e" * 64)
+    with pytest.raises(ConfigError, match=r"dataset.sha256 is e{12} .* and d{12} "):
+        compared(tmp_path)
 
 
 def test_one_result_found_twice_counts_once_and_two_results_are_refused(tmp_path):

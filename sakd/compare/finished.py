@@ -22,7 +22,8 @@ LAST_BYTES = 1 << 16  # hold the last line of any metrics.jsonl
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run. ``facts`` are its parameters as text, and its teacher's checksum; ``metrics`` are the last epoch's."""
+    """A finished run. ``facts`` are its parameters as text, and how the checksums of its teacher and images begin;
+    ``metrics`` are the last epoch's."""
 
     name: str
     facts: Mapping[str, str]
@@ -49,8 +50,8 @@ def _from_folders(runs: Path) -> Iterator[Finished]:
             facts = parameters(yaml.load((folder / "config.yaml").read_bytes(), Loader))
             if _is_student(facts):
                 metrics = _last_line(folder / "metrics.jsonl")
-                checksums = result["teacher"]["sha256"], result["student_sha256"]
-                yield _finished(folder.name, facts, metrics, *checksums, result["code"]["commit"])
+                taught = {"teacher.sha256": result["teacher"]["sha256"], "dataset.sha256": result["data_sha256"]}
+                yield _finished(folder.name, facts | taught, metrics, result["student_sha256"], result["code"]["commit"])
         except OSError as error:
             raise RunError(f"cannot read {error.filename}: {error.strerror}") from error
         except (yaml.YAMLError, ValueError, LookupError, TypeError) as error:
@@ -66,8 +67,9 @@ def _last_line(path: Path) -> dict[str, float]:
 def _from_store(uri: str) -> Iterator[Finished]:
     for name, facts, metrics, tags in finished_runs(uri):
         if _is_student(facts):
-            checksums = tags.get("sakd.teacher_sha256"), tags.get("sakd.student_sha256")
-            yield _finished(name, facts, metrics, *checksums, tags.get("mlflow.source.git.commit"))
+            taught = {f"{of}.sha256": tags.get(f"sakd.{of}_sha256", ABSENT) for of in ("teacher", "dataset")}
+            commit = tags.get("mlflow.source.git.commit")
+            yield _finished(name, facts | taught, metrics, tags["sakd.student_sha256"], commit)
 
 
 def _is_student(facts: Mapping[str, str]) -> bool:
@@ -75,15 +77,15 @@ def _is_student(facts: Mapping[str, str]) -> bool:
 
 
 def _finished(
-    name: str, facts: Mapping[str, str], metrics: Mapping[str, float], teacher: str, student: str, commit: str | None
+    name: str, facts: Mapping[str, str], metrics: Mapping[str, float], student_sha256: str, commit: str | None
 ) -> Finished:
     if metrics.get("epoch") != int(facts["epochs"]):
         raise RunError(
             f"{name}: found measurements up to epoch {metrics.get('epoch', 0):g}, expected {facts['epochs']} as in its "
             "configuration; `sakd sync` sends to MLflow what it lacks"
         )
-    facts = {key: _canonical(value) for key, value in facts.items()} | {"teacher.sha256": teacher[:12]}
-    return Finished(name, facts, {key: value for key, value in metrics.items() if key != "time"}, student, commit)
+    facts = {key: value[:12] if key.endswith(".sha256") else _canonical(value) for key, value in facts.items()}
+    return Finished(name, facts, {key: value for key, value in metrics.items() if key != "time"}, student_sha256, commit)
 
 
 def _canonical(text: str) -> str:
