@@ -18,7 +18,7 @@ from scipy import stats
 
 from sakd.cli import main as cli
 from sakd.compare import compare, read, select
-from sakd.compare.formats import ABSENT, MINUS
+from sakd.compare.formats import ABSENT, FORMATS, MINUS, UNREACHABLE
 from sakd.compare.published import FIGURES, read_published
 from sakd.compare.statistics import holm, least_signed_rank, paired, pairs_needed
 from sakd.config import short_names, warm_up_config
@@ -228,7 +228,7 @@ def test_enough_seeds_reach_the_level(tmp_path):
     finish_all(tmp_path, [97 + seed / 4 for seed in range(6)], "distiller=at", "spot_mode=fixed")
     finish_all(tmp_path, [98 + seed / 2 for seed in range(6)], "distiller=at", "spot_mode=adaptive")
     comparison = compared(tmp_path)
-    assert not [note for note in comparison.notes if "cannot reach" in note]
+    assert UNREACHABLE not in FORMATS["terminal"](comparison)
     assert cell(comparison, "at", "adaptive")["wilcoxon_p_holm"] == pytest.approx(2 / 64)
 
 
@@ -514,6 +514,7 @@ def test_markdown_has_two_tables_and_notes(three):
     assert all(line.startswith("- ") for line in notes.splitlines())
     assert "| at | 97.00 ± 0.40 (5) | 97.55 ± 0.57 (5) | 96.42 ± 0.38 (3 of 5) |" in values
     assert f"| at | adaptive | +0.55 | {MINUS}0.05 to +1.15 | 5 | " in differences
+    assert differences.count(UNREACHABLE) == 3
 
 
 def test_latex_is_whole_tables_with_everything_escaped(three):
