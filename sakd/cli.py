@@ -60,5 +60,57 @@ def catalogue(write: Path | None) -> None:
         raise click.ClickException(str(error)) from error
 
 
+@main.command()
+@click.argument("filters", nargs=-1, metavar="[KEY=VALUE[,VALUE...]]...")
+@click.option(
+    "--from", "source", default="runs", show_default=True, help="A folder of runs, an MLflow store's URI, or mlflow."
+)
+@click.option("--metric", default="test/accuracy", show_default=True, help="Of the last epoch; test/best_accuracy, loss/task.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["terminal", "markdown", "latex", "csv", "json"]),
+    default="terminal",
+    show_default=True,
+)
+@click.option("--runs", "with_runs", is_flag=True, help="Name the runs behind each cell.")
+@click.option("--published", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Other published figures.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the differences, as SVG or PNG.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file for the table.")
+def compare(
+    filters: tuple[str, ...],
+    source: str,
+    metric: str,
+    form: str,
+    with_runs: bool,
+    published: Path | None,
+    plot: Path | None,
+    output: Path | None,
+) -> None:
+    """Compare the spot modes of finished runs, seed by seed.
+
+    KEY is any key of the configuration, such as optimizer.lr, or dataset, teacher, student, distiller, spot_mode, seed.
+    """
+    from sakd import compare
+    from sakd.compare import formats, plots
+    from sakd.compare.published import FIGURES, read_published
+    from sakd.runs import write_whole
+
+    try:
+        if plot is not None:
+            plots.check_plot(plot)
+        figures = read_published(published or FIGURES)
+        comparison = compare.compare(compare.select(compare.read(source), filters), metric, figures)
+        text = formats.FORMATS[form](comparison, with_runs)
+        if plot is not None:
+            write_whole(plot, plots.plot(comparison, plot.suffix))
+        if output is not None:
+            write_whole(output, text.encode())
+        else:
+            click.echo(text, nl=False)
+    except SakdError as error:
+        raise click.ClickException(str(error)) from error
+
+
 if __name__ == "__main__":
     main()

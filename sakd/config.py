@@ -258,6 +258,11 @@ def short_names(config: Config) -> dict[str, str]:
     }
 
 
+def parameters(config: Config) -> dict[str, str]:
+    """Short names, and every value by its dotted path, as text: what MLflow shows of a run, and what runs are chosen by."""
+    return short_names(config) | {key: str(value) for key, value in flatten(config) if key != "seed"}
+
+
 def run_name(config: Config, digest: str) -> str:
     names = short_names(config)
     return "-".join([*list(names.values())[:-1], f"seed{names['seed']}", digest])

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from sakd.config import flatten, short_names
+from sakd.config import parameters, short_names
 from sakd.errors import RunError
 from sakd.runs import read_json, read_metrics, write_whole
 
@@ -165,6 +165,36 @@ def synchronise_all(runs: Path) -> dict[str, int | Exception]:
     return outcomes
 
 
+def finished_runs(uri: str) -> Iterator[tuple[str, dict[str, str], dict[str, float], dict[str, str]]]:
+    """Of every finished run in the store that distils: its folder's name, parameters, last metrics and tags.
+
+    Raises RunError where the store is away.
+    """
+    from mlflow.exceptions import MlflowException
+
+    path = _sqlite_path(uri)
+    if path is not None and not path.exists():
+        raise RunError(f"{uri}: found no file {path}, expected an MLflow store")
+    try:
+        client = _client(uri)
+        experiments = [experiment.experiment_id for page in _pages(client.search_experiments) for experiment in page]
+        query = "attributes.status = 'FINISHED' and tags.`sakd.uid` LIKE '%' and params.spot_mode != 'none'"
+        for page in _pages(client.search_runs, experiments, query):
+            for run in page:
+                yield Path(run.data.tags["sakd.folder"]).name, run.data.params, run.data.metrics, run.data.tags
+    except MlflowException as error:
+        raise RunError(f"{uri}: cannot be read ({str(error).splitlines()[0]}); expected an MLflow store") from error
+
+
+def _pages(search: Any, *arguments: Any) -> Iterator[Any]:
+    """Each page of what a client's search finds."""
+    token = None
+    while token != "":
+        found = search(*arguments, max_results=1000, page_token=token)
+        yield found
+        token = found.token or ""
+
+
 def open_command(uri: str) -> str:
     """What a user types, or opens, to see the runs."""
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
@@ -272,8 +302,7 @@ def _find_or_create(client: Any, experiment: str, state: dict[str, Any], folder:
 def _send_parameters(client: Any, run_id: str, config: dict[str, Any], known: dict[str, str]) -> None:
     from mlflow.entities import Param
 
-    values = short_names(config) | {key: str(value) for key, value in flatten(config) if key != "seed"}
-    missing = [Param(key, value[:6000]) for key, value in values.items() if key not in known]
+    missing = [Param(key, value[:6000]) for key, value in parameters(config).items() if key not in known]
     for start in range(0, len(missing), PARAMETERS_AT_ONCE):
         client.log_batch(run_id, params=missing[start : start + PARAMETERS_AT_ONCE])
 
@@ -302,7 +331,8 @@ def _send_result(client: Any, run_id: str, folder: Path) -> None:
     result = read_json(folder / "result.json")
     if result is None:
         return
-    tags = {"sakd.student_sha256": result["student_sha256"], "mlflow.source.git.commit": result["code"]["commit"]}
+    tags = {"sakd.student_sha256": result["student_sha256"], "sakd.dataset_sha256": result["data_sha256"]}
+    tags["mlflow.source.git.commit"] = result["code"]["commit"]
     if result["teacher"] is not None:
         tags["sakd.teacher_sha256"] = result["teacher"]["sha256"]
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items() if value])

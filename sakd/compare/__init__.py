@@ -1,0 +1,6 @@
+"""Finished runs as the table of a paper: spot modes side by side, and how each differs from ``fixed``, paired by seed."""
+
+from sakd.compare.finished import Finished, read, select
+from sakd.compare.table import Comparison, compare
+
+__all__ = ["Comparison", "Finished", "compare", "read", "select"]

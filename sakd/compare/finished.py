@@ -1,0 +1,125 @@
+"""Finished runs, from their folders or from MLflow: the same either way."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from sakd.config import check_choice, parameters
+from sakd.errors import ConfigError, RunError, did_you_mean
+from sakd.runs import read_json
+from sakd.tracking import finished_runs
+
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML was built with it
+ABSENT = "None"  # a key that is not there is a key that is null
+STORES = re.compile(r"[a-z0-9+]+://|databricks")
+LAST_BYTES = 1 << 16  # hold the last line of any metrics.jsonl
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run. ``facts`` are its parameters as text, and how the checksums of its teacher and images begin;
+    ``metrics`` are the last epoch's."""
+
+    name: str
+    facts: Mapping[str, str]
+    metrics: Mapping[str, float]
+    student_sha256: str
+    commit: str | None
+
+
+def read(source: str) -> list[Finished]:
+    """Every finished student in a folder of runs, in an MLflow store by its URI, or, by the name ``mlflow``, where
+    MLFLOW_TRACKING_URI says. Teachers, warm-ups and debugging runs are none. Raises RunError for what cannot be read."""
+    if source == "mlflow":
+        source = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    elif not STORES.match(source) and not Path(source).is_dir():
+        raise RunError(f"--from: found {source!r}, expected a folder of runs, an MLflow store's URI, or mlflow")
+    found = _from_store(source) if STORES.match(source) else _from_folders(Path(source))
+    return sorted(found, key=lambda run: run.name)
+
+
+def _from_folders(runs: Path) -> Iterator[Finished]:
+    for path in runs.glob("*/result.json"):
+        folder, result = path.parent, read_json(path)
+        try:
+            facts = parameters(yaml.load((folder / "config.yaml").read_bytes(), Loader))
+            if _is_student(facts):
+                metrics = _last_line(folder / "metrics.jsonl")
+                taught = {"teacher.sha256": result["teacher"]["sha256"], "dataset.sha256": result["data_sha256"]}
+                yield _finished(folder.name, facts | taught, metrics, result["student_sha256"], result["code"]["commit"])
+        except OSError as error:
+            raise RunError(f"cannot read {error.filename}: {error.strerror}") from error
+        except (yaml.YAMLError, ValueError, LookupError, TypeError) as error:
+            raise RunError(f"{folder}: is not a finished run's folder ({error!r}); move it away") from error
+
+
+def _last_line(path: Path) -> dict[str, float]:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LAST_BYTES))
+        return json.loads(file.read().splitlines()[-1])
+
+
+def _from_store(uri: str) -> Iterator[Finished]:
+    for name, facts, metrics, tags in finished_runs(uri):
+        if _is_student(facts):
+            taught = {f"{of}.sha256": tags.get(f"sakd.{of}_sha256", ABSENT) for of in ("teacher", "dataset")}
+            commit = tags.get("mlflow.source.git.commit")
+            yield _finished(name, facts | taught, metrics, tags["sakd.student_sha256"], commit)
+
+
+def _is_student(facts: Mapping[str, str]) -> bool:
+    return facts["spot_mode"] != "none" and facts["dataset"] != "debug" and "distiller.warms_up" not in facts
+
+
+def _finished(
+    name: str, facts: Mapping[str, str], metrics: Mapping[str, float], student_sha256: str, commit: str | None
+) -> Finished:
+    if metrics.get("epoch") != int(facts["epochs"]):
+        raise RunError(
+            f"{name}: found measurements up to epoch {metrics.get('epoch', 0):g}, expected {facts['epochs']} as in its "
+            "configuration; `sakd sync` sends to MLflow what it lacks"
+        )
+    facts = {key: value[:12] if key.endswith(".sha256") else _canonical(value) for key, value in facts.items()}
+    return Finished(name, facts, {key: value for key, value in metrics.items() if key != "time"}, student_sha256, commit)
+
+
+def _canonical(text: str) -> str:
+    """1.0 is written as 1, as in a run's identity."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+def select(runs: Sequence[Finished], filters: Sequence[str]) -> list[Finished]:
+    """The runs that fit every ``key=value[,value…]``. Raises ConfigError for a key, or a value, that no run has."""
+    keys = sorted({key for run in runs for key in run.facts})
+    for text in filters:
+        key, equals, values = text.partition("=")
+        if not equals or not values:
+            raise ConfigError(f"{text}: found no value, expected key=value or key=value,value")
+        if runs and key not in keys:
+            raise ConfigError(f"{key}: no such key in the runs' configurations.{did_you_mean(key, keys)}")
+        found = sorted({run.facts.get(key, ABSENT) for run in runs})
+        chosen: set[str] = set()
+        for value in re.split(r",(?![^\[]*\])", values):
+            readings = {value, _as_written(value)} & {*found}
+            if runs and not readings:
+                check_choice(key, value, found)
+            chosen |= readings
+        runs = [run for run in runs if run.facts.get(key, ABSENT) in chosen]
+    return list(runs)
+
+
+def _as_written(value: str) -> str:
+    """A value of the command line, or of YAML, as parameters have it: ``null`` is None, ``5e-2`` is 0.05."""
+    try:
+        return _canonical(str(yaml.safe_load(value)))
+    except yaml.YAMLError:
+        return value

@@ -1,0 +1,160 @@
+"""A comparison as text: for a terminal, Markdown and LaTeX in two tables and notes, for programs as CSV and JSON."""
+
+import io
+import json
+import math
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from sakd.compare.statistics import LEVEL
+from sakd.compare.table import BASELINE, CELL, PAIR, ROW, Comparison, ordered
+
+ABSENT, MINUS, UNREACHABLE = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{DAGGER}"
+LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
+    | {"\N{PLUS-MINUS SIGN}": r"$\pm$", MINUS: "$-$", UNREACHABLE: r"$^\dagger$", ABSENT: "--"}
+)
+
+WIDTH = 160  # of a page that is no terminal
+
+Lines = list[list[str]]  # the first is the head
+
+
+def terminal(comparison: Comparison, with_runs: bool = False) -> str:
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+    console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
+    for head, *body in _tables(comparison):
+        table = Table(*head, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        for line in body:
+            table.add_row(*line)
+        console.print(table, "", markup=False)
+    for note in _below(comparison, with_runs):
+        console.print(note, markup=False)
+    return console.file.getvalue()
+
+
+def markdown(comparison: Comparison, with_runs: bool = False) -> str:
+    tables = []
+    for head, *body in _tables(comparison):
+        tables.append("".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *body]))
+    notes = "".join(f"- {note}\n" for note in _below(comparison, with_runs))
+    return "\n".join([*tables, notes])
+
+
+def latex(comparison: Comparison, with_runs: bool = False) -> str:
+    """Needs the package booktabs; notes are comments."""
+    parts = []
+    for head, *body in _tables(comparison):
+        head, *body = ([cell.translate(LATEX) for cell in line] for line in [head, *body])
+        rows = "".join(f"{' & '.join(line)} \\\\\n" for line in body)
+        parts.append(
+            f"\\begin{{tabular}}{{{'l' * len(head)}}}\n\\toprule\n{' & '.join(head)} \\\\\n\\midrule\n"
+            f"{rows}\\bottomrule\n\\end{{tabular}}\n"
+        )
+    notes = "".join(f"% {note}\n" for note in _below(comparison, with_runs))
+    return "\n".join([*parts, notes])
+
+
+def csv(comparison: Comparison, with_runs: bool = False) -> str:
+    cells = comparison.cells.assign(metric=comparison.metric)
+    if with_runs:
+        names = comparison.runs.groupby(CELL)["run"].agg(" ".join).rename("runs").reset_index()
+        cells = cells.merge(names, how="left", on=CELL)
+    return cells.to_csv(index=False)
+
+
+def as_json(comparison: Comparison, with_runs: bool = False) -> str:
+    content = {"metric": comparison.metric, "cells": _records(comparison.cells), "missing": _records(comparison.missing)}
+    if with_runs:
+        content["runs"] = _records(comparison.runs)
+    return json.dumps(content | {"notes": comparison.notes}, indent=2, allow_nan=False) + "\n"
+
+
+FORMATS: dict[str, Callable[..., str]] = {
+    "terminal": terminal,
+    "markdown": markdown,
+    "latex": latex,
+    "csv": csv,
+    "json": as_json,
+}
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, object]]:
+    """NaN is null."""
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
+def _tables(comparison: Comparison) -> Iterator[Lines]:
+    """The values by spot mode with what is published, and the differences, if there are any."""
+    cells = comparison.cells
+    named = ROW if len(cells[PAIR].drop_duplicates()) > 1 else ["distiller"]
+    show = _number(comparison.metric)
+    modes = ordered(cells["spot_mode"])
+    figures = [
+        (column, mode)
+        for column in cells
+        if column.startswith("published ")
+        for mode in modes
+        if cells.loc[cells["spot_mode"] == mode, column].notna().any()
+    ]
+    values: Lines = [[*named, *modes, *(f"{column.replace(' ', f' {mode}, ', 1)}" for column, mode in figures)]]
+    for _, row in cells.groupby(ROW, sort=False):
+        by_mode = row.set_index("spot_mode")
+        line = [_mean(by_mode.loc[mode], show) if mode in by_mode.index else ABSENT for mode in modes]
+        line += [_or_absent(by_mode[column].get(mode, math.nan), show) for column, mode in figures]
+        values.append([*row.iloc[0][named], *line])
+    yield values
+    compared = cells[cells["pairs"] > 0]
+    if len(compared):
+        head = [f"difference to {BASELINE}", f"{1 - LEVEL:.0%} interval", "pairs", "p (t)", "p (Wilcoxon)"]
+        lines = ([*cell[[*named, "spot_mode"]], *_difference(cell, show)] for _, cell in compared.iterrows())
+        yield [[*named, "spot mode", *head], *lines]
+
+
+def _mean(cell: pd.Series, show: Callable[..., str]) -> str:
+    if cell["n"] == 0:
+        return "missing"
+    spread = "" if math.isnan(cell["std"]) else f" \N{PLUS-MINUS SIGN} {show(cell['std'])}"
+    of = f" of {cell['expected']}" if cell["n"] < cell["expected"] else ""
+    return f"{show(cell['mean'])}{spread} ({cell['n']}{of})"
+
+
+def _difference(cell: pd.Series, show: Callable[..., str]) -> list[str]:
+    interval = ABSENT if math.isnan(cell["low"]) else f"{show(cell['low'], sign=True)} to {show(cell['high'], sign=True)}"
+    unreachable = UNREACHABLE if cell["wilcoxon_least_p_holm"] > LEVEL else ""
+    return [
+        show(cell["difference"], sign=True),
+        interval,
+        str(cell["pairs"]),
+        _or_absent(cell["t_p_holm"], _p),
+        _or_absent(cell["wilcoxon_p_holm"], _p) + unreachable,
+    ]
+
+
+def _or_absent(value: float, show: Callable[..., str]) -> str:
+    return ABSENT if math.isnan(value) else show(value)
+
+
+def _number(metric: str) -> Callable[..., str]:
+    """Hundredths of a percent for accuracies, four digits for all else."""
+    form = ".2f" if metric.endswith("accuracy") else ".4g"
+    return lambda value, sign=False: f"{value:{'+' * sign}{form}}".replace("-", MINUS)
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _below(comparison: Comparison, with_runs: bool) -> Iterator[str]:
+    yield from comparison.notes
+    if with_runs:
+        show = _number(comparison.metric)
+        for run in comparison.runs.itertuples():
+            yield f"{run.run}: {show(run.value)}"

@@ -1,0 +1,92 @@
+"""Differences to ``fixed`` with their intervals, as a figure: a panel for each pair, a line for each distiller."""
+
+import io
+import itertools
+import math
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from sakd.compare.statistics import LEVEL
+from sakd.compare.table import BASELINE, PAIR, Comparison, ordered
+from sakd.errors import ConfigError
+
+SUFFIXES = (".svg", ".png")
+# Okabe and Ito's colours, apart for the colour-blind too, with markers that tell the modes without any colour.
+LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#000000", "P"))
+COLUMNS = 3  # panels side by side
+WIDTH, LINE, HEAD = 3.6, 0.17, 1.1  # inches: of a panel, of a mode's line, of a panel's title and axis
+SETTINGS = {"font.size": 8, "svg.hashsalt": "sakd", "axes.spines.top": False, "axes.spines.right": False}
+
+
+def check_plot(path: Path) -> None:
+    """Raise ConfigError for what is neither an SVG nor a PNG file."""
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"--plot: found {str(path)!r}, expected a file that ends in {' or '.join(SUFFIXES)}")
+
+
+def plot(comparison: Comparison, suffix: str) -> bytes:
+    """The figure as a file's content. Raises ConfigError where there are no differences."""
+    cells = comparison.cells[comparison.cells["pairs"] > 0]
+    if cells.empty:
+        raise ConfigError(f"--plot: found no mode with a seed in common with {BASELINE}, expected differences to draw")
+    looks = dict(zip(ordered(cells["spot_mode"]), itertools.cycle(LOOKS), strict=False))
+    panels = [panel for _, panel in cells.groupby(PAIR, sort=False)]
+    across = min(COLUMNS, len(panels))
+    down = math.ceil(len(panels) / across)
+    tallest = max(panel["distiller"].nunique() for panel in panels)
+    with matplotlib.rc_context(SETTINGS):
+        height = down * (HEAD + LINE * tallest * (len(looks) + 1))
+        figure = Figure(figsize=(max(WIDTH * across, 4.8), height), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.1)  # inches
+        axes = list(figure.subplots(down, across, squeeze=False, sharex=True).flat)
+        for axis, panel in zip(axes, panels, strict=False):
+            _panel(axis, panel, looks)
+        for axis in axes[len(panels) :]:
+            axis.remove()
+        unit = ", percentage points" if comparison.metric.endswith("accuracy") else ""
+        figure.supxlabel(f"{comparison.metric}: difference to {BASELINE}{unit}, with {1 - LEVEL:.0%} interval", fontsize=8)
+        handles = [Line2D([], [], color=color, marker=marker, label=mode) for mode, (color, marker) in looks.items()]
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+        content = io.BytesIO()
+        figure.savefig(
+            content, format=suffix.removeprefix("."), dpi=300, metadata={"Date": None} if suffix == ".svg" else None
+        )
+    return content.getvalue()
+
+
+def _panel(axis: Axes, cells: pd.DataFrame, looks: dict[str, tuple[str, str]]) -> None:
+    """One pair's: each distiller's modes below one another, the number of pairs of seeds at the right."""
+    distillers = list(cells["distiller"].unique())
+    step = 1 / (len(looks) + 1)
+    for cell in cells.itertuples():
+        color, marker = looks[cell.spot_mode]
+        mode = list(looks).index(cell.spot_mode)
+        y = distillers.index(cell.distiller) + step * (mode - (len(looks) - 1) / 2)
+        name = f"{cell.teacher}-{cell.student}-{cell.distiller}-{cell.spot_mode}"
+        if not math.isnan(cell.low):
+            axis.plot([cell.low, cell.high], [y, y], color=color, linewidth=1.2, gid=f"interval-{name}")
+        axis.plot(cell.difference, y, color=color, marker=marker, markersize=4, gid=f"difference-{name}")
+        axis.annotate(
+            f"n = {cell.pairs}",
+            (1, y),
+            (2, 0),
+            ("axes fraction", "data"),
+            "offset points",
+            fontsize=6,
+            color=color,
+            va="center",
+        )
+    axis.axvline(0, color="0.35", linewidth=0.9, zorder=1)
+    axis.set_yticks(range(len(distillers)), distillers)
+    axis.set_ylim(len(distillers) - 0.5, -0.5)
+    axis.tick_params("y", length=0)
+    axis.tick_params("x", labelbottom=True)  # there may be no panel below
+    axis.grid(axis="x", color="0.92", zorder=0)
+    axis.set_axisbelow(True)
+    dataset, teacher, student = cells[PAIR].iloc[0]
+    axis.set_title(f"{dataset}: {teacher} \N{RIGHTWARDS ARROW} {student}", fontsize=8, loc="left")

@@ -1,0 +1,268 @@
+"""The comparison itself: a line for each cell (data set, pair, distiller, spot mode), over the seeds."""
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+
+import pandas as pd
+
+from sakd.compare import published
+from sakd.compare.finished import ABSENT, Finished
+from sakd.compare.statistics import LEVEL, Paired, holm, least_signed_rank, paired, pairs_needed
+from sakd.config import NOT_IDENTITY
+from sakd.errors import ConfigError, did_you_mean
+
+PAIR = ["dataset", "teacher", "student"]
+ROW = [*PAIR, "distiller"]
+CELL = [*ROW, "spot_mode"]
+BASELINE = "fixed"
+LISTED = 12  # cells in a note; the tables have them all
+MODES = (BASELINE, "adaptive", "anti", "random")  # and then others, by name
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``cells``: a line for each, also for those that nothing is known of; ``runs``: a line for each run, with its value;
+    ``missing``: the seeds that cells lack; ``notes``: how to read it, and what should be known of it."""
+
+    metric: str
+    cells: pd.DataFrame
+    runs: pd.DataFrame
+    missing: pd.DataFrame
+    notes: list[str]
+
+
+def compare(
+    runs: Sequence[Finished],
+    metric: str,
+    figures: pd.DataFrame,
+    expected: Iterable[Mapping[str, str]] | None = None,
+) -> Comparison:
+    """The comparison of ``runs`` by the last epoch's ``metric``, beside published ``figures``.
+
+    ``expected``: the cells that there should be, as `sakd.config.short_names` has them; by default all distillers in
+    all modes with all seeds for each pair, as far as they are among the runs. Raises ConfigError where runs of a cell, or
+    of a row but for its spot mode, differ in more than the seed.
+    """
+    if not runs:
+        raise ConfigError("found no finished run to compare, expected some; `python launch.py` makes them")
+    metrics = {name for run in runs for name in run.metrics}
+    if metric not in metrics:
+        raise ConfigError(f"--metric: found {metric!r}, expected what the runs measured.{did_you_mean(metric, metrics)}")
+    for row, members in _grouped(runs, ROW):
+        _check_agreement(members, _called(row), besides="spot_mode")
+        for cell, alike in _grouped(members, CELL):
+            _check_agreement(alike, _called(cell))
+    runs = _once(runs)
+    measured = _frame([run for run in runs if metric in run.metrics], metric)
+    wanted = _wanted(measured, expected)
+    cells = _cells(measured, wanted)
+    missing = wanted.merge(measured, how="left", on=[*CELL, "seed"])
+    missing = missing[missing["value"].isna()][[*CELL, "seed"]].reset_index(drop=True)
+    shown = figures if metric in published.METRICS else figures.iloc[:0]
+    cells = _beside(cells, shown)
+    notes = [*_reading(cells, metric), *_missing(missing), *_doubts(runs, metric), *_baselines(runs, cells, shown)]
+    return Comparison(metric, cells, measured, missing, notes)
+
+
+def _grouped(runs: Iterable[Finished], keys: Sequence[str]) -> Iterator[tuple[tuple[str, ...], list[Finished]]]:
+    groups = defaultdict(list)
+    for run in runs:
+        groups[tuple(run.facts[key] for key in keys)].append(run)
+    yield from groups.items()
+
+
+def _called(names: Sequence[str]) -> str:
+    dataset, teacher, student, *rest = names
+    return " ".join([f"{dataset}, {teacher} to {student},", *rest]).rstrip(",")
+
+
+def _differing(runs: Sequence[Finished], besides: str = "seed") -> dict[str, dict[str, list[str]]]:
+    """What a result depends on, but for the seed and ``besides``, where it is not the same: names of runs by value by key."""
+    ignored = ("seed", besides, *NOT_IDENTITY)
+    if len({run.facts["teacher.sha256"] for run in runs}) == 1:
+        ignored += ("teacher.training",)  # the same teacher, whatever made it
+    found = {}
+    for key in sorted({key for run in runs for key in run.facts}):
+        if not any(key == name or key.startswith(f"{name}.") for name in ignored):
+            names = defaultdict(list)
+            for run in runs:
+                names[run.facts.get(key, ABSENT)].append(run.name)
+            if len(names) > 1:
+                found[key] = dict(names)
+    return found
+
+
+def _check_agreement(runs: Sequence[Finished], called: str, besides: str = "seed") -> None:
+    if differing := _differing(runs, besides):
+        told = [
+            f"{key} is " + " and ".join(f"{value} ({_some(names)})" for value, names in values.items())
+            for key, values in differing.items()
+        ]
+        key, values = next(iter(differing.items()))
+        most = max(values, key=lambda value: len(values[value]))
+        allowed = "seed" if besides == "seed" else f"seed and {besides}"
+        raise ConfigError(
+            f"{called}: found runs that differ in more than {allowed}, expected one configuration: {'; '.join(told)}. "
+            f"Choose among them, for example with {key}={most}"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _once(runs: Iterable[Finished]) -> list[Finished]:
+    """One run for each cell and seed: the same result found twice counts once. Raises ConfigError for two results."""
+    found: dict[tuple[str, ...], Finished] = {}
+    for run in runs:
+        key = tuple(run.facts[name] for name in (*CELL, "seed"))
+        other = found.setdefault(key, run)
+        if other.student_sha256 != run.student_sha256:
+            raise ConfigError(
+                f"{_called(key)}: found two results of one configuration and seed, {other.name} with checksum "
+                f"{other.student_sha256} and {run.name} with {run.student_sha256}, expected one; move one away"
+            )
+    return list(found.values())
+
+
+def _frame(runs: Iterable[Finished], metric: str) -> pd.DataFrame:
+    lines = [
+        {key: run.facts[key] for key in CELL} | {"seed": int(run.facts["seed"]), "value": run.metrics[metric], "run": run.name}
+        for run in runs
+    ]
+    return pd.DataFrame(lines).sort_values([*CELL, "seed"], key=_rank, ignore_index=True)
+
+
+def ordered(modes: Iterable[str]) -> list[str]:
+    """Each once, as they are usually read."""
+    return sorted({*modes}, key=lambda mode: (MODES.index(mode) if mode in MODES else len(MODES), mode))
+
+
+def _rank(column: pd.Series) -> pd.Series:
+    return column.map(ordered(column).index) if column.name == "spot_mode" else column
+
+
+def _wanted(measured: pd.DataFrame, expected: Iterable[Mapping[str, str]] | None) -> pd.DataFrame:
+    """Every cell and seed that there should be."""
+    if expected is None:
+        pairs = measured[PAIR].drop_duplicates().itertuples(index=False)
+        rest = (measured[key].unique() for key in ("distiller", "spot_mode", "seed"))
+        wanted = [(*pair, *names) for pair, *names in itertools.product(pairs, *rest)]
+    else:
+        wanted = [(*(names[key] for key in CELL), int(names["seed"])) for names in expected]
+    wanted = pd.DataFrame(wanted, columns=[*CELL, "seed"]).drop_duplicates()
+    return wanted.sort_values([*CELL, "seed"], key=_rank, ignore_index=True)
+
+
+def _cells(measured: pd.DataFrame, wanted: pd.DataFrame) -> pd.DataFrame:
+    """Mean, sample standard deviation and number of each cell; its difference to the baseline, and what the tests say."""
+    all_of = pd.concat([wanted, measured[[*CELL, "seed"]]]).drop_duplicates().groupby(CELL)["seed"].count()
+    summary = measured.groupby(CELL)["value"].agg(["mean", "std", "count"])
+    cells = summary.reindex(all_of.index)
+    cells["n"], cells["expected"] = cells.pop("count").fillna(0).astype(int), all_of
+    by_seed = {cell: lines.set_index("seed")["value"] for cell, lines in measured.groupby(CELL)}
+    differences = []
+    for *row, mode in by_seed:
+        values, baseline = by_seed[(*row, mode)], by_seed.get((*row, BASELINE), {})
+        seeds = [seed for seed in values.index if seed in baseline]
+        if mode != BASELINE and seeds:
+            differences.append((*row, mode, *astuple(paired(values[seeds], baseline[seeds]))))
+    measures = [field.name for field in fields(Paired)]
+    differences = pd.DataFrame(differences, columns=[*CELL, *measures]).astype(dict.fromkeys(measures, float))
+    cells = cells.reset_index().merge(differences, how="left", on=CELL)
+    cells["pairs"] = cells["pairs"].fillna(0).astype(int)
+    cells["t_p_holm"], cells["wilcoxon_p_holm"] = holm(cells["t_p"]), holm(cells["wilcoxon_p"])
+    cells["wilcoxon_least_p_holm"] = holm(least_signed_rank(cells["pairs"]).where(cells["wilcoxon_p"].notna()))
+    return cells.sort_values(CELL, key=_rank, ignore_index=True)
+
+
+def _beside(cells: pd.DataFrame, figures: pd.DataFrame) -> pd.DataFrame:
+    """With a column for each source that has a figure for one of the cells."""
+    for source, of_source in figures.groupby("source", sort=False):
+        column = of_source[[*CELL, "top1"]].rename(columns={"top1": f"published {source}"})
+        joined = cells.merge(column, how="left", on=CELL)
+        if joined[f"published {source}"].notna().any():
+            cells = joined
+    return cells
+
+
+def _reading(cells: pd.DataFrame, metric: str) -> Iterator[str]:
+    pairs = list(cells[PAIR].drop_duplicates().itertuples(index=False, name=None))
+    where = f" for {_called(pairs[0])}" if len(pairs) == 1 else ""
+    yield f"{metric} at the last epoch{where}: mean \N{PLUS-MINUS SIGN} sample standard deviation (number of seeds)."
+    tested = cells[cells["pairs"] > 0]
+    if tested.empty:
+        yield f"No mode has a seed in common with {BASELINE}: no differences."
+        return
+    t_tests, tests = tested[["t_p", "wilcoxon_p"]].notna().sum()
+    yield (
+        f"Differences to {BASELINE} are paired by seed; their {1 - LEVEL:.0%} t intervals hold for each by itself. "
+        "The p values are two-sided and Holm-corrected over all differences here, in all rows and modes: "
+        f"{t_tests} paired t-tests, {tests} Wilcoxon signed-rank tests."
+    )
+    alone = tested[tested["pairs"] == 1]
+    if len(alone):
+        yield f"With one pair of seeds there is neither an interval nor a test: {_listed(alone)}."
+    constant = tested[(tested["pairs"] > 1) & tested["t_p"].isna()]
+    if len(constant):
+        yield f"Differences that are all the same have neither an interval nor a t-test: {_listed(constant)}."
+    unreachable = tested[tested["wilcoxon_least_p_holm"] > LEVEL]
+    if len(unreachable):
+        least = "; ".join(
+            f"with {n} pairs {least_signed_rank(n):.3g}, corrected {alike.max():.3g}"
+            for n, alike in unreachable.groupby("pairs")["wilcoxon_least_p_holm"]
+        )
+        yield (
+            f"\N{DAGGER} Wilcoxon's test cannot reach {LEVEL} here, whatever the differences. "
+            f"Its smallest possible p: {least}. "
+            f"It takes {pairs_needed(tests)} pairs for each of {tests} differences, {pairs_needed(1)} for one alone."
+        )
+
+
+def _listed(cells: pd.DataFrame) -> str:
+    """What tells cells apart; the first few."""
+    names = cells[CELL].drop_duplicates()
+    several = len(names[PAIR].drop_duplicates()) > 1
+    told = [_called(name) if several else " ".join(name[len(PAIR) :]) for name in names.itertuples(index=False, name=None)]
+    return "; ".join(told[:LISTED]) + (f"; and {len(told) - LISTED} more" if len(told) > LISTED else "")
+
+
+def _missing(missing: pd.DataFrame) -> Iterator[str]:
+    for seeds, alike in missing.groupby(missing.groupby(CELL)["seed"].transform(lambda seeds: ", ".join(map(str, seeds)))):
+        yield f"Missing, seed {seeds}: {_listed(alike)}."
+
+
+def _doubts(runs: Sequence[Finished], metric: str) -> Iterator[str]:
+    """What does not forbid a comparison and should be known."""
+    without = [run.name for run in runs if metric not in run.metrics]
+    if without:
+        yield f"Left out, as they have no {metric}: {', '.join(without)}."
+    for pair, members in _grouped(runs, PAIR):
+        rows = [alike[0] for _, alike in _grouped(members, ROW)]
+        for key, values in _differing(rows, besides="spot_mode").items():
+            if key.partition(".")[0] != "distiller":
+                told = "; ".join(
+                    f"{value} for {', '.join(run.facts['distiller'] for run in rows if run.facts.get(key, ABSENT) == value)}"
+                    for value in values
+                )
+                yield f"The distillers of {_called(pair)} do not share {key}: {told}."
+    commits = Counter((run.commit or "unknown")[:12] for run in runs)
+    if len(commits) > 1:
+        yield f"Made by different code: commits {', '.join(f'{commit} ({count} runs)' for commit, count in commits.items())}."
+
+
+def _baselines(runs: Sequence[Finished], cells: pd.DataFrame, figures: pd.DataFrame) -> Iterator[str]:
+    """What the teachers, and the students alone, reach."""
+    for pair, members in _grouped(runs, PAIR):
+        accuracies = sorted({f"{run.metrics['teacher/accuracy']:.2f}" for run in members if "teacher/accuracy" in run.metrics})
+        alone = figures[(figures[PAIR] == list(pair)).all(axis=1) & (figures["spot_mode"] == "none")]
+        told = [f"the teacher has {' and '.join(accuracies)} %"] if accuracies else []
+        for source, lines in alone.groupby("source", sort=False):
+            networks = [f"the {line.distiller} alone at {line.top1:.2f} %" for line in lines.itertuples()]
+            told.append(f"{source} has {' and '.join(networks)}")
+        if told:
+            yield f"{_called(pair)}: {'; '.join(told)}."
+    if any(column.startswith("published") for column in cells):
+        yield "Published figures are percent on the test images at the best epoch, of one run: compare test/best_accuracy."
