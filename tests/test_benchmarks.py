@@ -185,7 +185,7 @@ def test_a_plain_epoch_trains_on_every_image_once():
     class Trainer:
         device = torch.device("cpu")
 
-        def train_step(self, images, labels, indices):
+        def step(self, images, labels, indices):
             assert images.shape[1:] == (3, 32, 32)
             assert torch.equal(labels, indices % parts.CLASSES)
             seen.append(indices)
