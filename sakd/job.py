@@ -58,11 +58,13 @@ def execute(config: Config, dataset: Dataset | None = None) -> Result:
     certificate = None
     if parts.teacher is not None:
         path = _teacher_weights(config, dataset)
-        certificate = certify(
-            parts.teacher, config["teacher"]["name"], path, dataset, device, Path(config["runs"]) / ".certificates"
-        )
-        require_accuracy(config, certificate.accuracy, certificate.source)
-        _check_untouched(config, certificate)
+
+        def accept(found: Certificate) -> None:
+            require_accuracy(config, found.accuracy, found.source)
+            _check_untouched(config, found)
+
+        certificates = Path(config["runs"]) / ".certificates"
+        certificate = certify(parts.teacher, config["teacher"]["name"], path, dataset, device, certificates, accept)
         log.info("teacher %s: %.2f %% (%s)", certificate.name, certificate.accuracy, path)
     warm_up = None if parts.warm_up is None else _warm_up(config, parts, dataset)
     with run.locked(waiting=lambda: log.info("another process works on %s; waiting for it", run.folder)):
