@@ -1,10 +1,16 @@
 """`sakd`: what is done with runs besides launching them."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sakd.errors import SakdError
+
+if TYPE_CHECKING:
+    from sakd.sweeps import Plan
 
 
 @click.group()
@@ -37,10 +43,8 @@ def export(run: Path, output: Path | None) -> None:
     from sakd.export import export_checkpoint
 
     output = output or run / "student.pth"
-    try:
+    with _errors_told():
         export_checkpoint(run, output)
-    except SakdError as error:
-        raise click.ClickException(str(error)) from error
     click.echo(str(output))
 
 
@@ -50,12 +54,77 @@ def catalogue(write: Path | None) -> None:
     """Print the tables of distillers and networks, or write them into the README."""
     from sakd import catalogue
 
-    try:
+    with _errors_told():
         tables = catalogue.tables()
         if write is None:
             click.echo("\n".join(tables.values()), nl=False)
         else:
             catalogue.write(tables, write)
+
+
+def _named_sweep(command: Callable) -> Callable:
+    """What names a sweep: the overrides that launch it."""
+    return click.argument("overrides", nargs=-1, required=True, metavar="OVERRIDE...")(command)
+
+
+@main.command()
+@_named_sweep
+@click.option("--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
+@click.option("--cells", "each", is_flag=True, help="A line for each cell.")
+def status(overrides: tuple[str, ...], form: str, each: bool) -> None:
+    """What has become of a sweep's cells: finished, running, queued, failed, lost or missing.
+
+    OVERRIDE... are those that launched it, such as sweeps=digits seed=0,1. A run that was killed without warning, and that
+    MLflow still has as running, is marked KILLED there.
+    """
+    from sakd import sweeps
+    from sakd.sweeps import report
+
+    with _errors_told():
+        planned = _planned(overrides)
+        standings = sweeps.survey(planned.jobs, planned.runs)
+        sweeps.settle(planned, standings)
+        click.echo(report.FORMATS[form](planned, standings, each), nl=False)
+
+
+@main.command()
+@_named_sweep
+def retry(overrides: tuple[str, ...]) -> None:
+    """Submit a sweep's failed and lost cells again, to where they were last submitted, or by hydra/launcher=…."""
+    _launch(overrides, ("failed", "lost"))
+
+
+@main.command()
+@_named_sweep
+def cancel(overrides: tuple[str, ...]) -> None:
+    """End a sweep's jobs, running and waiting. What they have trained stays, and goes on when launched again."""
+    from sakd import sweeps
+
+    with _errors_told():
+        click.echo(f"{sweeps.cancel(_planned(overrides))} jobs cancelled")
+
+
+def _planned(overrides: tuple[str, ...]) -> "Plan":
+    from sakd.compose import sweep
+    from sakd.sweeps import plan
+
+    return plan(sweep(overrides))
+
+
+def _launch(overrides: tuple[str, ...], states: tuple[str, ...]) -> None:
+    from sakd import sweeps
+    from sakd.compose import sweep
+    from sakd.terminal import start_logging
+
+    start_logging()
+    with _errors_told():
+        sweeps.launch(sweeps.as_before(sweep(overrides)), states)
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    try:
+        yield
     except SakdError as error:
         raise click.ClickException(str(error)) from error
 
@@ -96,7 +165,7 @@ def compare(
     from sakd.compare.published import FIGURES, read_published
     from sakd.runs import write_whole
 
-    try:
+    with _errors_told():
         if plot is not None:
             plots.check_plot(plot)
         figures = read_published(published or FIGURES)
@@ -108,8 +177,6 @@ def compare(
             write_whole(output, text.encode())
         else:
             click.echo(text, nl=False)
-    except SakdError as error:
-        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":

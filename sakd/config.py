@@ -7,7 +7,8 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,43 @@ def _share_of(whole: int, shares: Sequence[float]) -> ListConfig:
 def resolve(cfg: DictConfig) -> Config:
     """The composed configuration as plain values, checked. Raises ConfigError naming the key at fault."""
     try:
-        for key, least in WHOLE_NUMBERS.items():
-            _check_whole(key, OmegaConf.select(cfg, key), least)  # before anything is computed from them
-        rate = OmegaConf.select(cfg, "optimizer.lr", default=0.0)
-        check_number("optimizer.lr", rate)
+        _check_numbers(lambda key: OmegaConf.select(cfg, key))  # before anything is computed from them
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
         raise ConfigError(f"{key}{str(error).splitlines()[0]}") from error
     check(config)
     return config
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """A copy with other values for keys that it has, by dotted path, checked. KeyError where they cannot just be put there."""
+    config = copy.deepcopy(config)
+    for path, value in values.items():
+        *parents, leaf = path.split(".")
+        node = config
+        for key in parents:
+            node = node[key]
+        if not isinstance(node, dict) or isinstance(node[leaf], dict) or isinstance(value, (dict, str)):
+            raise KeyError(path)  # nodes are merged, and text may be an interpolation: for Hydra to do
+        node[leaf] = value
+    _check_numbers(lambda path: _find(config, path))
+    check(config)
+    return config
+
+
+def _find(config: Config, path: str) -> Any:
+    for key in path.split("."):
+        config = config.get(key, {}) if isinstance(config, dict) else {}
+    return None if config == {} else config
+
+
+def _check_numbers(value_of: Callable[[str], Any]) -> None:
+    for key, least in WHOLE_NUMBERS.items():
+        _check_whole(key, value_of(key), least)
+    rate = value_of("optimizer.lr")
+    if rate is not None:
+        check_number("optimizer.lr", rate)
 
 
 def check(config: Config) -> None:
@@ -217,7 +245,8 @@ def identity(config: Config) -> Config:
         del own["teacher"], own["spot_mode"]
         own["distiller"] = {"name": "none"}
     elif own["teacher"]["checkpoint"] is not None:
-        own["teacher"]["sha256"] = sha256_of(Path(own["teacher"]["checkpoint"]))
+        path = Path(own["teacher"]["checkpoint"])
+        own["teacher"]["sha256"] = _sha256_as_of(path, path.stat().st_mtime_ns, path.stat().st_size)
         del own["teacher"]["training"]
     for path in NOT_IDENTITY:
         _drop(own, path.split("."))
@@ -275,6 +304,12 @@ def flatten(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, node
+
+
+@lru_cache
+def _sha256_as_of(path: Path, changed: int, size: int) -> str:
+    """A sweep's cells have one file, read once; a file that was changed since is read again."""
+    return sha256_of(path)
 
 
 def sha256_of(path: Path) -> str:

@@ -25,6 +25,10 @@ class RunError(SakdError):
     """The folder of a run cannot be read or written."""
 
 
+class SlurmError(SakdError):
+    """SLURM does not answer, or refuses."""
+
+
 class NonFiniteLossError(SakdError):
     """A loss became NaN or infinite."""
 

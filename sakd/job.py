@@ -3,11 +3,11 @@
 import logging
 import platform
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sakd import build
+from sakd import build, code
 from sakd.config import Config, require_accuracy, short_names, teacher_config, warm_up_config
 from sakd.data import Dataset
 from sakd.errors import CheckpointError, DataError
@@ -35,11 +35,13 @@ Result = dict[str, Any]
 DEFAULT_THREADS = torch.get_num_threads()
 
 
-def execute(config: Config, dataset: Dataset | None = None) -> Result:
+def execute(config: Config, dataset: Dataset | None = None, leave_failure: bool = False) -> Result:
     """The run's result: read if it is finished, else trained, from its last checkpoint if there is one.
 
-    All that can be wrong with the configuration is found before any data is read. Raises a SakdError for what the user can
-    mend; an interruption (SIGINT, SIGTERM) ends as KeyboardInterrupt with the run marked KILLED.
+    All that can be wrong with the configuration is found before any data is read; such a run leaves nothing, or, with
+    ``leave_failure``, what a run that failed in training leaves: its folder with the traceback, and a FAILED run in MLflow.
+    Raises a SakdError for what the user can mend; an interruption (SIGINT, SIGTERM) ends as KeyboardInterrupt with the run
+    marked KILLED.
     """
     run = Run(config)
     result = run.result()
@@ -47,6 +49,18 @@ def execute(config: Config, dataset: Dataset | None = None) -> Result:
         if dataset is not None:
             _check_same_data(run, result, dataset)
         return result
+    try:
+        trainer, dataset, certificate, warm_up = _prepared(config, dataset)
+    except Exception as error:
+        if leave_failure:
+            _leave_failure(run, error)
+        raise
+    with run.locked(waiting=lambda: log.info("another process works on %s; waiting for it", run.folder)):
+        return run.result() or _train(run, trainer, dataset, certificate, warm_up)
+
+
+def _prepared(config: Config, dataset: Dataset | None) -> tuple[Trainer, Dataset, Certificate | None, dict[str, str] | None]:
+    """What a training needs; the runs before it are finished, if need be by training them."""
     torch.set_num_threads(config["threads"] or DEFAULT_THREADS)
     device = build.device(config)
     build.promises(config)
@@ -67,8 +81,17 @@ def execute(config: Config, dataset: Dataset | None = None) -> Result:
         certificate = certify(parts.teacher, config["teacher"]["name"], path, dataset, device, certificates, accept)
         log.info("teacher %s: %.2f %% (%s)", certificate.name, certificate.accuracy, path)
     warm_up = None if parts.warm_up is None else _warm_up(config, parts, dataset)
-    with run.locked(waiting=lambda: log.info("another process works on %s; waiting for it", run.folder)):
-        return run.result() or _train(run, trainer, dataset, certificate, warm_up)
+    return trainer, dataset, certificate, warm_up
+
+
+def _leave_failure(run: Run, error: Exception) -> None:
+    with run.locked():
+        with suppress(type(error)), _own_log(run.folder / "run.log"):
+            run.start()
+            raise error
+        mirror = start_mirror(run.folder, run.config)
+        if mirror is not None:
+            mirror.close("FAILED")
 
 
 def _check_same_data(run: Run, result: Result, dataset: Dataset) -> None:
@@ -120,8 +143,16 @@ def _teacher_weights(config: Config, dataset: Dataset) -> Path:
 
 
 def _warm_up_config(config: Config, parts: build.Parts) -> Config:
-    shared = parts.warm_up.warm_up_shared
-    return warm_up_config(config, [spot.teacher for spot in parts.warm_up.spots] if shared else None)
+    return warm_up_config(config, _warm_up_stages(parts))
+
+
+def _warm_up_stages(parts: build.Parts) -> list[str] | None:
+    return [spot.teacher for spot in parts.warm_up.spots] if parts.warm_up.warm_up_shared else None
+
+
+def warm_up_stages(config: Config) -> list[str] | None:
+    """What `sakd.config.warm_up_config` needs to know of a configuration with a warm-up."""
+    return _warm_up_stages(build.parts(config))
 
 
 def _warm_up(config: Config, parts: build.Parts, dataset: Dataset) -> dict[str, str]:
@@ -163,6 +194,9 @@ def _train(
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
+        raise
+    except SystemExit:  # a cluster's time limit: the job has been put back into the queue, and goes on later
+        status = "SCHEDULED"
         raise
     finally:
         if mirror is not None and not mirror.close(status):
@@ -231,7 +265,7 @@ def _result(run: Run, dataset: Dataset, certificate: Certificate | None, warm_up
         "kept": {key.removeprefix("kept/"): share for key, share in last.items() if key.startswith("kept/")},
         "seconds": sum(line["seconds"] for line in lines),
         "versions": _versions(),
-        "code": _code(),
+        "code": asdict(code.running()[0]),
     }
 
 
@@ -243,21 +277,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _code() -> dict[str, Any]:
-    """The commit that ran, and whether files differed from it; None where it is no git checkout."""
-    here = Path(__file__).parent
-    try:
-        commit, changes = (
-            subprocess.run(
-                ["git", "-C", here, *arguments], capture_output=True, text=True, check=True, timeout=10
-            ).stdout.strip()
-            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", here])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "changed": None}
-    return {"commit": commit, "changed": bool(changes)}
 
 
 @contextmanager

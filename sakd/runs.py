@@ -1,7 +1,8 @@
 """A run is its resolved configuration: its digest names its folder, and everything that a run leaves lies there.
 
 ``config.yaml``, ``metrics.jsonl`` (a line per epoch, the truth), ``last.pt`` (resume from here), ``student.safetensors``,
-``result.json`` (only once finished), ``run.log``. Files appear whole or not at all.
+``result.json`` (only once finished), ``run.log``, ``code.diff`` (if the code is not its commit's). Files appear whole or not
+at all.
 """
 
 import io
@@ -15,6 +16,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from sakd import code
 from sakd import config as configuration
 from sakd.errors import CheckpointError, RunError
 
@@ -72,10 +74,15 @@ class Run:
             lock.release()
 
     def start(self) -> None:
-        """Write the configuration; leftovers of a killed write are removed."""
+        """Write the configuration, and what the code has that its commit has not; leftovers of a killed write are removed."""
         for leftover in self.folder.glob("*.partial"):
             leftover.unlink()
         write_whole(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False).encode())
+        difference = code.running()[1]
+        if difference:
+            write_whole(self.folder / "code.diff", difference.encode())
+        else:
+            (self.folder / "code.diff").unlink(missing_ok=True)
 
     def metrics(self) -> list[Metrics]:
         """Every whole line of metrics.jsonl."""

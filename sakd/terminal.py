@@ -80,7 +80,7 @@ class Watch:
             left = elapsed / (number - self.done_before) * (self.epochs - number)
             console.print(
                 f"{self.title}  epoch {number}/{self.epochs}  {_losses(metrics)}{self.accuracy}  "
-                f"{metrics['seconds']:.1f} s  left {_clock(left)}"
+                f"{metrics['seconds']:.1f} s  left {clock(left)}"
             )
 
 
@@ -89,7 +89,7 @@ def _losses(metrics: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,15 @@ from filelock import FileLock, Timeout
 
 from sakd.config import parameters, short_names
 from sakd.errors import RunError
-from sakd.runs import read_json, read_metrics, write_whole
+from sakd.runs import Run, read_json, read_metrics, write_whole
 
 log = logging.getLogger("sakd")
 
 SECONDS_BETWEEN = 2.0  # between two transfers of one run
-PATIENCE = 20.0  # seconds that the end of a run waits for the last transfer
+PATIENCE = 20.0  # seconds that the end of a run waits for a server
+PATIENCE_WITH_A_FILE = 600.0  # and for an SQLite store, which is never away, but may have many others waiting
+GOING_ON = ("RUNNING", "SCHEDULED")
+TRACEBACK = 4000  # characters of it that a run's page shows
 _state_lock = threading.Lock()  # a run's mirror and the run itself both note what they know
 PARAMETERS_AT_ONCE, METRICS_AT_ONCE = 100, 1000  # MLflow's limits of one batch
 
@@ -48,14 +51,18 @@ class Mirror:
         self._wake.set()
 
     def close(self, status: str) -> bool:
-        """Record how the run ended (FINISHED, FAILED, KILLED), and send the rest. False if not all could be sent."""
+        """Record how the run ended (FINISHED, FAILED, KILLED, or SCHEDULED to go on later), and send the rest.
+
+        False if not all could be sent.
+        """
         with contextlib.suppress(RunError):  # the disk is full: that has been said, and the store can still be told
             _update_state(self.folder, status=status)
         self._status = status
         self._wake.set()
-        self._thread.join(PATIENCE)
+        patience = PATIENCE if _sqlite_path(self.uri) is None else PATIENCE_WITH_A_FILE
+        self._thread.join(patience)
         if self._thread.is_alive():
-            self.error = self.error or f"no answer within {PATIENCE:.0f} seconds"
+            self.error = self.error or f"no answer within {patience:.0f} seconds"
         return self.error is None
 
     @property
@@ -129,14 +136,15 @@ def synchronise(folder: Path, status: str | None = None) -> int:
         _send_parameters(client, run_id, config, known.data.params)
         sent = _send_metrics(client, run_id, metrics, int(known.data.metrics.get("epoch", 0)))
         status = status or state["status"]
-        if status == "RUNNING":
-            if known.info.status != "RUNNING":
-                client.update_run(run_id, status="RUNNING")
+        if status in GOING_ON:
+            if known.info.status != status:
+                client.update_run(run_id, status=status)
         elif known.info.status != status:
-            for name in ("config.yaml", "result.json"):
+            for name in ("config.yaml", "result.json", "code.diff", *(["run.log"] if status == "FAILED" else [])):
                 if (folder / name).exists():
                     client.log_artifact(run_id, str(folder / name))
             _send_result(client, run_id, folder)
+            _send_traceback(client, run_id, folder, status)
             client.set_terminated(run_id, status=status)
     return sent
 
@@ -146,23 +154,57 @@ def synchronise_all(runs: Path) -> dict[str, int | Exception]:
 
     A run that was killed without warning before its result is marked KILLED; one that another process works on is left to it.
     """
-    outcomes: dict[str, int | Exception] = {}
-    for state in sorted(runs.glob("*/mlflow.json")):
-        folder = state.parent
-        lock = FileLock(folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            continue
-        try:
-            if _read_state(folder)["status"] == "RUNNING":
-                _update_state(folder, status="FINISHED" if (folder / "result.json").exists() else "KILLED")
-            outcomes[folder.name] = synchronise(folder)
-        except Exception as error:
-            outcomes[folder.name] = error
-        finally:
-            lock.release()
-    return outcomes
+    outcomes = {path.parent.name: settle(path.parent) for path in sorted(runs.glob("*/mlflow.json"))}
+    return {name: outcome for name, outcome in outcomes.items() if outcome is not None}
+
+
+def settle(folder: Path, lost: bool = False) -> int | Exception | None:
+    """As ``synchronise_all`` for one run's folder; None where another process works on it.
+
+    ``lost``: it is known not to come to a next turn either.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    try:
+        if _read_state(folder)["status"] in (GOING_ON if lost else ("RUNNING",)):
+            _update_state(folder, status="FINISHED" if (folder / "result.json").exists() else "KILLED")
+        return synchronise(folder)
+    except Exception as error:
+        return error
+    finally:
+        lock.release()
+
+
+def goes_on(folder: Path) -> bool:
+    """Whether the store has this run as one that is not over."""
+    return _read_state(folder).get("status") in GOING_ON
+
+
+def catch_up(run: Run) -> None:
+    """Give a finished run to the store that its configuration asks for, if that has not got it."""
+    if not mirrored(run.folder, run.config):
+        with run.locked():
+            start_mirror(run.folder, run.config).close("FINISHED")
+
+
+def prepare(uri: str, experiments: Sequence[str]) -> str | None:
+    """Set the store up, and its experiments, before jobs would do so all at once; what is wrong, where it is away."""
+    try:
+        client = _client(uri)
+        with _alone(uri):
+            for name in experiments:
+                _experiment(client, {"uri": absolute(uri), "experiment": name})
+    except Exception as error:
+        return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return None
+
+
+def is_a_file(uri: str) -> bool:
+    """Whether the store is one file on one machine."""
+    return _sqlite_path(uri) is not None
 
 
 def finished_runs(uri: str) -> Iterator[tuple[str, dict[str, str], dict[str, float], dict[str, str]]]:
@@ -336,6 +378,16 @@ def _send_result(client: Any, run_id: str, folder: Path) -> None:
     if result["teacher"] is not None:
         tags["sakd.teacher_sha256"] = result["teacher"]["sha256"]
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items() if value])
+
+
+def _send_traceback(client: Any, run_id: str, folder: Path, status: str) -> None:
+    """What a failed run's page shows; once it is mended, no more."""
+    log = folder / "run.log"
+    failed = status == "FAILED" and log.exists()
+    last = log.read_text(errors="replace").rpartition("Traceback (most recent call last)") if failed else ("", "", "")
+    told = f"```\n{last[1]}{last[2]}"[:TRACEBACK] + "\n```" if last[1] else ""
+    if told or status == "FINISHED":
+        client.set_tag(run_id, "mlflow.note.content", told)
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""Which code runs: its commit and what differs from it, and copies that stay as they are while jobs wait for their turn."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from sakd.errors import RunError
+
+ROOT = Path(__file__).parent.parent
+NOTE, DIFF = "snapshot.json", "snapshot.diff"
+LARGEST = 4 << 20  # bytes; what is larger is no code
+
+
+@dataclass(frozen=True)
+class Code:
+    """``commit``, and whether files differed from it, None where it is no git checkout; ``snapshot``: the copy's name and time
+    where this is one."""
+
+    commit: str | None
+    changed: bool | None
+    snapshot: str | None = None
+
+    def __str__(self) -> str:
+        told = "no git checkout" if self.commit is None else f"commit {self.commit[:12]}{' with changes' * bool(self.changed)}"
+        return told if self.snapshot is None else f"{told}, as it was at {self.snapshot}"
+
+
+def running(root: Path = ROOT) -> tuple[Code, str]:
+    """The code that runs, and its difference to the commit as a patch."""
+    if (root / NOTE).exists():
+        return Code(**json.loads((root / NOTE).read_text())["code"]), (root / DIFF).read_text()
+    try:
+        commit = _git(root, "rev-parse", "HEAD").strip()
+        changed = bool(_git(root, "status", "--porcelain", "--", ".").strip())
+        return Code(commit, changed), _difference(root) if changed else ""
+    except (OSError, subprocess.SubprocessError):
+        return Code(None, None), ""
+
+
+def snapshot(folder: Path, root: Path = ROOT) -> Path:
+    """A copy of all code under ``root`` (what git tracks, or could) in ``folder``, made once for each state of it.
+
+    A job that puts it first on its PYTHONPATH runs the code as it was. Raises RunError where it cannot be written.
+    """
+    if (root / NOTE).exists():
+        return root  # a job that launches others
+    try:
+        files = {path: (root / path).read_bytes() for path in _files(root) if (root / path).stat().st_size <= LARGEST}
+        total = hashlib.sha256()
+        for path, content in sorted(files.items()):
+            total.update(f"{path}\0{len(content)}\0".encode() + content)
+        code, difference = running(root)
+        total.update(str(code.commit).encode())
+        target = folder / total.hexdigest()[:12]
+        if target.exists():
+            return target
+        folder.mkdir(parents=True, exist_ok=True)
+        copy = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+        copy.chmod(0o755)
+        for path, content in files.items():
+            (copy / path).parent.mkdir(parents=True, exist_ok=True)
+            (copy / path).write_bytes(content)
+        when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        note = {"code": asdict(Code(code.commit, code.changed, f"{when} ({target.name})"))}
+        (copy / NOTE).write_text(json.dumps(note, indent=2) + "\n")
+        (copy / DIFF).write_text(difference)
+        try:
+            os.rename(copy, target)
+        except OSError:
+            if not target.exists():
+                raise
+            shutil.rmtree(copy)  # another process was first
+    except OSError as error:
+        raise RunError(f"cannot copy the code to {folder}: {error.strerror or error}") from error
+    return target
+
+
+def _files(root: Path) -> list[str]:
+    """Relative paths: of a git checkout what is not ignored, also untracked files; else the package alone."""
+    try:
+        listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+        return [path for path in dict.fromkeys(listed) if path and (root / path).is_file()]
+    except (OSError, subprocess.SubprocessError):
+        package = Path(__file__).parent
+        return [
+            str(path.relative_to(root))
+            for path in package.rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts and root in path.parents
+        ]
+
+
+def _difference(root: Path) -> str:
+    """Of tracked files as a patch, then the names of untracked ones."""
+    untracked = _git(root, "ls-files", "--others", "--exclude-standard").splitlines()
+    return _git(root, "diff", "HEAD", "--", ".") + "".join(f"untracked: {path}\n" for path in untracked)
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=30)
+    return done.stdout

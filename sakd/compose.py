@@ -1,0 +1,205 @@
+"""From a command line to configurations, one or a sweep's hundreds, and Hydra's errors told as ours."""
+
+import itertools
+import multiprocessing
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sakd import config as configuration
+from sakd.config import Config
+from sakd.errors import ConfigError, did_you_mean
+
+CONF = Path(__file__).parent.parent / "conf"
+CELLS_WORTH_A_POOL = 64  # fewer are composed sooner than processes start
+
+Overrides = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A multirun's cells, each by its overrides and resolved configuration, and how they are to be launched."""
+
+    cells: list[tuple[Overrides, Config]]
+    launcher: dict[str, object]
+    overrides: Overrides  # as typed
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Within launch.py Hydra is there already."""
+    configuration.register_resolvers()
+    if GlobalHydra.instance().is_initialized():
+        yield
+    else:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            yield
+
+
+def sweep(overrides: Sequence[str]) -> Sweep:
+    """What `python launch.py -m` with these overrides would run. Raises ConfigError for a mistake in any cell."""
+    with _hydra():
+        try:
+            loader = GlobalHydra.instance().config_loader()
+            master = loader.load_configuration("config", list(overrides), RunMode.MULTIRUN)
+        except HydraException as error:
+            raise ConfigError(explain(error)) from error
+        return sweep_of(master, overrides)
+
+
+def sweep_of(master: DictConfig, overrides: Sequence[str]) -> Sweep:
+    """As ``sweep``, from the configuration that Hydra composed of what all cells share."""
+    with _hydra():
+        try:
+            lines = expand(master.hydra.sweeper.params or {}, OmegaConf.to_container(master.hydra.overrides.task))
+            cells = compose_cells(lines, OmegaConf.to_container(master.hydra.overrides.hydra))
+        except HydraException as error:
+            raise ConfigError(explain(error)) from error
+        try:
+            launcher = OmegaConf.to_container(master.hydra.launcher, resolve=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"hydra.launcher: {str(error).splitlines()[0]}") from error
+        return Sweep(cells, launcher, tuple(overrides))
+
+
+def expand(params: Mapping[str, object], arguments: Sequence[str]) -> list[Overrides]:
+    """Every combination of what is swept: a sweep file's ``params``, and the command line's, which go first where both have a
+    key."""
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    parsed = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *arguments])
+    (batch,) = BasicSweeper.split_arguments(parsed, None)
+    return [tuple(line) for line in batch]
+
+
+def compose_cells(lines: Sequence[Overrides], shared: Sequence[str]) -> list[tuple[Overrides, Config]]:
+    """Resolved configurations, each run once however often it comes up: with ``distiller=none`` spot modes are the same."""
+    lines = list(dict.fromkeys(lines))
+    parser = OverridesParser.create()
+    parsed = [parser.parse_overrides(list(line)) for line in lines]
+    values = _swept_values(parsed)
+    groups: dict[Overrides, list[int]] = defaultdict(list)  # cells that share all but swept values are composed once
+    for i, line in enumerate(parsed):
+        groups[tuple(override.input_line for override in line if override.key_or_group not in values)].append(i)
+    tasks = [
+        (base, shared, [(lines[i], [override for override in parsed[i] if override.key_or_group in values]) for i in members])
+        for base, members in groups.items()
+    ]
+    processes = min(os.cpu_count() or 1, len(tasks))
+    if len(lines) < CELLS_WORTH_A_POOL or processes == 1 or "fork" not in multiprocessing.get_all_start_methods():
+        composed = list(itertools.starmap(_compose_group, tasks))
+    else:
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+            composed = list(
+                pool.map(_compose_group, *zip(*tasks, strict=True), chunksize=max(1, len(tasks) // (8 * processes)))
+            )
+    by_line = {cell[0]: cell for cells in composed for cell in cells}
+    distinct = {configuration.digest(by_line[line][1]): by_line[line] for line in reversed(lines)}
+    return list(distinct.values())[::-1]
+
+
+def _swept_values(lines: Sequence[Sequence[Override]]) -> set[str]:
+    """Keys, not groups, whose value differs between cells and that no other override touches: these can be set afterwards."""
+    groups = set(GlobalHydra.instance().config_loader().list_groups(""))
+    texts: dict[str, set[str]] = defaultdict(set)
+    plain: dict[str, bool] = defaultdict(lambda: True)
+    for override in itertools.chain.from_iterable(lines):
+        key = override.key_or_group
+        texts[key].add(override.input_line)
+        plain[key] &= override.type == OverrideType.CHANGE and "/" not in key and "@" not in override.input_line
+    swept = {key for key, seen in texts.items() if len(seen) > 1 and plain[key] and key not in groups}
+    return {key for key in swept if not any(_related(key, other) for other in texts if other != key)}
+
+
+def _related(key: str, other: str) -> bool:
+    return f"{other}.".startswith(f"{key}.") or f"{key}.".startswith(f"{other}.")
+
+
+def _compose_group(
+    base: Overrides, shared: Sequence[str], members: Sequence[tuple[Overrides, list[Override]]]
+) -> list[tuple[Overrides, Config]]:
+    """Cells that differ in values alone: composed once, and resolved once where nothing is computed from those values."""
+    composed = resolved = None
+    cells = []
+    for line, values in members:
+        given = {override.key_or_group: override.value() for override in values}
+        try:
+            if composed is None:
+                composed = compose("config", [*shared, *base])
+            if resolved is not None:
+                cells.append((line, configuration.with_values(resolved, given)))
+                continue
+            cfg = deepcopy(composed)
+            for key, value in given.items():
+                OmegaConf.update(cfg, key, value, merge=True)
+        except (HydraException, OmegaConfBaseException, KeyError):
+            cfg = _composed_alone(line, shared)  # whose error is the one that a user knows
+        except ConfigError as error:
+            raise _of_cell(error, line) from error
+        try:
+            config = configuration.resolve(cfg)
+        except ConfigError as error:
+            raise _of_cell(error, line) from error
+        if not any(_computed_from(composed, key) for key in given):
+            resolved = config
+        cells.append((line, config))
+    return cells
+
+
+def _of_cell(error: ConfigError, line: Overrides) -> ConfigError:
+    return ConfigError(f"{error} (cell {' '.join(line)})")
+
+
+def _computed_from(cfg: DictConfig, key: str) -> bool:
+    """Whether an interpolation may read ``key``: one with the name of its root or its leaf in it, or with a computed name."""
+    names = (key.partition(".")[0], key.rpartition(".")[2])
+    texts = [
+        str(value) for _, value in configuration.flatten(OmegaConf.to_container(cfg, resolve=False)) if "${" in str(value)
+    ]
+    return any("${$" in text or "${." in text or any(name in text for name in names) for text in texts)
+
+
+def _composed_alone(line: Overrides, shared: Sequence[str]) -> DictConfig:
+    try:
+        return compose("config", [*shared, *line])
+    except HydraException as error:
+        raise ConfigError(f"{explain(error)} (cell {' '.join(line)})") from error
+
+
+def choices(group: str) -> list[str]:
+    """The files of a group under conf/, also those in its folders, as a command line names them. Hydra lists its own."""
+    folder = CONF / group
+    return [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
+
+
+def explain(error: HydraException) -> str:
+    """Hydra's message, with the nearest key or value that there is."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, word = error.missing_cfg_file.rpartition("/") if _is_hydras(error) else error.missing_cfg_file.partition("/")
+        options = sorted({*(error.options or ()), *choices(group)})
+        return f"{lines[0]}; expected one of {', '.join(options)}.{did_you_mean(word, options)}"
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and cause.key is not None:
+        siblings = [] if cause.parent_node is None else [key for key in cause.parent_node if key != "hydra"]
+        where = f"{cause.full_key}" if cause.full_key else str(cause.key)
+        return f"no key '{where}'; expected one of {', '.join(siblings)}.{did_you_mean(cause.key, siblings)}"
+    return " ".join(lines)
+
+
+def _is_hydras(error: MissingConfigException) -> bool:
+    return error.missing_cfg_file.startswith("hydra/")

@@ -1,0 +1,89 @@
+"""A sweep's runs, and the runs that these need first: teachers, and warm-ups that several share."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sakd.compose import Overrides, Sweep
+from sakd.config import Config, needs_teacher, teacher_config, warm_up_config
+from sakd.errors import ConfigError
+from sakd.runs import Run
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a sweep. ``needs``: names of the runs that must be finished before; ``overrides``: of a cell, as on a command
+    line."""
+
+    run: Run
+    needs: tuple[str, ...] = ()
+    overrides: Overrides = ()
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``cells``: what was asked for; ``first``: what these need and is not among them, each before what needs it."""
+
+    cells: list[Job]
+    first: list[Job]
+    sweep: Sweep
+    runs: Path = field(default=Path("runs"))
+
+    @property
+    def jobs(self) -> Iterator[Job]:
+        yield from self.first
+        yield from self.cells
+
+
+def plan(sweep: Sweep) -> Plan:
+    """Raises ConfigError for cells in more than one folder of runs, or without a run at all."""
+    folders = {config["runs"] for _, config in sweep.cells}
+    if len(folders) > 1:
+        raise ConfigError(f"runs: found {', '.join(sorted(folders))}, expected one folder for all cells of a sweep")
+    prerequisites = [_prerequisites(config) for _, config in sweep.cells]
+    shared = Counter(warm_up.name for _, warm_up in prerequisites if warm_up is not None)
+    first: dict[str, Job] = {}
+    warm_ups: dict[str, Job] = {}
+    cells = []
+    for (overrides, config), (teacher, warm_up) in zip(sweep.cells, prerequisites, strict=True):
+        needs: tuple[str, ...] = ()
+        if teacher is not None:
+            first[teacher.name] = Job(teacher)
+            needs = (teacher.name,)
+        if warm_up is not None and shared[warm_up.name] > 1:  # what one cell alone needs, that cell does
+            warm_ups[warm_up.name] = Job(warm_up, needs)
+            needs = (*needs, warm_up.name)
+        cells.append(Job(Run(config), needs, overrides))
+    names = {job.name for job in cells}
+    before = [job for job in (*first.values(), *warm_ups.values()) if job.name not in names]
+    return Plan(cells, before, sweep, Path(folders.pop()))
+
+
+def _prerequisites(config: Config) -> tuple[Run | None, Run | None]:
+    """The runs of the teacher and of the warm-up, where there are any."""
+    teacher = warm_up = None
+    if needs_teacher(config) and config["teacher"]["checkpoint"] is None:
+        teacher = Run(teacher_config(config))
+    if config["distiller"].get("warm_up"):
+        warm_up = Run(warm_up_config(config, _warm_up_stages(config)))
+    return teacher, warm_up
+
+
+_known_stages: dict[str, list[str] | None] = {}
+
+
+def _warm_up_stages(config: Config) -> list[str] | None:
+    """As in sakd.job, which builds the networks with torch to know it: once for all seeds and modes."""
+    warm_up = config["distiller"]["warm_up"] | {"seed": None}
+    key = json.dumps([config["student"], config["teacher"], config["distiller"] | {"warm_up": warm_up}])
+    if key not in _known_stages:
+        from sakd.job import warm_up_stages
+
+        _known_stages[key] = warm_up_stages(config)
+    return _known_stages[key]

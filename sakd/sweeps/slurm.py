@@ -1,0 +1,80 @@
+"""What SLURM is asked: which jobs it has, to cancel some, how many nodes a partition has."""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sakd.errors import SlurmError
+
+AT_ONCE = 200  # names or jobs of one command line
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job that SLURM has not done with: its ``id`` (of an array's job ARRAY_INDEX), ``state`` and why it waits."""
+
+    id: str
+    state: str
+    reason: str
+
+
+def queue(names: Sequence[str]) -> dict[tuple[str, int], Queued]:
+    """Jobs with one of these names that are waiting or running, by name and index in their array (0 outside of one).
+
+    Raises SlurmError where SLURM does not answer: without it a waiting job could not be told from a lost one.
+    """
+    found = {}
+    for start in range(0, len(names), AT_ONCE):
+        wanted = ",".join(names[start : start + AT_ONCE])
+        told = _ask("squeue", "--noheader", "--array", f"--name={wanted}", "--format=%F|%K|%i|%T|%r|%j")
+        for line in told.splitlines():
+            base, index, job, state, reason, name = line.split("|", 5)
+            if state == "COMPLETING":  # all that it will ever do is done
+                continue
+            array = index.isdigit()
+            found[name, int(index) if array else 0] = Queued(f"{base}_{index}" if array else job, state, reason)
+    return found
+
+
+def cancel(jobs: Iterable[str]) -> None:
+    """Take these jobs out of the queue, or end them with SIGTERM. Raises SlurmError."""
+    jobs = list(jobs)
+    for start in range(0, len(jobs), AT_ONCE):
+        _ask("scancel", *jobs[start : start + AT_ONCE])
+
+
+def nodes(launcher: Mapping[str, object]) -> tuple[str, int]:
+    """The partition that jobs would go to, and on how many nodes they may run. Raises SlurmError for an unknown partition."""
+    partition = launcher.get("partition") or os.environ.get("SBATCH_PARTITION")
+    told = [line.split("|") for line in _ask("sinfo", "--noheader", "--format=%P|%D").splitlines()]
+    known = sorted({name.rstrip("*") for name, _ in told})
+    if partition is None:
+        partition = next((name.rstrip("*") for name, _ in told if name.endswith("*")), None)
+        if partition is None:
+            raise SlurmError(
+                f"hydra.launcher.partition: found none, and the cluster has no default; it has {', '.join(known)}"
+            )
+    chosen = str(partition).split(",")
+    if unknown := sorted(set(chosen) - set(known)):
+        raise SlurmError(f"hydra.launcher.partition: found {', '.join(unknown)}, expected one of {', '.join(known)}")
+    total = sum(int(count) for name, count in told if name.rstrip("*") in chosen)
+    if launcher.get("nodelist"):
+        total = len(_ask("scontrol", "show", "hostnames", str(launcher["nodelist"])).split())
+    return str(partition), total
+
+
+def _ask(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except FileNotFoundError as error:
+        raise SlurmError(f"found no command {command[0]}, expected SLURM's on this machine") from error
+    except subprocess.TimeoutExpired as error:
+        raise SlurmError(f"{command[0]}: no answer within a minute, expected SLURM's controller to answer") from error
+    except subprocess.CalledProcessError as error:
+        reason = (
+            re.sub(r"^\w+: (error: )?", "", error.stderr.strip().splitlines()[-1]) if error.stderr.strip() else "no reason"
+        )
+        raise SlurmError(f"{command[0]}: {reason}") from error
+    return done.stdout

@@ -1,0 +1,78 @@
+"""What a job of a sweep does: one run, from the configuration that was laid down for it.
+
+    python -m sakd.sweeps.work SUBMISSION RUN
+
+Its exit code, and so SLURM's word, says whether it failed.
+"""
+
+import json
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from sakd import code
+from sakd.errors import SakdError
+from sakd.runs import Run, write_whole
+from sakd.terminal import start_logging
+
+
+class Work:
+    """Called by submitit in a job. Requeued after a time limit it is called again, and goes on from the last checkpoint."""
+
+    def __init__(self, submission: Path, name: str):
+        self.submission, self.name = submission, name
+
+    def __call__(self) -> dict[str, Any]:
+        log = start_logging()
+        failure = self.submission / "failures" / f"{self.name}.json"
+        failure.unlink(missing_ok=True)
+        log.info("%s: code of %s", self.name, code.running()[0])
+        before = signal.signal(signal.SIGTERM, _terminated)
+        try:
+            return self._run()
+        except SystemExit:  # submitit has put the job back into the queue
+            raise
+        except BaseException as error:
+            told = {"error": _told(error), "traceback": traceback.format_exc(), "time": time.time()}
+            write_whole(failure, (json.dumps(told, indent=1) + "\n").encode())
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _run(self) -> dict[str, Any]:
+        from sakd.job import execute
+        from sakd.tracking import catch_up
+
+        run = Run(json.loads((self.submission / "cells" / f"{self.name}.json").read_text()))
+        if run.result() is not None:
+            catch_up(run)
+        return execute(run.config, leave_failure=True)
+
+    def checkpoint(self) -> Any:
+        """submitit's: what is to be called when the job comes to its next turn."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(Work(self.submission, self.name))
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _told(error: BaseException) -> str:
+    """One line; the same for all cells that fail alike."""
+    if isinstance(error, KeyboardInterrupt):
+        return f"ended by {error or 'SIGINT'}"
+    first = (str(error).splitlines() or [""])[0]
+    return first if isinstance(error, SakdError) else f"{type(error).__name__}: {first}"
+
+
+if __name__ == "__main__":
+    try:
+        Work(Path(sys.argv[1]), sys.argv[2])()
+    except (Exception, KeyboardInterrupt):
+        traceback.print_exc()
+        sys.exit(1)
