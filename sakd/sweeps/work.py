@@ -52,9 +52,11 @@ class Work:
         return execute(run.config, leave_failure=True)
 
     def checkpoint(self) -> Any:
-        """submitit's: what is to be called when the job comes to its next turn."""
+        """submitit's: what is to be called when the job comes to its next turn. SLURM, asked for that turn, ends this one with
+        SIGTERM, which must not count as an interruption."""
         from submitit.helpers import DelayedSubmission
 
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return DelayedSubmission(Work(self.submission, self.name))
 
 
