@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from sakd import config as configuration
 from sakd.compose import CONF, explain
-from sakd.errors import SakdError
+from sakd.errors import ConfigError, SakdError
 from sakd.runs import Run
 from sakd.terminal import show_result, start_logging
 from sakd.tracking import catch_up
@@ -30,6 +30,8 @@ log = logging.getLogger("sakd")
 def main(cfg: DictConfig) -> None:
     """One run."""
     try:
+        if HydraConfig.get().mode == RunMode.RUN and (sweep := HydraConfig.get().runtime.choices.get("sweeps")):
+            raise ConfigError(f"sweeps: found {sweep} for one run, expected -m before it, for all its cells")
         config = configuration.resolve(cfg)
         run = Run(config)
         result = run.result()

@@ -10,6 +10,7 @@ import click
 from sakd.errors import SakdError
 
 if TYPE_CHECKING:
+    from sakd.compare import Finished
     from sakd.sweeps import Plan
 
 
@@ -158,7 +159,9 @@ def compare(
 ) -> None:
     """Compare the spot modes of finished runs, seed by seed.
 
-    KEY is any key of the configuration, such as optimizer.lr, or dataset, teacher, student, distiller, spot_mode, seed.
+    KEY is any key of the configuration, such as optimizer.lr, or dataset, teacher, student, distiller, spot_mode, seed. With
+    sweeps=NAME the arguments are a sweep's, as they launch it: its cells are compared, and those that are not finished are
+    missing.
     """
     from sakd import compare
     from sakd.compare import formats, plots
@@ -169,7 +172,8 @@ def compare(
         if plot is not None:
             plots.check_plot(plot)
         figures = read_published(published or FIGURES)
-        comparison = compare.compare(compare.select(compare.read(source), filters), metric, figures)
+        runs, expected = _compared(source, filters)
+        comparison = compare.compare(runs, metric, figures, expected)
         text = formats.FORMATS[form](comparison, with_runs)
         if plot is not None:
             write_whole(plot, plots.plot(comparison, plot.suffix))
@@ -177,6 +181,17 @@ def compare(
             write_whole(output, text.encode())
         else:
             click.echo(text, nl=False)
+
+
+def _compared(source: str, filters: tuple[str, ...]) -> "tuple[list[Finished], list[dict[str, str]] | None]":
+    """The runs to compare, and, of a sweep, the names of all cells that there should be."""
+    from sakd.compare import read, select
+    from sakd.config import short_names
+
+    if not any(text.startswith("sweeps=") for text in filters):
+        return select(read(source), filters), None
+    cells = {job.name: short_names(job.run.config) for job in _planned(filters).cells}
+    return [run for run in read(source) if run.name in cells], list(cells.values())
 
 
 if __name__ == "__main__":

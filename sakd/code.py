@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 
 from sakd.errors import RunError
@@ -43,6 +44,12 @@ def running(root: Path = ROOT) -> tuple[Code, str]:
         return Code(None, None), ""
 
 
+@cache
+def of_this_process() -> tuple[Code, str]:
+    """As ``running``, as it was when the process first asked: what it has imported does not change after that."""
+    return running()
+
+
 def snapshot(folder: Path, root: Path = ROOT) -> Path:
     """A copy of all code under ``root`` (what git tracks, or could) in ``folder``, made once for each state of it.
 
@@ -51,10 +58,10 @@ def snapshot(folder: Path, root: Path = ROOT) -> Path:
     if (root / NOTE).exists():
         return root  # a job that launches others
     try:
-        files = {path: (root / path).read_bytes() for path in _files(root) if (root / path).stat().st_size <= LARGEST}
+        files = {path: _content(root / path) for path in _files(root)}
         total = hashlib.sha256()
         for path, content in sorted(files.items()):
-            total.update(f"{path}\0{len(content)}\0".encode() + content)
+            total.update(f"{path}\0{len(content)}\0{isinstance(content, str)}\0".encode() + os.fsencode(content))
         code, difference = running(root)
         total.update(str(code.commit).encode())
         target = folder / total.hexdigest()[:12]
@@ -65,7 +72,10 @@ def snapshot(folder: Path, root: Path = ROOT) -> Path:
         copy.chmod(0o755)
         for path, content in files.items():
             (copy / path).parent.mkdir(parents=True, exist_ok=True)
-            (copy / path).write_bytes(content)
+            if isinstance(content, str):
+                (copy / path).symlink_to(content)
+            else:
+                (copy / path).write_bytes(content)
         when = datetime.now(timezone.utc).isoformat(timespec="seconds")
         note = {"code": asdict(Code(code.commit, code.changed, f"{when} ({target.name})"))}
         (copy / NOTE).write_text(json.dumps(note, indent=2) + "\n")
@@ -81,18 +91,25 @@ def snapshot(folder: Path, root: Path = ROOT) -> Path:
     return target
 
 
+def _content(path: Path) -> bytes | str:
+    """Of a file; of a link, where it points."""
+    return os.readlink(path) if path.is_symlink() else path.read_bytes()
+
+
 def _files(root: Path) -> list[str]:
     """Relative paths: of a git checkout what is not ignored, also untracked files; else the package alone."""
     try:
         listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
-        return [path for path in dict.fromkeys(listed) if path and (root / path).is_file()]
+        return [path for path in dict.fromkeys(listed) if path and _is_code(root / path)]
     except (OSError, subprocess.SubprocessError):
         package = Path(__file__).parent
         return [
-            str(path.relative_to(root))
-            for path in package.rglob("*")
-            if path.is_file() and "__pycache__" not in path.parts and root in path.parents
+            str(path.relative_to(root)) for path in package.rglob("*") if _is_code(path) and "__pycache__" not in path.parts
         ]
+
+
+def _is_code(path: Path) -> bool:
+    return path.is_symlink() or (path.is_file() and path.stat().st_size <= LARGEST)
 
 
 def _difference(root: Path) -> str:

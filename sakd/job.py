@@ -265,7 +265,7 @@ def _result(run: Run, dataset: Dataset, certificate: Certificate | None, warm_up
         "kept": {key.removeprefix("kept/"): share for key, share in last.items() if key.startswith("kept/")},
         "seconds": sum(line["seconds"] for line in lines),
         "versions": _versions(),
-        "code": asdict(code.running()[0]),
+        "code": asdict(code.of_this_process()[0]),
     }
 
 

@@ -78,7 +78,7 @@ class Run:
         for leftover in self.folder.glob("*.partial"):
             leftover.unlink()
         write_whole(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False).encode())
-        difference = code.running()[1]
+        difference = code.of_this_process()[1]
         if difference:
             write_whole(self.folder / "code.diff", difference.encode())
         else:

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from sakd.job import execute
 from sakd.runs import Run
 from sakd.tracking import synchronise
 from tests.conftest import ROOT, TINY, compose_config
+from tests.servers import MlflowServer, free_port
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +128,6 @@ def test_an_interrupted_run_is_killed_in_mlflow(store, tmp_path, monkeypatch):
     assert run.info.status == "KILLED"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_a_server_that_is_down_does_no_harm_and_says_so_and_a_sync_brings_the_rest(store, tmp_path, caplog, monkeypatch):
     config = tracked(tmp_path, f"http://127.0.0.1:{free_port()}", "distiller=none")
     monkeypatch.setattr(logging.getLogger("sakd"), "propagate", True)
@@ -224,43 +218,19 @@ def test_a_kill_while_the_store_is_set_up_leaves_none_that_is_half_made(size, tm
 
 @pytest.mark.slow
 def test_a_real_server_that_goes_away_and_comes_back_has_each_epoch_once(tmp_path):
-    port = free_port()
-    uri = f"http://127.0.0.1:{port}"
-
-    def serve() -> subprocess.Popen:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        command += [
-            "--backend-store-uri",
-            f"sqlite:///{tmp_path}/server.db",
-            "--artifacts-destination",
-            str(tmp_path / "kept"),
-        ]
-        server = subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return server
-            time.sleep(0.2)
-        raise TimeoutError("the server did not start")
-
-    def stop(server: subprocess.Popen) -> None:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
-
+    store = MlflowServer(tmp_path / "server")
+    uri = store.uri
     overrides = [*TINY, "distiller=none", "epochs=60", f"tracking.uri={uri}", "dataset.train_samples=1400"]
-    server = serve()
+    server = store.start()
     job = subprocess.Popen([sys.executable, str(ROOT / "launch.py"), *overrides], cwd=tmp_path, stdout=subprocess.PIPE)
     metrics = None
     while metrics is None or len(metrics.read_text().splitlines()) < 8:
         metrics = next((tmp_path / "runs").glob("*/metrics.jsonl"), None)
         time.sleep(0.2)
-    stop(server)
+    store.stop(server)
     while len(metrics.read_text().splitlines()) < 25:
         time.sleep(0.2)
-    server = serve()
+    server = store.start()
     try:
         assert job.wait(200) == 0
         subprocess.run([sys.executable, "-m", "sakd.cli", "sync", "runs"], cwd=tmp_path, check=True)
@@ -268,7 +238,7 @@ def test_a_real_server_that_goes_away_and_comes_back_has_each_epoch_once(tmp_pat
         assert run.info.status == "FINISHED"
         assert steps(uri, run.info.run_id, "test/accuracy") == list(range(1, 61))
     finally:
-        stop(server)
+        store.stop(server)
 
 
 def test_the_teacher_is_tracked_apart(tmp_path):

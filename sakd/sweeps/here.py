@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ def run_here(submission: Submission, jobs: Sequence[Job], processes: int | None)
     failed: set[str] = set()
     done = 0
     with ThreadPoolExecutor(pool.size) as threads:
+        before = signal.signal(signal.SIGTERM, _interrupt)
         try:
             while open_jobs or under_way:
                 for job in list(open_jobs.values()):
@@ -46,6 +48,12 @@ def run_here(submission: Submission, jobs: Sequence[Job], processes: int | None)
         except BaseException:
             pool.end()
             raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def _runs(name: str, under_way: dict[Future[int], Job]) -> bool:
@@ -58,8 +66,9 @@ class _Processes:
     def __init__(self, submission: Submission, size: int | None):
         self.submission = submission
         gpus = _gpus()
-        self.size = size or len(gpus) or len(os.sched_getaffinity(0))
-        self.threads = max(1, len(os.sched_getaffinity(0)) // self.size)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.size = size or len(gpus) or cores
+        self.threads = max(1, cores // self.size)
         self.places: SimpleQueue[str | None] = SimpleQueue()
         for place in range(self.size):
             self.places.put(gpus[place % len(gpus)] if gpus else None)

@@ -1,7 +1,9 @@
 """Hand what a sweep lacks to SLURM, or to processes on this machine; nothing that is done or on its way."""
 
 import logging
+import os
 import shlex
+import signal
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -89,13 +91,26 @@ def settle(planned: Plan, standings: Mapping[str, Standing]) -> None:
 
 
 def cancel(planned: Plan) -> int:
-    """Take the sweep's waiting jobs out of the queue and end those that run; the number of jobs. What waits for a process
-    of another launch is that launch's."""
+    """Take the sweep's waiting jobs out of the queue and end those that run; the number of jobs.
+
+    Of processes here the whole launch ends that has some of these cells. Raises ConfigError where it goes on on another machine.
+    """
     with submissions.deciding(planned.runs):
         standings = survey(planned.jobs, planned.runs)
-        jobs = [standing.job for standing in standings.values() if standing.job is not None]
-        slurm.cancel(jobs)
-        return len(jobs)
+        at_slurm = [standing.job for standing in standings.values() if standing.job is not None]
+        slurm.cancel(at_slurm)
+        last = submissions.latest(submissions.read(planned.runs))
+        under_way = [
+            name for name, standing in standings.items() if standing.state in ("running", "queued") and not standing.job
+        ]
+        of_processes = [name for name in under_way if name in last and last[name].is_local and last[name].is_alive()]
+        for submission in {last[name].folder: last[name] for name in of_processes}.values():
+            if submission.by != submissions.us():
+                raise ConfigError(
+                    f"{submission.folder}: is launched by {submission.by}, expected {submissions.us()}; cancel it there"
+                )
+            os.kill(submission.pid, signal.SIGTERM)
+        return len(at_slurm) + len(of_processes)
 
 
 def _wanted(planned: Plan, standings: Mapping[str, Standing], only: Collection[str]) -> list[Job]:
@@ -116,8 +131,8 @@ def _wanted(planned: Plan, standings: Mapping[str, Standing], only: Collection[s
     return list(chosen.values())
 
 
-def _arrays(wanted: Sequence[Job]) -> list[list[Job]]:
-    """Jobs that wait for the same: one array each, each behind what it waits for."""
+def _arrays(wanted: Sequence[Job], largest: int) -> list[list[Job]]:
+    """Jobs that wait for the same: one array (of at most ``largest``) each, each behind what it waits for."""
     names = {job.name for job in wanted}
     groups: dict[tuple[int, tuple[str, ...]], list[Job]] = {}
     depths: dict[str, int] = {}
@@ -125,7 +140,8 @@ def _arrays(wanted: Sequence[Job]) -> list[list[Job]]:
         needs = tuple(name for name in job.needs if name in names)
         depths[job.name] = 1 + max((depths[name] for name in needs), default=-1)
         groups.setdefault((depths[job.name], job.needs), []).append(job)
-    return [groups[key] for key in sorted(groups, key=lambda key: key[0])]
+    ordered = (groups[key] for key in sorted(groups, key=lambda key: key[0]))
+    return [jobs[start : start + largest] for jobs in ordered for start in range(0, len(jobs), largest)]
 
 
 def _record(planned: Plan, wanted: Sequence[Job]) -> Submission:
@@ -133,7 +149,8 @@ def _record(planned: Plan, wanted: Sequence[Job]) -> Submission:
     _prepare_store(wanted)
     copy = code.snapshot(planned.runs / ".code")
     folder = submissions.new_folder(planned.runs)
-    arrays = [Array(f"sakd-{folder.name}-{i}", [job.name for job in jobs]) for i, jobs in enumerate(_arrays(wanted))]
+    largest = len(wanted) if _is_local(planned.sweep.launcher) else slurm.largest_array()
+    arrays = [Array(f"sakd-{folder.name}-{i}", [job.name for job in jobs]) for i, jobs in enumerate(_arrays(wanted, largest))]
     needs = {job.name: list(job.needs) for job in wanted if job.needs}
     sweep = planned.sweep
     submission = Submission(folder, dict(sweep.launcher), arrays, needs, list(sweep.overrides), str(copy.absolute()))

@@ -45,6 +45,12 @@ def cancel(jobs: Iterable[str]) -> None:
         _ask("scancel", *jobs[start : start + AT_ONCE])
 
 
+def largest_array() -> int:
+    """How many jobs one array may have."""
+    told = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), flags=re.MULTILINE)
+    return max(1, int(told[1]) - 1) if told else 1000
+
+
 def nodes(launcher: Mapping[str, object]) -> tuple[str, int]:
     """The partition that jobs would go to, and on how many nodes they may run. Raises SlurmError for an unknown partition."""
     partition = launcher.get("partition") or os.environ.get("SBATCH_PARTITION")

@@ -27,6 +27,11 @@ from sakd.runs import read_json, write_whole
 FOLDER = ".sweeps"
 
 
+def us() -> str:
+    """Who, and on which machine."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
 @dataclass(frozen=True)
 class Array:
     """Jobs that are submitted together: SLURM's ``name`` for them, and the runs' names by index."""
@@ -37,7 +42,8 @@ class Array:
 
 @dataclass(frozen=True)
 class Submission:
-    """``launcher``: its keys; ``needs``: by run, the runs that it waits for; ``overrides``: the sweep's, as typed."""
+    """``launcher``: its keys; ``needs``: by run, the runs that it waits for; ``overrides``: the sweep's, as typed; ``pid``: of
+    the process that handed over."""
 
     folder: Path
     launcher: dict[str, Any]
@@ -45,7 +51,8 @@ class Submission:
     needs: dict[str, list[str]]
     overrides: list[str]
     snapshot: str
-    by: str = field(default_factory=lambda: f"{getpass.getuser()}@{socket.gethostname()}")
+    by: str = field(default_factory=us)
+    pid: int = field(default_factory=os.getpid)
     time: float = field(default_factory=time.time)
 
     @property

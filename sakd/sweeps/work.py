@@ -29,7 +29,7 @@ class Work:
         log = start_logging()
         failure = self.submission / "failures" / f"{self.name}.json"
         failure.unlink(missing_ok=True)
-        log.info("%s: code of %s", self.name, code.running()[0])
+        log.info("%s: code of %s", self.name, code.of_this_process()[0])
         before = signal.signal(signal.SIGTERM, _terminated)
         try:
             return self._run()

@@ -1,0 +1,352 @@
+"""Sweeps on a real SLURM, as `tests/slurm-up` starts one, with a real MLflow server and all that a cluster does to jobs."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from tests.conftest import ROOT
+from tests.servers import MlflowServer
+
+pytestmark = [pytest.mark.slow, pytest.mark.slurm]
+
+# Cells of some ten seconds, on images and a teacher that take none.
+SMALL = ("teacher=wrn_16_1", "dataset.train_samples=192", "threads=1", "hydra/launcher=slurm", "hydra.launcher.mem_gb=2")
+WARM_UP = "+dataset.recipe.warm_up_epochs=2"
+EPOCH = re.compile(r"(\w+) to \w+, (\w+) (\w+), seed (\d+)  epoch (\d+)/")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _slurm():
+    answers = (
+        shutil.which("sinfo") and subprocess.run(["sinfo", "--noheader"], capture_output=True, check=False).returncode == 0
+    )
+    if not answers:
+        if os.environ.get("SAKD_REQUIRE_SLURM"):
+            pytest.fail("SLURM does not answer, and SAKD_REQUIRE_SLURM is set; expected tests/slurm-up to have started it")
+        pytest.skip("SLURM does not answer; tests/slurm-up starts one")
+
+
+class Login:
+    """What a user does in a folder of a login node."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def start(self, *overrides: str) -> subprocess.Popen:
+        command = [sys.executable, str(ROOT / "launch.py"), "-m", *overrides]
+        return subprocess.Popen(command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def launch(self, *overrides: str, expect: int = 0) -> str:
+        process = self.start(*overrides)
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == expect, output
+        return output
+
+    def sakd(self, *arguments: str, expect: int = 0) -> str:
+        command = [sys.executable, "-m", "sakd.cli", *arguments]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == expect, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def status(self, *overrides: str) -> dict:
+        return json.loads(self.sakd("status", *overrides, "--format", "json"))
+
+    def states(self, *overrides: str) -> dict[str, str]:
+        return {cell["name"]: cell["state"] for cell in self.status(*overrides)["cells"]}
+
+    def until_done(self, *overrides: str, patience: float = 400.0) -> dict:
+        def done() -> dict | None:
+            status = self.status(*overrides)
+            return None if status["counts"]["running"] or status["counts"]["queued"] else status
+
+        return until(done, patience, every=3.0)
+
+    def results(self, runs: str = "runs") -> dict[str, dict]:
+        paths = (self.folder / runs).glob("*/result.json")
+        return {path.parent.name: json.loads(path.read_text()) for path in paths}
+
+
+@pytest.fixture
+def login(tmp_path):
+    yield Login(tmp_path)
+    names = [
+        array["name"]
+        for path in tmp_path.glob("*/.sweeps/*/submission.json")
+        for array in json.loads(path.read_text())["arrays"]
+    ]
+    if names:  # what a failed test has left
+        subprocess.run(["scancel", f"--name={','.join(names)}"], check=False)
+
+
+def until(condition: Callable, patience: float, every: float = 0.3):
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(every)
+    raise TimeoutError(f"{condition} within {patience} seconds")
+
+
+def sacct(name: str) -> dict[str, str]:
+    """SLURM's own account of a submission's jobs, by job."""
+    command = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State", f"--name={name}"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return dict(line.split("|")[:2] for line in told.splitlines())
+
+
+def arrays(login: Login, runs: str = "runs") -> list[dict]:
+    paths = (login.folder / runs / ".sweeps").glob("*/submission.json")
+    return [array for path in paths for array in json.loads(path.read_text())["arrays"]]
+
+
+def process_of(job: str) -> int:
+    """The Python process of a running job ARRAY_INDEX."""
+    array, _, index = job.partition("_")
+    for folder in Path("/proc").iterdir():
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+        except (OSError, ValueError):
+            continue
+        ids = {f"SLURM_ARRAY_JOB_ID={array}".encode(), f"SLURM_ARRAY_TASK_ID={index}".encode()}
+        if ids <= set(environment) and b"submitit.core._submit" in command and b"python" in command[0]:
+            return int(folder.name)
+    raise ProcessLookupError(job)
+
+
+def start_now(job: str) -> None:
+    """SLURM lets a job that was put back wait for two minutes; these are cut short."""
+
+    def released() -> bool:
+        return (
+            subprocess.run(
+                ["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True, check=False
+            ).returncode
+            == 0
+        )
+
+    until(released, 60)
+
+
+def metrics_in(uri: str, experiment: str, metric: str) -> dict[str, list[int]]:
+    """Of each run in the store, by its folder: the steps of one metric, as often as they are there."""
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    assert len({run.data.tags["sakd.folder"] for run in runs}) == len(runs)
+    return {
+        Path(run.data.tags["sakd.folder"]).name: [point.step for point in client.get_metric_history(run.info.run_id, metric)]
+        for run in runs
+    }
+
+
+def mlflow_states(uri: str, experiment: str) -> dict[str, str]:
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    return {Path(run.data.tags["sakd.folder"]).name: run.info.status for run in runs}
+
+
+def test_a_small_digits_sweep_is_handed_over_at_once_and_finishes_and_all_accounts_agree(login):
+    """With a teacher, and a paraphraser that needs it, before the students that need them."""
+    # FSP fails: its networks have unequal channels.
+    sweep = ("sweeps=digits", "distiller=sp,ft,fsp", "spot_mode=fixed,adaptive", "seed=0", "epochs=3", WARM_UP)
+    start = time.monotonic()
+    told = login.launch(*sweep, "hydra/launcher=slurm")
+    assert time.monotonic() - start < 30
+    assert "submitted 8 jobs in 3 arrays" in told
+    status = login.until_done(*sweep)
+    assert status["counts"] == {"finished": 4, "running": 0, "queued": 0, "failed": 2, "lost": 0, "missing": 0}
+    assert {cell["state"] for cell in status["first"]} == {"finished"}
+    mlflow = mlflow_states(f"sqlite:///{login.folder}/mlflow.db", "sakd")
+    slurm = {}
+    for array in arrays(login):
+        jobs = sacct(array["name"])
+        for index, run in enumerate(array["runs"]):
+            slurm[run] = next(state for job, state in jobs.items() if "_" not in job or job.endswith(f"_{index}"))
+    expected = {"finished": ("FINISHED", "COMPLETED"), "failed": ("FAILED", "FAILED")}
+    for cell in status["cells"]:
+        assert (mlflow[cell["name"]], slurm[cell["name"]]) == expected[cell["state"]]
+    for cell in status["first"]:
+        assert slurm[cell["name"]] == "COMPLETED"
+    failed = [cell for cell in status["cells"] if cell["state"] == "failed"]
+    for cell in failed:
+        assert cell["distiller"] == "fsp"
+        assert "equal" in cell["error"]
+        assert "Traceback (most recent call last)" in (login.folder / cell["log"]).read_text()
+    text = login.sakd("status", *sweep)
+    assert f"failed (2): {failed[0]['error']}" in " ".join(text.split())
+    assert "4 finished" in text
+    for result in login.results().values():
+        assert result["code"]["snapshot"] is not None
+    again = login.launch(*sweep, "hydra/launcher=slurm", "hydra.launcher.wait=true", expect=1)
+    assert "submitted 2 jobs in 1 arrays" in again, "what failed alone"
+    assert "4 finished, 2 failed" in again.splitlines()[-1]
+
+
+def test_a_sweep_to_which_everything_happens_ends_as_one_to_which_nothing_did(login, tmp_path):
+    """A job killed, one cancelled, one out of time, one that cannot work, the server away, the login process killed."""
+    port_and_store = MlflowServer(tmp_path / "server")
+    good = ("distiller=fitnet,sp,rkd", "spot_mode=fixed,adaptive", "seed=0,1")
+    with_bad = ("distiller=fitnet,sp,rkd,fsp", *good[1:])  # FSP needs equal channels, which a vgg8 has not
+    common = (*SMALL, "student=vgg8", "epochs=40")
+    server = port_and_store.start()
+    sweep = (*common, *with_bad, f"tracking.uri={port_and_store.uri}")
+    first = login.start(*sweep, "hydra.launcher.wait=true")
+    running = until(lambda: at_work(login, sweep), 200)
+    os.kill(process_of(running[0]), signal.SIGKILL)
+    subprocess.run(["scancel", running[1]], check=True)
+    first.kill()
+    first.communicate()
+    port_and_store.stop(server)
+    out_of_time = until(lambda: at_work(login, sweep, besides=running), 200)[0]
+    subprocess.run(["scancel", "--signal=USR2", "--full", out_of_time], check=True)
+    start_now(out_of_time)
+    time.sleep(10)  # epochs that the server does not hear of
+    server = port_and_store.start()
+    try:
+        # The same command while the rest still runs, and once more for what may have failed to be sent or has ended since.
+        told = login.launch(*sweep)
+        assert re.search(r"submitted \d+ jobs", told)
+        login.until_done(*sweep)
+        login.launch(*sweep)
+        status = login.until_done(*sweep)
+        assert status["counts"] == {"finished": 12, "running": 0, "queued": 0, "failed": 4, "lost": 0, "missing": 0}
+
+        login.launch(*common, *good, "runs=undisturbed", "tracking=none", "hydra.launcher.wait=true")
+        undisturbed = {name: result["student_sha256"] for name, result in login.results("undisturbed").items()}
+        assert {name: result["student_sha256"] for name, result in login.results().items()} == undisturbed
+
+        login.sakd("sync", "runs")
+        states = mlflow_states(port_and_store.uri, "sakd")
+        for cell in status["cells"]:
+            assert states[cell["name"]] == cell["state"].upper()
+            if cell["state"] == "failed":
+                assert "Traceback" in (login.folder / cell["log"]).read_text()
+                assert "equal" in cell["error"]
+        for name, steps in metrics_in(port_and_store.uri, "sakd", "test/accuracy").items():
+            assert steps == (list(range(1, 41)) if states[name] == "FINISHED" else []), name
+
+        seen = Counter()
+        for path in (tmp_path / "runs/.sweeps").rglob("*_log.out"):
+            seen.update(EPOCH.findall(path.read_text(errors="replace")))
+        assert len(seen) > 12 * 35
+        assert set(seen.values()) == {1}, "an epoch that was kept was trained again"
+    finally:
+        port_and_store.stop(server)
+
+
+def at_work(login: Login, sweep: tuple[str, ...], besides: tuple[str, ...] = ()) -> list[str]:
+    """Two of the cells' jobs (one, if some are left out) that have done some epochs and are not near their end."""
+    cells = login.status(*sweep)["cells"]
+    jobs = [
+        cell["job"]
+        for cell in cells
+        if cell["state"] == "running" and cell["epoch"] and 2 <= cell["epoch"] <= 25 and cell["job"]
+    ]
+    jobs = [job for job in jobs if job not in besides]
+    return jobs if len(jobs) >= (1 if besides else 2) else []
+
+
+def test_what_slurm_preempts_goes_on_later_bit_for_bit(login):
+    sweep = (*SMALL, "distiller=sp", "spot_mode=adaptive", "seed=0", "epochs=120", "tracking=none")
+    login.launch(*sweep)
+
+    def started() -> str | None:
+        (cell,) = login.status(*sweep)["cells"]
+        return cell["job"] if (cell["epoch"] or 0) >= 3 else None
+
+    job = until(started, 200)
+    cpus = str(os.cpu_count())
+    urgent = ["sbatch", "--parsable", "--partition=urgent", f"--cpus-per-task={cpus}", "--wrap=sleep 3", "--output=/dev/null"]
+    subprocess.run(urgent, check=True, capture_output=True, cwd=login.folder)
+
+    def preempted() -> bool:
+        return login.states(*sweep) == dict.fromkeys(login.states(*sweep), "queued")
+
+    until(preempted, 60)
+    start_now(job)
+    assert login.until_done(*sweep)["counts"]["finished"] == 1
+    told = "".join(path.read_text() for path in (login.folder / "runs/.sweeps").rglob("*_log.out"))
+    assert "going on after epoch" in told or "KeyboardInterrupt" in told
+    login.launch(*sweep, "runs=alone", "hydra.launcher.wait=true")
+    assert [r["student_sha256"] for r in login.results().values()] == [
+        r["student_sha256"] for r in login.results("alone").values()
+    ]
+
+
+def test_students_of_a_teacher_that_fails_never_start_and_say_why(login):
+    sweep = (*SMALL, "distiller=kd,sp", "seed=0,1", "epochs=2", "teacher.training.optimizer.lr=-1", "tracking=none")
+    login.launch(*sweep)
+    status = login.until_done(*sweep)
+    assert status["counts"]["failed"] == 4
+    (teacher,) = status["first"]
+    assert (teacher["state"], teacher["error"]) == ("failed", "optimizer: Invalid learning rate: -1")
+    for cell in status["cells"]:
+        assert cell["error"] == f"{teacher['name']}, which it needs, failed: {teacher['error']}"
+        assert cell["log"] == teacher["log"]
+
+
+def test_cancel_ends_the_jobs_and_retry_and_launch_take_up_what_they_say(login):
+    sweep = (*SMALL, "distiller=sp", "seed=0,1,2", "spot_mode=fixed", "epochs=60", "tracking=none")
+    login.launch(*sweep)
+    until(lambda: "running" in login.states(*sweep).values(), 200)
+    told = login.sakd("cancel", *sweep)
+    assert re.search(r"[23] jobs cancelled", told)
+
+    def stopped() -> bool:
+        return not {"running", "queued"} & set(login.states(*sweep).values())
+
+    until(stopped, 60)
+    states = Counter(login.states(*sweep).values())
+    assert states["finished"] + states["failed"] + states["lost"] == 3
+    others = [override for override in sweep if not override.startswith("hydra")]
+    wider = [override.replace("seed=0,1,2", "seed=0,1,2,3") for override in others]
+    login.sakd("retry", *wider)  # by the launcher of the last time; seed 3 was never begun and is not its business
+    assert login.until_done(*wider)["counts"] == {
+        "finished": 3,
+        "running": 0,
+        "queued": 0,
+        "failed": 0,
+        "lost": 0,
+        "missing": 1,
+    }
+    assert "nothing to submit" in login.sakd("retry", *wider)
+
+
+REFUSED = {
+    "hydra.launcher.partition=nowhere": "hydra.launcher.partition: found nowhere, expected one of main, urgent, wide",
+    "hydra.launcher.gpus_per_node=7": "hydra.launcher: sbatch refused these keys",
+    "hydra.launcher.acount=me": "no key 'hydra.launcher.acount'",
+    "hydra.launcher.partition=wide": "expected a server. Start one",
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_cannot_be_submitted_is_refused_by_name_and_nothing_is_queued(key, login):
+    sweep = (*SMALL, "distiller=sp", "epochs=1")
+    assert REFUSED[key] in login.launch(*sweep, key, expect=1).replace("\n", " ")
+    assert login.status(*sweep)["counts"]["missing"] == 1
+    assert not [array for array in arrays(login) if sacct(array["name"])]
+
+
+def test_a_server_may_be_written_to_from_several_nodes(login, tmp_path):
+    server = MlflowServer(tmp_path / "server")
+    process = server.start()
+    try:
+        sweep = (*SMALL, "distiller=sp", "epochs=1", "hydra.launcher.partition=wide", f"tracking.uri={server.uri}")
+        login.launch(*sweep)
+        assert login.until_done(*sweep)["counts"]["finished"] == 1
+        assert set(mlflow_states(server.uri, "sakd").values()) == {"FINISHED"}
+    finally:
+        server.stop(process)
