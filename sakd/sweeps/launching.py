@@ -72,10 +72,8 @@ def as_before(sweep: Sweep) -> Sweep:
         return sweep
     planned = plan(sweep)
     last = submissions.latest(submissions.read(planned.runs))
-    found = max(
-        (last[job.name] for job in planned.cells if job.name in last), key=lambda submission: submission.time, default=None
-    )
-    if found is None:
+    found = [last[job.name] for job in planned.cells if job.name in last]
+    if not found:
         raise ConfigError("hydra/launcher: found none, and these cells were never submitted; expected slurm or local")
     return replace(sweep, launcher=max(found, key=lambda submission: submission.time).launcher)
 
@@ -93,24 +91,25 @@ def settle(planned: Plan, standings: Mapping[str, Standing]) -> None:
 def cancel(planned: Plan) -> int:
     """Take the sweep's waiting jobs out of the queue and end those that run; the number of jobs.
 
-    Of processes here the whole launch ends that has some of these cells. Raises ConfigError where it goes on on another machine.
+    Of processes here, a whole launch ends that has some of these cells. Raises ConfigError where it is another machine's.
     """
     with submissions.deciding(planned.runs):
         standings = survey(planned.jobs, planned.runs)
-        at_slurm = [standing.job for standing in standings.values() if standing.job is not None]
-        slurm.cancel(at_slurm)
         last = submissions.latest(submissions.read(planned.runs))
-        under_way = [
-            name for name, standing in standings.items() if standing.state in ("running", "queued") and not standing.job
-        ]
-        of_processes = [name for name in under_way if name in last and last[name].is_local and last[name].is_alive()]
-        for submission in {last[name].folder: last[name] for name in of_processes}.values():
+        at_slurm = {name: standing.job for name, standing in standings.items() if standing.job is not None}
+        for name in at_slurm:
+            submissions.note_failure(last[name].folder, name, "cancelled")
+        slurm.cancel(at_slurm.values())
+        others = [name for name, found in standings.items() if found.state in ON_THEIR_WAY[1:] and name not in at_slurm]
+        here = [name for name in others if name in last and last[name].is_local and last[name].is_alive()]
+        for submission in {last[name].folder: last[name] for name in here}.values():
             if submission.by != submissions.us():
-                raise ConfigError(
-                    f"{submission.folder}: is launched by {submission.by}, expected {submissions.us()}; cancel it there"
-                )
+                raise ConfigError(f"{submission.folder}: is of {submission.by}, found {submissions.us()}; cancel it there")
+            for name in here:
+                if last[name] is submission and standings[name].state == "queued":
+                    submissions.note_failure(submission.folder, name, "cancelled")
             os.kill(submission.pid, signal.SIGTERM)
-        return len(at_slurm) + len(of_processes)
+        return len(at_slurm) + len(here)
 
 
 def _wanted(planned: Plan, standings: Mapping[str, Standing], only: Collection[str]) -> list[Job]:

@@ -113,6 +113,17 @@ class Submission:
         os.replace(self.folder / "submission.json", self.folder / "withdrawn.json")
 
 
+def note_failure(folder: Path, run: str, error: str, traceback: str = "") -> None:
+    """Of a run, in its submission's folder."""
+    told = {"error": error, "traceback": traceback, "time": time.time()}
+    write_whole(folder / "failures" / f"{run}.json", (json.dumps(told, indent=1) + "\n").encode())
+
+
+def forget_failure(folder: Path, run: str) -> None:
+    """It has come to its next turn."""
+    (folder / "failures" / f"{run}.json").unlink(missing_ok=True)
+
+
 def new_folder(runs: Path) -> Path:
     return runs / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 

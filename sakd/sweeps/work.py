@@ -8,14 +8,14 @@ Its exit code, and so SLURM's word, says whether it failed.
 import json
 import signal
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 from sakd import code
 from sakd.errors import SakdError
-from sakd.runs import Run, write_whole
+from sakd.runs import Run
+from sakd.sweeps.submissions import forget_failure, note_failure
 from sakd.terminal import start_logging
 
 
@@ -27,8 +27,7 @@ class Work:
 
     def __call__(self) -> dict[str, Any]:
         log = start_logging()
-        failure = self.submission / "failures" / f"{self.name}.json"
-        failure.unlink(missing_ok=True)
+        forget_failure(self.submission, self.name)
         log.info("%s: code of %s", self.name, code.of_this_process()[0])
         before = signal.signal(signal.SIGTERM, _terminated)
         try:
@@ -36,8 +35,7 @@ class Work:
         except SystemExit:  # submitit has put the job back into the queue
             raise
         except BaseException as error:
-            told = {"error": _told(error), "traceback": traceback.format_exc(), "time": time.time()}
-            write_whole(failure, (json.dumps(told, indent=1) + "\n").encode())
+            note_failure(self.submission, self.name, _told(error), traceback.format_exc())
             raise
         finally:
             signal.signal(signal.SIGTERM, before)
