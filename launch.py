@@ -30,8 +30,7 @@ log = logging.getLogger("sakd")
 def main(cfg: DictConfig) -> None:
     """One run."""
     try:
-        if HydraConfig.get().mode == RunMode.RUN and (sweep := HydraConfig.get().runtime.choices.get("sweeps")):
-            raise ConfigError(f"sweeps: found {sweep} for one run, expected -m before it, for all its cells")
+        _check_mode(HydraConfig.get())
         config = configuration.resolve(cfg)
         run = Run(config)
         result = run.result()
@@ -47,6 +46,14 @@ def main(cfg: DictConfig) -> None:
             log.error("%s failed: %s", " ".join(HydraConfig.get().overrides.task), error)
         raise
     show_result(result, str(run.folder), config["tracking"].get("uri"))
+
+
+def _check_mode(hydra_config: DictConfig) -> None:
+    """What is for a sweep's cells must not end as one run, here and now."""
+    sweep, launcher = (hydra_config.runtime.choices.get(group) for group in ("sweeps", "hydra/launcher"))
+    if hydra_config.mode == RunMode.RUN and (sweep is not None or launcher != "basic"):
+        found = f"hydra/launcher: found {launcher}" if sweep is None else f"sweeps: found {sweep}"
+        raise ConfigError(f"{found} for one run, expected -m before it, for a sweep's cells")
 
 
 def run() -> None:

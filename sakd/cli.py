@@ -91,8 +91,21 @@ def status(overrides: tuple[str, ...], form: str, each: bool) -> None:
 @main.command()
 @_named_sweep
 def retry(overrides: tuple[str, ...]) -> None:
-    """Submit a sweep's failed and lost cells again, to where they were last submitted, or by hydra/launcher=…."""
-    _launch(overrides, ("failed", "lost"))
+    """Submit a sweep's failed and lost cells again, to where they were last submitted, or by hydra/launcher=….
+
+    hydra.launcher.KEY=VALUE changes what they were submitted with.
+    """
+    from sakd import sweeps
+    from sakd.terminal import start_logging
+
+    start_logging()
+    with _errors_told():
+        if any(text.startswith("hydra/launcher=") for text in overrides):
+            planned = _planned(overrides)
+        else:
+            changes = [text for text in overrides if text.startswith("hydra.launcher.")]
+            planned = sweeps.as_before(_planned(tuple(text for text in overrides if text not in changes)), changes)
+        sweeps.launch(planned, ("failed", "lost"))
 
 
 @main.command()
@@ -102,7 +115,10 @@ def cancel(overrides: tuple[str, ...]) -> None:
     from sakd import sweeps
 
     with _errors_told():
-        click.echo(f"{sweeps.cancel(_planned(overrides))} jobs cancelled")
+        number, others = sweeps.cancel(_planned(overrides))
+        click.echo(f"{number} jobs cancelled")
+        for name in others:
+            click.echo(f"{name} runs by another way than a launch of this machine, and goes on", err=True)
 
 
 def _planned(overrides: tuple[str, ...]) -> "Plan":
@@ -110,16 +126,6 @@ def _planned(overrides: tuple[str, ...]) -> "Plan":
     from sakd.sweeps import plan
 
     return plan(sweep(overrides))
-
-
-def _launch(overrides: tuple[str, ...], states: tuple[str, ...]) -> None:
-    from sakd import sweeps
-    from sakd.compose import sweep
-    from sakd.terminal import start_logging
-
-    start_logging()
-    with _errors_told():
-        sweeps.launch(sweeps.as_before(sweep(overrides)), states)
 
 
 @contextmanager

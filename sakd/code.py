@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from sakd.errors import RunError
 
 ROOT = Path(__file__).parent.parent
 NOTE, DIFF = "snapshot.json", "snapshot.diff"
+COPIES = ".code"  # the folder, in one of runs, that has the copies
+NEW = ("*.py", "conf/*.yaml", "sweeps/*.yaml")  # files that belong to the code before git tracks them
 LARGEST = 4 << 20  # bytes; what is larger is no code
 
 
@@ -33,15 +35,15 @@ class Code:
 
 
 def running(root: Path = ROOT) -> tuple[Code, str]:
-    """The code that runs, and its difference to the commit as a patch."""
+    """The code that runs, and its difference to the commit as a patch, new files included."""
     if (root / NOTE).exists():
         return Code(**json.loads((root / NOTE).read_text())["code"]), (root / DIFF).read_text()
     try:
         commit = _git(root, "rev-parse", "HEAD").strip()
-        changed = bool(_git(root, "status", "--porcelain", "--", ".").strip())
-        return Code(commit, changed), _difference(root) if changed else ""
+        difference = _difference(root)
     except (OSError, subprocess.SubprocessError):
         return Code(None, None), ""
+    return Code(commit, bool(difference)), difference
 
 
 @cache
@@ -50,11 +52,12 @@ def of_this_process() -> tuple[Code, str]:
     return running()
 
 
-def snapshot(folder: Path, root: Path = ROOT) -> Path:
-    """A copy of all code under ``root`` (what git tracks, or could) in ``folder``, made once for each state of it.
+def snapshot(runs: Path, root: Path = ROOT) -> Path:
+    """A copy of all code under ``root`` (what git tracks, and new files of code) in ``runs/.code``, one for each state of it.
 
     A job that puts it first on its PYTHONPATH runs the code as it was. Raises RunError where it cannot be written.
     """
+    folder = runs / COPIES
     if (root / NOTE).exists():
         return root  # a job that launches others
     try:
@@ -76,7 +79,7 @@ def snapshot(folder: Path, root: Path = ROOT) -> Path:
                 (copy / path).symlink_to(content)
             else:
                 (copy / path).write_bytes(content)
-        when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        when = datetime.now(UTC).isoformat(timespec="seconds")
         note = {"code": asdict(Code(code.commit, code.changed, f"{when} ({target.name})"))}
         (copy / NOTE).write_text(json.dumps(note, indent=2) + "\n")
         (copy / DIFF).write_text(difference)
@@ -97,9 +100,9 @@ def _content(path: Path) -> bytes | str:
 
 
 def _files(root: Path) -> list[str]:
-    """Relative paths: of a git checkout what is not ignored, also untracked files; else the package alone."""
+    """Relative paths: of a git checkout what it tracks, and new files of code; else the package alone."""
     try:
-        listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+        listed = [*_git(root, "ls-files", "-z", "--cached").split("\0"), *_untracked(root)]
         return [path for path in dict.fromkeys(listed) if path and _is_code(root / path)]
     except (OSError, subprocess.SubprocessError):
         package = Path(__file__).parent
@@ -112,13 +115,22 @@ def _is_code(path: Path) -> bool:
     return path.is_symlink() or (path.is_file() and path.stat().st_size <= LARGEST)
 
 
+def _untracked(root: Path) -> list[str]:
+    """New files of code that git does not ignore; none of a folder of runs, whatever that is called."""
+    listed = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *NEW).split("\0")
+    return [path for path in listed if path and COPIES not in Path(path).parts]
+
+
 def _difference(root: Path) -> str:
-    """Of tracked files as a patch, then the names of untracked ones."""
-    untracked = _git(root, "ls-files", "--others", "--exclude-standard").splitlines()
-    return _git(root, "diff", "HEAD", "--", ".") + "".join(f"untracked: {path}\n" for path in untracked)
+    patch = ["diff", "--binary", "--no-color", "--no-ext-diff"]
+    new = (_git(root, *patch, "--no-index", "--", os.devnull, path, allowed=(0, 1)) for path in _untracked(root))
+    return "".join([_git(root, *patch, "HEAD", "--", "."), *new])
 
 
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=30)
+def _git(root: Path, *arguments: str, allowed: tuple[int, ...] = (0,)) -> str:
+    # A checkout that is somebody else's is read all the same.
+    command = ["git", "-C", str(root), "-c", f"safe.directory={root}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=30)
+    if done.returncode not in allowed:
+        raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
     return done.stdout

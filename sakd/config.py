@@ -81,9 +81,9 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
         *parents, leaf = path.split(".")
         node = config
         for key in parents:
-            node = node[key]
-        if not isinstance(node, dict) or isinstance(node[leaf], dict) or isinstance(value, (dict, str)):
-            raise KeyError(path)  # nodes are merged, and text may be an interpolation: for Hydra to do
+            node = node[key] if isinstance(node, dict) else {}
+        if isinstance(node[leaf], dict) or isinstance(value, (dict, list, str)):
+            raise KeyError(path)  # nodes are merged, and text may hold an interpolation: for Hydra to do
         node[leaf] = value
     _check_numbers(lambda path: _find(config, path))
     check(config)

@@ -33,6 +33,14 @@ class NonFiniteLossError(SakdError):
     """A loss became NaN or infinite."""
 
 
+def in_one_line(error: BaseException) -> str:
+    """The same for all that fails alike."""
+    if isinstance(error, KeyboardInterrupt):
+        return f"ended by {error if str(error) else 'SIGINT'}"
+    first = (str(error).splitlines() or [""])[0]
+    return first if isinstance(error, SakdError) else f"{type(error).__name__}: {first}"
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """``" Did you mean 'kd'?"``, or the empty string where nothing is near. Of equally near ones, a like beginning wins."""
     word = str(word)

@@ -18,11 +18,11 @@ import torch
 from sakd import build, code
 from sakd.config import Config, require_accuracy, short_names, teacher_config, warm_up_config
 from sakd.data import Dataset
-from sakd.errors import CheckpointError, DataError
+from sakd.errors import CheckpointError, DataError, in_one_line
 from sakd.execution import allow_tf32
 from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
 from sakd.profiling import Profile
-from sakd.runs import Run
+from sakd.runs import ENDED_EARLY, Run
 from sakd.teachers import Certificate, certify
 from sakd.terminal import Watch
 from sakd.tracking import Mirror, start_mirror
@@ -282,17 +282,24 @@ def _versions() -> dict[str, str]:
 @contextmanager
 def _own_log(path: Path) -> Iterator[None]:
     """Messages, and the traceback of what ends the run early, in the run's own log."""
-    handler = logging.FileHandler(path, delay=True)
+    handler = logging.FileHandler(path)
     handler.handleError = lambda record: None  # a full disk has its own error, which must not drown in this one
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     own = logging.getLogger("sakd")
+
+    def write(level: int, message: str, error: BaseException | None = None) -> None:
+        traceback = None if error is None else (type(error), error, error.__traceback__)
+        handler.handle(own.makeRecord(own.name, level, __file__, 0, "%s", (message,), traceback))
+
     own.addHandler(handler)
     try:
+        write(logging.INFO, f"begins, with the code of {code.of_this_process()[0]}")
         yield
+    except SystemExit:
+        write(logging.INFO, "ends here, to go on in its next turn")
+        raise
     except BaseException as error:
-        record = own.makeRecord(own.name, logging.ERROR, __file__, 0, "ended early: %s", (repr(error),), None)
-        record.exc_info = (type(error), error, error.__traceback__)
-        handler.handle(record)
+        write(logging.ERROR, f"{ENDED_EARLY}{in_one_line(error)}", error)
         raise
     finally:
         own.removeHandler(handler)

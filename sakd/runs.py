@@ -5,9 +5,11 @@
 at all.
 """
 
+import fcntl
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,9 @@ from sakd import config as configuration
 from sakd.errors import CheckpointError, RunError
 
 Metrics = dict[str, float]
+
+ENDED_EARLY = "ended early: "
+LAST_BYTES = 1 << 16  # of a run.log hold its last message, with a traceback
 
 
 class Run:
@@ -167,6 +172,30 @@ def read_metrics(folder: Path) -> list[Metrics]:
             break
         lines.append(read)
     return lines
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds this lock. Looking takes nothing from anybody, also where only reading is allowed."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock, or none of ours
+        return False
+    return False
+
+
+def last_words(folder: Path) -> str | None:
+    """How a run's last start ended early, as its run.log has it; None where it did not, or had no time to say so."""
+    try:
+        with (folder / "run.log").open("rb") as file:
+            file.seek(max(0, (folder / "run.log").stat().st_size - LAST_BYTES))
+            written = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return None
+    messages = re.findall(r"^\d{4}-\S+ \S+ [A-Z]+ (.*)$", written, flags=re.MULTILINE)
+    return messages[-1].removeprefix(ENDED_EARLY) if messages and messages[-1].startswith(ENDED_EARLY) else None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from sakd.config import parameters, short_names
 from sakd.errors import RunError
-from sakd.runs import Run, read_json, read_metrics, write_whole
+from sakd.runs import Run, is_locked, read_json, read_metrics, write_whole
 
 log = logging.getLogger("sakd")
 
@@ -121,6 +121,11 @@ def synchronise(folder: Path, status: str | None = None) -> int:
 
     Raises whatever MLflow raises where the store is away or refuses.
     """
+    with FileLock(folder / ".mirror.lock"):  # a run's own thread and `sakd sync` must not send the same
+        return _synchronise(folder, status)
+
+
+def _synchronise(folder: Path, status: str | None) -> int:
     state = _read_state(folder)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     metrics = read_metrics(folder)
@@ -163,10 +168,7 @@ def settle(folder: Path, lost: bool = False) -> int | Exception | None:
 
     ``lost``: it is known not to come to a next turn either.
     """
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    if is_locked(folder / ".lock"):
         return None
     try:
         if _read_state(folder)["status"] in (GOING_ON if lost else ("RUNNING",)):
@@ -174,8 +176,6 @@ def settle(folder: Path, lost: bool = False) -> int | Exception | None:
         return synchronise(folder)
     except Exception as error:
         return error
-    finally:
-        lock.release()
 
 
 def goes_on(folder: Path) -> bool:

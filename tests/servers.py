@@ -40,4 +40,8 @@ class MlflowServer:
 
     def stop(self, server: subprocess.Popen) -> None:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:  # it waits for connections that clients keep open
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait(10)

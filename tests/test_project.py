@@ -3,16 +3,12 @@
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 import yaml
 
 from tests.conftest import ROOT
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 def test_environment_yml_has_the_dependencies_of_pyproject():

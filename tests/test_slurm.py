@@ -9,19 +9,24 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
+from sakd import compose
+from sakd.sweeps import Plan, plan, survey
 from tests.conftest import ROOT
 from tests.servers import MlflowServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
 # Cells of some ten seconds, on images and a teacher that take none.
-SMALL = ("teacher=wrn_16_2", "dataset.train_samples=192", "threads=1", "hydra/launcher=slurm", "hydra.launcher.mem_gb=2")
+SMALL = (
+    *("teacher=wrn_16_2", "teacher.training.epochs=10", "dataset.train_samples=192", "threads=1"),
+    *("hydra/launcher=slurm", "hydra.launcher.mem_gb=2"),
+)
 WARM_UP = "+dataset.recipe.warm_up_epochs=2"
 EPOCH = re.compile(r"(\w+) to \w+, (\w+) (\w+), seed (\d+)  epoch (\d+)/")
 
@@ -57,7 +62,7 @@ class Login:
         command = [sys.executable, "-m", "sakd.cli", *arguments]
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == expect, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        return done.stdout if expect == 0 else done.stderr
 
     def status(self, *overrides: str) -> dict:
         return json.loads(self.sakd("status", *overrides, "--format", "json"))
@@ -85,8 +90,8 @@ def login(tmp_path):
         for path in tmp_path.glob("*/.sweeps/*/submission.json")
         for array in json.loads(path.read_text())["arrays"]
     ]
-    if names:  # what a failed test has left
-        subprocess.run(["scancel", f"--name={','.join(names)}"], check=False)
+    for name in names:  # what a failed test has left
+        subprocess.run(["scancel", f"--name={name}"], check=False)
 
 
 def until(condition: Callable, patience: float, every: float = 0.3):
@@ -107,7 +112,9 @@ def sacct(name: str) -> dict[str, str]:
 
 
 def arrays(login: Login, runs: str = "runs") -> list[dict]:
-    paths = (login.folder / runs / ".sweeps").glob("*/submission.json")
+    """All that were ever recorded, those of submissions that were withdrawn, too."""
+    folder = login.folder / runs / ".sweeps"
+    paths = [*folder.glob("*/submission.json"), *folder.glob("*/withdrawn.json")]
     return [array for path in paths for array in json.loads(path.read_text())["arrays"]]
 
 
@@ -190,7 +197,7 @@ def test_a_small_digits_sweep_is_handed_over_at_once_and_finishes_and_all_accoun
     for result in login.results().values():
         assert result["code"]["snapshot"] is not None
     again = login.launch(*sweep, "hydra/launcher=slurm", "hydra.launcher.wait=true", expect=1)
-    assert "submitted 2 jobs in 1 arrays" in again, "what failed alone"
+    assert "submitted 2 jobs in 1 array;" in again, "what failed alone"
     assert "4 finished, 2 failed" in again.splitlines()[-1]
 
 
@@ -199,18 +206,19 @@ def test_a_sweep_to_which_everything_happens_ends_as_one_to_which_nothing_did(lo
     port_and_store = MlflowServer(tmp_path / "server")
     good = ("distiller=fitnet,sp,rkd", "spot_mode=fixed,adaptive", "seed=0,1")
     with_bad = ("distiller=fitnet,sp,rkd,fsp", *good[1:])  # FSP needs equal channels
-    common = (*SMALL, "epochs=100")
+    common = (*SMALL, "epochs=200")
     server = port_and_store.start()
-    sweep = (*common, *with_bad, f"tracking.uri={port_and_store.uri}")
+    sweep = (*common, *with_bad, f"tracking.uri={port_and_store.uri}", f"runs={tmp_path}/runs")
+    planned = plan(compose.sweep(sweep))
     first = login.start(*sweep, "hydra.launcher.wait=true")
-    running = until(lambda: at_work(login, sweep), 200)
+    running = until(lambda: at_work(planned, 2), 200)
     os.kill(process_of(running[0]), signal.SIGKILL)
     subprocess.run(["scancel", running[1]], check=True)
     first.kill()
     first.communicate()
     port_and_store.stop(server)
-    out_of_time = until(lambda: at_work(login, sweep, besides=running), 200)[0]
-    subprocess.run(["scancel", "--signal=USR2", "--full", out_of_time], check=True)
+    out_of_time = until(lambda: at_work(planned, 1, running), 200)[0]
+    subprocess.run(["scancel", "--signal=USR2", "--full", out_of_time], check=False)  # which may find it gone meanwhile
     start_now(out_of_time)
     time.sleep(10)  # epochs that the server does not hear of
     server = port_and_store.start()
@@ -235,27 +243,23 @@ def test_a_sweep_to_which_everything_happens_ends_as_one_to_which_nothing_did(lo
                 assert "Traceback" in (login.folder / cell["log"]).read_text()
                 assert "FSP compares channel with channel" in cell["error"]
         for name, steps in metrics_in(port_and_store.uri, "sakd", "test/accuracy").items():
-            assert steps == (list(range(1, 101)) if states[name] == "FINISHED" else []), name
+            assert steps == (list(range(1, 201)) if states[name] == "FINISHED" else []), name
 
         seen = Counter()
         for path in (tmp_path / "runs/.sweeps").rglob("*_log.out"):
             seen.update(EPOCH.findall(path.read_text(errors="replace")))
-        assert len(seen) > 12 * 95
+        assert len(seen) > 12 * 195
         assert set(seen.values()) == {1}, "an epoch that was kept was trained again"
     finally:
         port_and_store.stop(server)
 
 
-def at_work(login: Login, sweep: tuple[str, ...], besides: tuple[str, ...] = ()) -> list[str]:
-    """Two of the cells' jobs (one, if some are left out) that have done some epochs and are not near their end."""
-    cells = login.status(*sweep)["cells"]
-    jobs = [
-        cell["job"]
-        for cell in cells
-        if cell["state"] == "running" and cell["epoch"] and 2 <= cell["epoch"] <= 70 and cell["job"]
-    ]
+def at_work(planned: Plan, number: int, besides: Collection[str] = ()) -> list[str]:
+    """So many of the cells' jobs that have done some epochs and are not near their end; none if there are fewer."""
+    standings = survey(planned.cells, planned.runs).values()
+    jobs = [cell.job for cell in standings if cell.state == "running" and cell.job and 2 <= cell.epoch <= 140]
     jobs = [job for job in jobs if job not in besides]
-    return jobs if len(jobs) >= (1 if besides else 2) else []
+    return jobs if len(jobs) >= number else []
 
 
 def test_what_slurm_preempts_goes_on_later_bit_for_bit(login):
@@ -277,8 +281,10 @@ def test_what_slurm_preempts_goes_on_later_bit_for_bit(login):
     until(preempted, 60)
     start_now(job)
     assert login.until_done(*sweep)["counts"]["finished"] == 1
-    told = "".join(path.read_text() for path in (login.folder / "runs/.sweeps").rglob("*_log.out"))
-    assert "going on after epoch" in told or "KeyboardInterrupt" in told
+    said = "".join(path.read_text() for path in (login.folder / "runs/.sweeps").rglob("*_log.out"))
+    assert "going on after epoch" in said
+    seen = Counter(EPOCH.findall(said))
+    assert (len(seen), set(seen.values())) == (120, {1}), "each epoch once"
     login.launch(*sweep, "runs=alone", "hydra.launcher.wait=true")
     assert [r["student_sha256"] for r in login.results().values()] == [
         r["student_sha256"] for r in login.results("alone").values()
@@ -295,33 +301,40 @@ def test_students_of_a_teacher_that_fails_never_start_and_say_why(login):
     for cell in status["cells"]:
         assert cell["error"] == f"{teacher['name']}, which it needs, failed: {teacher['error']}"
         assert cell["log"] == teacher["log"]
+    (first, students) = arrays(login)
+    assert set(sacct(first["name"]).values()) == {"FAILED"}
+    assert {state.split()[0] for state in sacct(students["name"]).values()} == {"CANCELLED"}
+    assert not list((login.folder / "runs/.sweeps").glob(f"*/logs/{students['name']}/*.out"))
 
 
-def test_cancel_ends_the_jobs_and_retry_and_launch_take_up_what_they_say(login):
-    sweep = (*SMALL, "distiller=sp", "seed=0,1,2", "spot_mode=fixed", "epochs=60", "tracking=none")
-    login.launch(*sweep)
-    until(lambda: "running" in login.states(*sweep).values(), 200)
-    told = login.sakd("cancel", *sweep)
-    assert re.search(r"[23] jobs cancelled", told)
-
-    def stopped() -> bool:
-        return not {"running", "queued"} & set(login.states(*sweep).values())
-
-    until(stopped, 60)
-    states = Counter(login.states(*sweep).values())
-    assert states["finished"] + states["failed"] + states["lost"] == 3
-    others = [override for override in sweep if not override.startswith("hydra")]
-    wider = [override.replace("seed=0,1,2", "seed=0,1,2,3") for override in others]
-    login.sakd("retry", *wider)  # by the launcher of the last time; seed 3 was never begun and is not its business
+def test_cancel_ends_the_jobs_that_it_is_given_and_retry_takes_them_up(login):
+    common = (*SMALL[:-2], "spot_mode=fixed", "epochs=40", "tracking=none")
+    wide = (*common, "distiller=kd,sp", "seed=0,1")
+    login.launch(*wide, *SMALL[-2:])
+    told = login.sakd("cancel", *common, "distiller=sp", "seed=1")
+    assert told == "1 jobs cancelled\n", "and not the teacher, which others wait for"
+    status = login.until_done(*wide)
+    assert status["counts"] == {"finished": 3, "running": 0, "queued": 0, "failed": 1, "lost": 0, "missing": 0}
+    (cancelled,) = [cell for cell in status["cells"] if cell["state"] == "failed"]
+    assert (cancelled["distiller"], cancelled["seed"], cancelled["error"]) == ("sp", "1", "cancelled")
+    wider = (*common, "distiller=kd,sp", "seed=0,1,2")
+    # By the launcher of the last time; what was never begun is not its business.
+    assert "submitted 1 job in 1 array" in login.sakd("retry", *wider, "hydra.launcher.timeout_min=30")
     assert login.until_done(*wider)["counts"] == {
-        "finished": 3,
+        "finished": 4,
         "running": 0,
         "queued": 0,
         "failed": 0,
         "lost": 0,
-        "missing": 1,
+        "missing": 2,
     }
     assert "nothing to submit" in login.sakd("retry", *wider)
+
+    longer = (*common[:-2], common[-1], "distiller=sp", "seed=0,1,2", "epochs=400")
+    login.launch(*longer, *SMALL[-2:])
+    until(lambda: "running" in login.states(*longer).values(), 200)
+    assert login.sakd("cancel", *longer) == "3 jobs cancelled\n"
+    until(lambda: set(login.states(*longer).values()) == {"failed"}, 60)
 
 
 REFUSED = {

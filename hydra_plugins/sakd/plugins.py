@@ -34,14 +34,17 @@ class LocalLauncher(_Launcher):
 class Sweeper(BasicSweeper):
     """Every combination, as Hydra's own; each cell is composed and checked once, before any is launched."""
 
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        super().__init__(None, params)
+
     def sweep(self, arguments: list[str]) -> Any:
         from sakd.compose import sweep_of
 
         planned = sweep_of(self.config, arguments)
         if isinstance(self.launcher, _Launcher):
-            from sakd.sweeps import launch
+            from sakd.sweeps import launch, plan
 
-            return launch(planned)
+            return launch(plan(planned))
         cells = [list(overrides) for overrides, _ in planned.cells]
         for result in (results := self.launcher.launch(cells, initial_job_idx=0)):
             _ = result.return_value  # raises what a cell raised

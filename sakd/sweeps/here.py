@@ -5,8 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from queue import SimpleQueue
 
 from sakd.sweeps.plan import Job
@@ -22,28 +25,30 @@ def run_here(submission: Submission, jobs: Sequence[Job], processes: int | None)
 
     An interruption ends them all, each with its run marked KILLED.
     """
+    before = signal.signal(signal.SIGTERM, _interrupt)
     pool = _Processes(submission, processes)
     open_jobs = {job.name: job for job in jobs}
     under_way: dict[Future[int], Job] = {}
     failed: set[str] = set()
     done = 0
+
+    def unfinished() -> set[str]:
+        return {*open_jobs, *(job.name for job in under_way.values())}
+
     with ThreadPoolExecutor(pool.size) as threads:
-        before = signal.signal(signal.SIGTERM, _interrupt)
         try:
             while open_jobs or under_way:
                 for job in list(open_jobs.values()):
                     if failed.intersection(job.needs):
                         failed.add(job.name)
                         log.warning("%s is left out: what it needs failed", open_jobs.pop(job.name).name)
-                    elif len(under_way) < pool.size and not any(
-                        name in open_jobs or _runs(name, under_way) for name in job.needs
-                    ):
+                    elif len(under_way) < pool.size and not unfinished().intersection(job.needs):
                         under_way[threads.submit(pool.run, open_jobs.pop(job.name))] = job
                 for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                     job, done = under_way.pop(future), done + 1
                     if future.result() != 0:
                         failed.add(job.name)
-                    outcome = "finished" if future.result() == 0 else f"failed; see {submission.log(job.name)}"
+                    outcome = "finished" if future.result() == 0 else f"failed; see {pool.log(job)}"
                     log.info("%d of %d  %s %s", done, len(jobs), job.name, outcome)
         except BaseException:
             pool.end()
@@ -56,10 +61,6 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
-def _runs(name: str, under_way: dict[Future[int], Job]) -> bool:
-    return any(job.name == name for job in under_way.values())
-
-
 class _Processes:
     """So many at a time: as many as there are GPUs, or without any as there are cores, unless it is said."""
 
@@ -69,52 +70,52 @@ class _Processes:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.size = size or len(gpus) or cores
         self.threads = max(1, cores // self.size)
-        self.places: SimpleQueue[str | None] = SimpleQueue()
+        self.gpus: SimpleQueue[str | None] = SimpleQueue()
         for place in range(self.size):
-            self.places.put(gpus[place % len(gpus)] if gpus else None)
+            self.gpus.put(gpus[place % len(gpus)] if gpus else None)
+        self.starting = threading.Lock()
+        self.ending = False
         self.living: set[subprocess.Popen] = set()
+
+    def log(self, job: Job) -> Path:
+        array, _ = self.submission.places[job.name]
+        return self.submission.logs(array) / f"{job.name}.log"
 
     def run(self, job: Job) -> int:
         """The exit code of one job."""
-        gpu = self.places.get()
+        gpu = self.gpus.get()
         try:
-            environment = os.environ | {"PYTHONPATH": _path(self.submission.snapshot)}
+            environment = os.environ | self.submission.environment()
             environment.setdefault("OMP_NUM_THREADS", str(self.threads))
             if gpu is not None:
                 environment["CUDA_VISIBLE_DEVICES"] = gpu
             command = [sys.executable, "-m", "sakd.sweeps.work", str(self.submission.folder.absolute()), job.name]
-            array, _ = self.submission.places[job.name]
-            with (self.submission.logs(array) / f"{job.name}.log").open("ab") as output:
-                # A session of its own: Ctrl-C reaches this process alone, which then ends the others.
-                process = subprocess.Popen(
-                    command,
-                    env=environment,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-            self.living.add(process)
-            try:
-                return process.wait()
-            finally:
-                self.living.discard(process)
+            # A session of its own: Ctrl-C reaches the launching process alone, which then ends the others.
+            keys = {"env": environment, "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "start_new_session": True}
+            with self.log(job).open("ab") as output, self.starting:
+                if self.ending:
+                    return 1
+                process = subprocess.Popen(command, stdout=output, **keys)
+                self.living.add(process)
+            code = process.wait()
+            self.living.discard(process)
+            return code
         finally:
-            self.places.put(gpu)
+            self.gpus.put(gpu)
 
     def end(self) -> None:
-        for process in list(self.living):
+        """All of them, and none starts any more."""
+        with self.starting:
+            self.ending = True
+            living = list(self.living)
+        for process in living:
             process.terminate()
-        for process in list(self.living):
+        deadline = time.monotonic() + SECONDS_TO_END
+        for process in living:
             try:
-                process.wait(SECONDS_TO_END)
+                process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
-
-
-def _path(first: str) -> str:
-    others = os.environ.get("PYTHONPATH")
-    return first if not others else f"{first}{os.pathsep}{others}"
 
 
 def _gpus() -> list[str]:

@@ -7,37 +7,35 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from typing import Any
+
+import yaml
 
 from sakd import code, tracking
-from sakd.compose import Sweep
 from sakd.errors import ConfigError, SlurmError
-from sakd.sweeps import slurm, submissions
+from sakd.sweeps import launchers, slurm, submissions
 from sakd.sweeps.here import run_here
-from sakd.sweeps.plan import Job, Plan, plan
-from sakd.sweeps.state import ON_THEIR_WAY, STATES, Standing, survey
+from sakd.sweeps.plan import Job, Plan
+from sakd.sweeps.state import ON_THEIR_WAY, STATES, Standing, needed_elsewhere, survey
 from sakd.sweeps.submissions import Array, Submission
 from sakd.sweeps.work import Work
 
 log = logging.getLogger("sakd")
 
 SECONDS_BETWEEN_LOOKS = 10.0
-# Keys of hydra.launcher, as submitit's executors have them in common, and as its SLURM executor has them.
-SUBMITITS = ("gpus_per_node", "cpus_per_task", "mem_gb", "timeout_min")
-SLURMS = ("partition", "account", "qos", "constraint", "nodelist", "exclude", "signal_delay_s", "array_parallelism")
 
 
-def launch(sweep: Sweep, only: Collection[str] = ("missing", "failed", "lost")) -> None:
+def launch(planned: Plan, only: Collection[str] = ("missing", "failed", "lost")) -> None:
     """Submit the cells whose state is in ``only``, and what they need first. SystemExit(1) if it waits, and not all finish.
 
     Raises a SakdError before anything is submitted for what is wrong.
     """
-    planned = plan(sweep)
-    local = _is_local(sweep.launcher)
+    launcher = planned.sweep.launcher
+    launchers.check(launcher)
+    local = launchers.is_local(launcher)
     if not local:
-        _check_store(planned, sweep.launcher)
+        _check_store(planned)
     with ExitStack() as alive:
         with submissions.deciding(planned.runs):
             standings = survey(planned.jobs, planned.runs)
@@ -50,32 +48,34 @@ def launch(sweep: Sweep, only: Collection[str] = ("missing", "failed", "lost")) 
             elif local:
                 alive.enter_context(submission.alive())
             else:
-                _submit(submission, wanted, standings, sweep.launcher)
+                _submit(submission, wanted, standings)
                 log.info("submitted %s", _told(submission))
-        log.info("how it goes: sakd status %s", " ".join(map(shlex.quote, sweep.overrides)))
+        log.info("how it goes: sakd status %s", " ".join(map(shlex.quote, planned.sweep.overrides)))
         if local and submission is not None:
-            run_here(submission, wanted, sweep.launcher["processes"])
-    if not local and not sweep.launcher["wait"]:
+            run_here(submission, wanted, launcher["processes"])
+    if not local and not launcher["wait"]:
         return
     last = _awaited(planned)
     if any(last[job.name].state != "finished" for job in planned.cells):
         raise SystemExit(1)
 
 
-def _is_local(launcher: Mapping[str, Any]) -> bool:
-    return str(launcher["_target_"]).endswith("LocalLauncher")
+def as_before(planned: Plan, changes: Sequence[str] = ()) -> Plan:
+    """With the launcher that its cells were last submitted with, but for ``changes``: hydra.launcher.KEY=VALUE.
 
-
-def as_before(sweep: Sweep) -> Sweep:
-    """With the launcher that its cells were last submitted with, unless the overrides choose one. ConfigError for none."""
-    if any(text.startswith("hydra/launcher=") for text in sweep.overrides):
-        return sweep
-    planned = plan(sweep)
+    Raises ConfigError where they never were, or a change names no key of that launcher.
+    """
     last = submissions.latest(submissions.read(planned.runs))
     found = [last[job.name] for job in planned.cells if job.name in last]
     if not found:
         raise ConfigError("hydra/launcher: found none, and these cells were never submitted; expected slurm or local")
-    return replace(sweep, launcher=max(found, key=lambda submission: submission.time).launcher)
+    launcher = dict(max(found, key=lambda submission: submission.time).launcher)
+    for change in changes:
+        key, _, value = change.removeprefix("hydra.launcher.").partition("=")
+        if key not in launcher:
+            raise ConfigError(f"hydra.launcher.{key}: no such key; expected one of {', '.join(launcher)}")
+        launcher[key] = yaml.safe_load(value)
+    return replace(planned, sweep=replace(planned.sweep, launcher=launcher))
 
 
 def settle(planned: Plan, standings: Mapping[str, Standing]) -> None:
@@ -84,32 +84,37 @@ def settle(planned: Plan, standings: Mapping[str, Standing]) -> None:
         if standings[job.name].state in ("lost", "failed") and tracking.goes_on(job.run.folder):
             outcome = tracking.settle(job.run.folder, lost=True)
             if isinstance(outcome, Exception):
-                log.warning("%s: MLflow cannot be told that it is lost (%s); `sakd sync` will", job.name, outcome)
+                log.warning("%s: MLflow cannot be told that it is over (%s); `sakd sync` will", job.name, outcome)
                 return  # the store is away: the others would wait for it, too
 
 
-def cancel(planned: Plan) -> int:
-    """Take the sweep's waiting jobs out of the queue and end those that run; the number of jobs.
+def cancel(planned: Plan) -> tuple[int, list[str]]:
+    """Take the sweep's waiting jobs out of the queue and end those that run: how many, and which runs go on elsewhere.
 
-    Of processes here, a whole launch ends that has some of these cells. Raises ConfigError where it is another machine's.
+    What the cells need first is cancelled with them, unless other sweeps' jobs wait for it. Of processes here, a whole
+    launch ends that has some of these cells.
     """
     with submissions.deciding(planned.runs):
         standings = survey(planned.jobs, planned.runs)
         last = submissions.latest(submissions.read(planned.runs))
-        at_slurm = {name: standing.job for name, standing in standings.items() if standing.job is not None}
-        for name in at_slurm:
-            submissions.note_failure(last[name].folder, name, "cancelled")
-        slurm.cancel(at_slurm.values())
-        others = [name for name, found in standings.items() if found.state in ON_THEIR_WAY[1:] and name not in at_slurm]
-        here = [name for name in others if name in last and last[name].is_local and last[name].is_alive()]
-        for submission in {last[name].folder: last[name] for name in here}.values():
-            if submission.by != submissions.us():
-                raise ConfigError(f"{submission.folder}: is of {submission.by}, found {submissions.us()}; cancel it there")
-            for name in here:
-                if last[name] is submission and standings[name].state == "queued":
-                    submissions.note_failure(submission.folder, name, "cancelled")
-            os.kill(submission.pid, signal.SIGTERM)
-        return len(at_slurm) + len(here)
+        names = {job.name for job in planned.jobs}
+        kept = needed_elsewhere([job.name for job in planned.first], names, planned.runs)
+        under_way = [name for name in names if standings[name].state in ON_THEIR_WAY[1:] and name not in kept]
+        at_slurm = [name for name in under_way if standings[name].job is not None]
+        here = [name for name in under_way if name not in at_slurm and name in last and _is_ours(last[name])]
+        for name in under_way:
+            if name in at_slurm or (name in here and standings[name].state == "queued"):
+                submissions.note_failure(last[name].folder, name, "cancelled")
+        slurm.cancel(standings[name].job for name in at_slurm)
+        for pid in {last[name].pid for name in here}:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        return len(at_slurm) + len(here), sorted({*under_way} - {*at_slurm, *here})
+
+
+def _is_ours(submission: Submission) -> bool:
+    """Whether its jobs are processes of a launch on this machine that still goes on."""
+    return submission.is_local and submission.by == submissions.us() and submission.is_alive()
 
 
 def _wanted(planned: Plan, standings: Mapping[str, Standing], only: Collection[str]) -> list[Job]:
@@ -136,8 +141,7 @@ def _arrays(wanted: Sequence[Job], largest: int) -> list[list[Job]]:
     groups: dict[tuple[int, tuple[str, ...]], list[Job]] = {}
     depths: dict[str, int] = {}
     for job in wanted:
-        needs = tuple(name for name in job.needs if name in names)
-        depths[job.name] = 1 + max((depths[name] for name in needs), default=-1)
+        depths[job.name] = 1 + max((depths[name] for name in job.needs if name in names), default=-1)
         groups.setdefault((depths[job.name], job.needs), []).append(job)
     ordered = (groups[key] for key in sorted(groups, key=lambda key: key[0]))
     return [jobs[start : start + largest] for jobs in ordered for start in range(0, len(jobs), largest)]
@@ -146,47 +150,54 @@ def _arrays(wanted: Sequence[Job], largest: int) -> list[list[Job]]:
 def _record(planned: Plan, wanted: Sequence[Job]) -> Submission:
     """What is about to be handed over, on the disk before it is; with the code copied and the store set up."""
     _prepare_store(wanted)
-    copy = code.snapshot(planned.runs / ".code")
+    sweep = planned.sweep
+    copy = code.snapshot(planned.runs)
     folder = submissions.new_folder(planned.runs)
-    largest = len(wanted) if _is_local(planned.sweep.launcher) else slurm.largest_array()
+    largest = len(wanted) if launchers.is_local(sweep.launcher) else slurm.largest_array()
     arrays = [Array(f"sakd-{folder.name}-{i}", [job.name for job in jobs]) for i, jobs in enumerate(_arrays(wanted, largest))]
     needs = {job.name: list(job.needs) for job in wanted if job.needs}
-    sweep = planned.sweep
-    submission = Submission(folder, dict(sweep.launcher), arrays, needs, list(sweep.overrides), str(copy.absolute()))
+    when = submissions.now(planned.runs)
+    submission = Submission(
+        folder, dict(sweep.launcher), arrays, needs, list(sweep.overrides), str(copy.absolute()), time=when
+    )
     submission.write({job.name: job.run.config for job in wanted})
     log.info("jobs run the code of %s, copied to %s", code.running(copy)[0], copy)
     return submission
 
 
-def _submit(
-    submission: Submission, wanted: Sequence[Job], standings: Mapping[str, Standing], launcher: Mapping[str, Any]
-) -> None:
-    by_name = {job.name: job for job in wanted}
-    ids = {name: standing.job for name, standing in standings.items() if standing.job is not None}
+def _submit(submission: Submission, wanted: Sequence[Job], standings: Mapping[str, Standing]) -> None:
+    """All of it, or, where SLURM refuses a part or this is interrupted, nothing."""
+    needs = {job.name: job.needs for job in wanted}
+    before = {name: standing.job for name, standing in standings.items() if standing.job is not None}
+    ids: dict[str, str] = {}
     try:
         for array in submission.arrays:
-            needs = {name for run in array.runs for name in by_name[run].needs}
-            before = sorted(ids[name] for name in needs if name in ids)
-            ids |= _submit_array(submission, array, before, launcher)
-    except SlurmError:
-        slurm.cancel(ids[name] for name in by_name if name in ids)
+            waited_for = {name for run in array.runs for name in needs[run]}
+            ids |= _submit_array(submission, array, sorted(job for name, job in (before | ids).items() if name in waited_for))
+    except BaseException:
+        with suppress(SlurmError):
+            slurm.cancel(ids.values())
         submission.withdraw()
         raise
+    submission.confirm()
 
 
-def _submit_array(submission: Submission, array: Array, before: Sequence[str], launcher: Mapping[str, Any]) -> dict[str, str]:
-    """SLURM's id of each run's job."""
+def _submit_array(submission: Submission, array: Array, before: Sequence[str]) -> dict[str, str]:
+    """SLURM's id of each run's job; they start once the jobs ``before`` have ended well."""
     import submitit
 
-    keys = {key: launcher[key] for key in SUBMITITS if launcher.get(key) is not None}
-    keys |= {f"slurm_{key}": launcher[key] for key in SLURMS if launcher.get(key) is not None}
-    further = dict(launcher.get("additional_parameters") or {})
+    launcher = submission.launcher
+    keys = {key: launcher[key] for key in launchers.GENERIC if launcher[key] is not None}
+    keys |= {f"slurm_{key}": launcher[key] for key in launchers.SLURM if launcher[key] is not None}
+    further = {"requeue": True, **launcher["additional_parameters"]}
     if before:
         further |= {"dependency": "afterok:" + ":".join(before), "kill-on-invalid-dep": "yes"}
     environment = [
-        f"export PYTHONPATH={shlex.quote(submission.snapshot)}${{PYTHONPATH:+:$PYTHONPATH}}",
+        *(f"export {name}={shlex.quote(value)}" for name, value in submission.environment().items()),
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
+        "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",  # which srun no longer takes from the job by itself
         "export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}",
+        "trap : USR2",  # where a cluster tells the shell, too, that time is up, it must not end before its job has
     ]
     try:
         executor = submitit.AutoExecutor(
@@ -195,8 +206,8 @@ def _submit_array(submission: Submission, array: Array, before: Sequence[str], l
         executor.update_parameters(
             **keys,
             name=array.name,
-            slurm_additional_parameters={"requeue": True, **further},
-            slurm_setup=[*environment, *(launcher.get("setup") or [])],
+            slurm_additional_parameters=further,
+            slurm_setup=[*environment, *launcher["setup"]],
             stderr_to_stdout=True,
         )
         jobs = executor.submit_array([Work(submission.folder.absolute(), run) for run in array.runs])
@@ -206,9 +217,9 @@ def _submit_array(submission: Submission, array: Array, before: Sequence[str], l
     return {run: job.job_id for run, job in zip(array.runs, jobs, strict=True)}
 
 
-def _check_store(planned: Plan, launcher: Mapping[str, Any]) -> None:
+def _check_store(planned: Plan) -> None:
     """An SQLite file is written by jobs of one machine alone."""
-    partition, nodes = slurm.nodes(launcher)
+    partition, nodes = slurm.nodes(planned.sweep.launcher)
     uris = {job.run.config["tracking"].get("uri") for job in planned.cells}
     files = [uri for uri in uris if uri is not None and tracking.is_a_file(uri)]
     if files and nodes > 1:
@@ -238,14 +249,18 @@ def _awaited(planned: Plan) -> dict[str, Standing]:
     """How it stands once nothing of it runs or waits."""
     before = ""
     while True:
-        standings = survey(planned.jobs, planned.runs)
-        settle(planned, standings)
-        now = summary(standings[job.name] for job in planned.cells)
-        if now != before:
-            log.info("%s", now)
-        if not any(standing.state in ("running", "queued") for standing in standings.values()):
-            return standings
-        before = now
+        try:
+            standings = survey(planned.jobs, planned.runs)
+        except SlurmError as error:  # its controller may be restarted
+            log.warning("%s; asking again", error)
+        else:
+            settle(planned, standings)
+            now = summary(standings[job.name] for job in planned.cells)
+            if now != before:
+                log.info("%s", now)
+            if not any(standing.state in ("running", "queued") for standing in standings.values()):
+                return standings
+            before = now
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
@@ -253,9 +268,13 @@ def summary(standings: Iterable[Standing]) -> str:
     """How many there are in each state."""
     counts = Counter(standing.state for standing in standings)
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    return f"{sum(counts.values())} cells: {told}"
+    return f"{_number(sum(counts.values()), 'cell')}: {told}"
 
 
 def _told(submission: Submission) -> str:
-    numbers = [len(array.runs) for array in submission.arrays]
-    return f"{sum(numbers)} jobs in {len(numbers)} arrays; logs in {submission.folder / 'logs'}"
+    jobs = _number(sum(len(array.runs) for array in submission.arrays), "job")
+    return f"{jobs} in {_number(len(submission.arrays), 'array')}; logs in {submission.folder / 'logs'}"
+
+
+def _number(number: int, of: str) -> str:
+    return f"{number} {of}{'s' * (number != 1)}"

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from sakd.compose import Overrides, Sweep
@@ -33,7 +33,7 @@ class Plan:
     cells: list[Job]
     first: list[Job]
     sweep: Sweep
-    runs: Path = field(default=Path("runs"))
+    runs: Path
 
     @property
     def jobs(self) -> Iterator[Job]:
@@ -46,7 +46,8 @@ def plan(sweep: Sweep) -> Plan:
     folders = {config["runs"] for _, config in sweep.cells}
     if len(folders) > 1:
         raise ConfigError(f"runs: found {', '.join(sorted(folders))}, expected one folder for all cells of a sweep")
-    prerequisites = [_prerequisites(config) for _, config in sweep.cells]
+    known: dict[str, list[str] | None] = {}
+    prerequisites = [_prerequisites(config, known) for _, config in sweep.cells]
     shared = Counter(warm_up.name for _, warm_up in prerequisites if warm_up is not None)
     first: dict[str, Job] = {}
     warm_ups: dict[str, Job] = {}
@@ -65,25 +66,22 @@ def plan(sweep: Sweep) -> Plan:
     return Plan(cells, before, sweep, Path(folders.pop()))
 
 
-def _prerequisites(config: Config) -> tuple[Run | None, Run | None]:
+def _prerequisites(config: Config, known: dict[str, list[str] | None]) -> tuple[Run | None, Run | None]:
     """The runs of the teacher and of the warm-up, where there are any."""
     teacher = warm_up = None
     if needs_teacher(config) and config["teacher"]["checkpoint"] is None:
         teacher = Run(teacher_config(config))
     if config["distiller"].get("warm_up"):
-        warm_up = Run(warm_up_config(config, _warm_up_stages(config)))
+        warm_up = Run(warm_up_config(config, _warm_up_stages(config, known)))
     return teacher, warm_up
 
 
-_known_stages: dict[str, list[str] | None] = {}
-
-
-def _warm_up_stages(config: Config) -> list[str] | None:
+def _warm_up_stages(config: Config, known: dict[str, list[str] | None]) -> list[str] | None:
     """As in sakd.job, which builds the networks with torch to know it: once for all seeds and modes."""
     warm_up = config["distiller"]["warm_up"] | {"seed": None}
     key = json.dumps([config["student"], config["teacher"], config["distiller"] | {"warm_up": warm_up}])
-    if key not in _known_stages:
+    if key not in known:
         from sakd.job import warm_up_stages
 
-        _known_stages[key] = warm_up_stages(config)
-    return _known_stages[key]
+        known[key] = warm_up_stages(config)
+    return known[key]

@@ -11,6 +11,9 @@ from sakd.errors import SlurmError
 AT_ONCE = 200  # names or jobs of one command line
 
 
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+
+
 @dataclass(frozen=True)
 class Queued:
     """A job that SLURM has not done with: its ``id`` (of an array's job ARRAY_INDEX), ``state`` and why it waits."""
@@ -18,6 +21,15 @@ class Queued:
     id: str
     state: str
     reason: str
+
+    @property
+    def waits(self) -> bool:
+        return self.state in WAITING
+
+    @property
+    def is_ending(self) -> bool:
+        """Perhaps on its way back into the queue."""
+        return self.state == "COMPLETING"
 
 
 def queue(names: Sequence[str]) -> dict[tuple[str, int], Queued]:
@@ -31,10 +43,9 @@ def queue(names: Sequence[str]) -> dict[tuple[str, int], Queued]:
         told = _ask("squeue", "--noheader", "--array", f"--name={wanted}", "--format=%F|%K|%i|%T|%r|%j")
         for line in told.splitlines():
             base, index, job, state, reason, name = line.split("|", 5)
-            if state == "COMPLETING":  # all that it will ever do is done
-                continue
             array = index.isdigit()
-            found[name, int(index) if array else 0] = Queued(f"{base}_{index}" if array else job, state, reason)
+            why = reason if state == "PENDING" else state
+            found[name, int(index) if array else 0] = Queued(f"{base}_{index}" if array else job, state, why)
     return found
 
 
@@ -79,8 +90,7 @@ def _ask(*command: str) -> str:
     except subprocess.TimeoutExpired as error:
         raise SlurmError(f"{command[0]}: no answer within a minute, expected SLURM's controller to answer") from error
     except subprocess.CalledProcessError as error:
-        reason = (
-            re.sub(r"^\w+: (error: )?", "", error.stderr.strip().splitlines()[-1]) if error.stderr.strip() else "no reason"
-        )
+        last = (error.stderr.strip().splitlines() or ["no reason"])[-1]
+        reason = re.sub(r"^(\w+: (error: )?|slurm_\w+ error: )", "", last)
         raise SlurmError(f"{command[0]}: {reason}") from error
     return done.stdout

@@ -8,6 +8,7 @@ that nothing needs to be noted after. ``cells/NAME.json`` is a job's configurati
 import getpass
 import json
 import os
+import re
 import secrets
 import socket
 import time
@@ -18,11 +19,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from sakd.config import Config
 from sakd.errors import RunError
-from sakd.runs import read_json, write_whole
+from sakd.runs import is_locked, read_json, write_whole
+from sakd.sweeps import launchers
 
 FOLDER = ".sweeps"
 
@@ -57,7 +59,12 @@ class Submission:
 
     @property
     def is_local(self) -> bool:
-        return self.launcher["_target_"].endswith("LocalLauncher")
+        return launchers.is_local(self.launcher)
+
+    def environment(self) -> dict[str, str]:
+        """What makes Python run the copied code, and not what lies in the working directory."""
+        others = os.environ.get("PYTHONPATH")
+        return {"PYTHONPATH": os.pathsep.join([self.snapshot, *([others] if others else [])]), "PYTHONSAFEPATH": "1"}
 
     @cached_property
     def places(self) -> dict[str, tuple[str, int]]:
@@ -77,18 +84,20 @@ class Submission:
         return self.folder / "logs" / array
 
     def log(self, run: str) -> Path | None:
-        """Of the run's job, if it has said anything yet."""
-        array, index = self.places[run]
-        if self.is_local:
-            found = [self.logs(array) / f"{run}.log"]
-        else:  # submitit's names: JOB_INDEX_TASK, or JOB_TASK outside of an array
-            alone = len(self.arrays_by_name[array].runs) == 1
-            found = sorted(self.logs(array).glob("*_0_log.out" if alone else f"*_{index}_0_log.out"))
-        return next((path for path in found if path.exists()), None)
+        """Of the run's job, if it had said anything when logs were first asked for."""
+        return self._found_logs.get(run)
 
     @cached_property
-    def arrays_by_name(self) -> dict[str, Array]:
-        return {array.name: array for array in self.arrays}
+    def _found_logs(self) -> dict[str, Path]:
+        """By run. Names are ours for processes here, and submitit's: JOB_INDEX_TASK, or JOB_TASK outside of an array."""
+        found = {}
+        for array in self.arrays:
+            for path in self.logs(array.name).iterdir():
+                if self.is_local and path.suffix == ".log":
+                    found[path.stem] = path
+                elif match := re.fullmatch(r"\d+(?:_(\d+))?_0_log\.out", path.name):
+                    found[array.runs[int(match[1] or 0)]] = path
+        return found
 
     @contextmanager
     def alive(self) -> Iterator[None]:
@@ -98,6 +107,14 @@ class Submission:
 
     def is_alive(self) -> bool:
         return is_locked(self.folder / ".alive")
+
+    def confirm(self) -> None:
+        """All its jobs are SLURM's now."""
+        (self.folder / ".confirmed").touch()
+
+    @property
+    def is_confirmed(self) -> bool:
+        return (self.folder / ".confirmed").exists()
 
     def write(self, configs: dict[str, Config]) -> None:
         for folder in (self.folder / "cells", self.folder / "failures", *(self.logs(array.name) for array in self.arrays)):
@@ -141,6 +158,11 @@ def read(runs: Path) -> list[Submission]:
     return sorted(found, key=lambda submission: submission.time, reverse=True)
 
 
+def now(runs: Path) -> float:
+    """Seconds since 1970, later than every submission's, also where the clocks of two machines differ."""
+    return max([time.time(), *(submission.time + 0.001 for submission in read(runs)[:1])])
+
+
 def latest(submissions: Sequence[Submission]) -> dict[str, Submission]:
     """By run, the last submission that has it."""
     found: dict[str, Submission] = {}
@@ -155,20 +177,11 @@ def deciding(runs: Path) -> Iterator[None]:
     """One process at a time decides what is to be submitted, and submits it: nothing is handed over twice."""
     try:
         (runs / FOLDER).mkdir(parents=True, exist_ok=True)
-        with FileLock(runs / FOLDER / ".lock"):
-            yield
+        lock = FileLock(runs / FOLDER / ".lock")
+        lock.acquire()
     except OSError as error:
         raise RunError(f"runs={runs}: cannot write {runs / FOLDER} ({error.strerror or error})") from error
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a living process holds this lock."""
-    if not path.exists():
-        return False
-    lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
-    except (Timeout, PermissionError):
-        return True
-    lock.release()
-    return False
+        yield
+    finally:
+        lock.release()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sakd import code
-from sakd.errors import SakdError
+from sakd.errors import RunError, in_one_line
 from sakd.runs import Run
 from sakd.sweeps.submissions import forget_failure, note_failure
 from sakd.terminal import start_logging
@@ -29,13 +29,15 @@ class Work:
         log = start_logging()
         forget_failure(self.submission, self.name)
         log.info("%s: code of %s", self.name, code.of_this_process()[0])
+        if code.of_this_process()[0].snapshot is None:
+            raise RunError(f"{code.ROOT}: found code that can change, expected the copy that was made for this job")
         before = signal.signal(signal.SIGTERM, _terminated)
         try:
             return self._run()
         except SystemExit:  # submitit has put the job back into the queue
             raise
         except BaseException as error:
-            note_failure(self.submission, self.name, _told(error), traceback.format_exc())
+            note_failure(self.submission, self.name, in_one_line(error), traceback.format_exc())
             raise
         finally:
             signal.signal(signal.SIGTERM, before)
@@ -60,14 +62,6 @@ class Work:
 
 def _terminated(number: int, frame: object) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
-
-
-def _told(error: BaseException) -> str:
-    """One line; the same for all cells that fail alike."""
-    if isinstance(error, KeyboardInterrupt):
-        return f"ended by {error or 'SIGINT'}"
-    first = (str(error).splitlines() or [""])[0]
-    return first if isinstance(error, SakdError) else f"{type(error).__name__}: {first}"
 
 
 if __name__ == "__main__":
