@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sakd import config as configuration
+from sakd.allocation import keep_freed_memory
 from sakd.errors import SakdError, did_you_mean
 from sakd.runs import Run
 from sakd.terminal import show_result, start_logging
@@ -80,6 +81,7 @@ def run() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the handlers below whole
     # Idle OpenMP threads give way soon: where runs share cores, spinning ones make them several times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    keep_freed_memory()
     try:
         main()
     except SakdError as error:

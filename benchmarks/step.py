@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.parts import batch, choices, network, trainer
+from sakd.allocation import keep_freed_memory
 from sakd.errors import ConfigError, did_you_mean
 from sakd.execution import Execution, allow_tf32
 
@@ -253,6 +254,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    keep_freed_memory()  # as launch.py does
     torch.set_num_threads(options.threads)
     allow_tf32(options.precision == "tf32")
     cells = [floor_cell(options)]
