@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sakd import config as configuration
+from sakd.allocation import keep_freed_memory
 from sakd.compose import CONF, explain
 from sakd.errors import ConfigError, SakdError
 from sakd.runs import Run
@@ -63,6 +64,7 @@ def run() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the handlers below whole
     # Idle OpenMP threads give way soon: where runs share cores, spinning ones make them several times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    keep_freed_memory()
     try:
         main()
     except SakdError as error:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.parts import batch, choices, network, trainer
+from sakd.allocation import keep_freed_memory
 from sakd.errors import ConfigError, did_you_mean
 from sakd.execution import Execution, allow_tf32
 
@@ -217,6 +218,7 @@ def parser_of(program: str, description: str, distillers: list[str], rounds: int
     parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32")
     parser.add_argument("--memory-format", choices=["contiguous", "channels_last"], default="channels_last")
     parser.add_argument("--compile", choices=["none", "default", "graph"], default="none")
+    parser.add_argument("--fold-batch-norm", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--csv", type=Path, help="write the rows there, too")
     return parser
 
@@ -227,7 +229,7 @@ def checked(parser: argparse.ArgumentParser, arguments: list[str] | None) -> arg
         parser.error(f"--pair: found {len(options.pair)} networks, expected teacher,student")
     if "none" in options.distillers:
         parser.error("--distillers: none has no teacher")
-    options.execution = Execution(options.precision, options.memory_format, options.compile)
+    options.execution = Execution(options.precision, options.memory_format, options.compile, options.fold_batch_norm)
     try:
         options.execution.check(options.device)
     except ConfigError as error:
@@ -252,6 +254,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    keep_freed_memory()  # as launch.py does
     torch.set_num_threads(options.threads)
     allow_tf32(options.precision == "tf32")
     cells = [floor_cell(options)]

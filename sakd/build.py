@@ -138,7 +138,7 @@ def trainer(config: Config, built: Parts, device: torch.device) -> Trainer:
         "schedule": None if schedule is None else partial(make, schedule, "schedule"),
         "seed": config["seed"],
         "device": device,
-        "execution": Execution(config["precision"], config["memory_format"], config["compile"]),
+        "execution": Execution(*(config[key] for key in ("precision", "memory_format", "compile", "fold_batch_norm"))),
     }
     warms_up = config["distiller"].get("warms_up")
     if warms_up is not None:

@@ -21,7 +21,7 @@ Config = dict[str, Any]
 
 KEYS = (
     *("seed", "epochs", "batch_size", "optimizer", "schedule", "student", "teacher", "dataset", "distiller", "spot_mode"),
-    *("precision", "tracking", "device", "threads", "memory_format", "compile", "profile", "runs"),
+    *("precision", "tracking", "device", "threads", "memory_format", "compile", "fold_batch_norm", "profile", "runs"),
 )
 # What a result does not depend on.
 NOT_IDENTITY = (
@@ -29,6 +29,7 @@ NOT_IDENTITY = (
     "threads",
     "memory_format",
     "compile",
+    "fold_batch_norm",
     "profile",
     "runs",
     "tracking",
@@ -125,8 +126,9 @@ def check(config: Config) -> None:
     check_choice("teacher.training.precision", config["teacher"]["training"].get("precision"), PRECISIONS)
     check_choice("memory_format", config["memory_format"], ("contiguous", "channels_last"))
     check_choice("compile", config["compile"], ("none", "default", "graph"))
-    if not isinstance(config["profile"], bool):
-        raise ConfigError(f"profile: found {config['profile']!r}, expected true or false")
+    for key in ("fold_batch_norm", "profile"):
+        if not isinstance(config[key], bool):
+            raise ConfigError(f"{key}: found {config[key]!r}, expected true or false")
     percent = config["teacher"]["min_accuracy"]
     if not isinstance(percent, (int, float)) or isinstance(percent, bool) or not 0 <= percent <= 100:
         raise ConfigError(f"teacher.min_accuracy: found {percent!r}, expected percent, from 0 to 100")

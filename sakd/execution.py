@@ -22,11 +22,13 @@ Step = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
 class Execution:
     """``precision`` of the networks: fp32, tf32 (on GPUs that have it), bf16; losses, policy and weights stay float32.
     ``memory_format``: contiguous or channels_last. ``compile``: none, default (torch.compile), graph (one CUDA graph a step).
+    ``fold_batch_norm``: into the convolutions, wherever a network is in eval in a step.
     """
 
     precision: str = "fp32"
     memory_format: str = "contiguous"
     compile: str = "none"
+    fold_batch_norm: bool = False
 
     def check(self, device: torch.device) -> None:
         """Raises ConfigError for what the device cannot do."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sakd.errors import ConfigError
 from sakd.networks import Shape, StagedNet
+from sakd.networks.folded import fold_batch_norm
 from sakd.spots import Spot
 
 
@@ -39,15 +40,19 @@ def adapter(source: Shape, target: Shape) -> nn.Module:
     return nn.Sequential(convolution, nn.BatchNorm2d(c_out), nn.ReLU(inplace=True))
 
 
-def frozen_alias(network: StagedNet) -> StagedNet:
+def frozen_alias(network: StagedNet, fold: bool = False) -> StagedNet:
     """The same network, always in eval and without gradients of its weights: parameters and buffers share memory.
 
-    What an optimizer or a training pass changes in place is seen at once; nothing runs to keep the two alike.
+    What an optimizer or a training pass changes in place is seen at once; nothing runs to keep the two alike, but where
+    ``fold`` says that batch norm is to be folded into convolutions: ``refold`` then takes over what has changed.
     Move the network to its device first.
     """
     shared: dict[int, object] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
     shared |= {id(buffer): buffer for buffer in network.buffers()}
-    return deepcopy(network, shared).requires_grad_(False).eval()
+    alias = deepcopy(network, shared).requires_grad_(False).eval()
+    if fold:
+        fold_batch_norm(alias)
+    return alias
 
 
 class Grafts(nn.Module):
@@ -78,10 +83,14 @@ class Grafts(nn.Module):
             f_s = student.between(None, first.student)(images)
         f_t = teacher_features[first.teacher]
         for k, (spot, following) in enumerate(pairwise(self.spots)):
-            a = route[:, k].reshape(-1, *[1] * (f_s.dim() - 1))
-            to_teacher = (1 - a) * self.to_teacher[k](f_s) + a * f_t
-            to_student = (1 - a) * f_s + a * self.to_student[k](f_t)
+            to_teacher = mixed(self.to_teacher[k](f_s), f_t, route[:, k])
+            to_student = mixed(f_s, self.to_student[k](f_t), route[:, k])
             f_t = teacher.between(spot.teacher, following.teacher)(to_teacher)
             f_s = student.between(spot.student, following.student)(to_student)
-        a = route[:, -1:]
-        return (1 - a) * f_s + a * f_t
+        return mixed(f_s, f_t, route[:, -1])
+
+
+def mixed(student: Tensor, teacher: Tensor, route: Tensor) -> Tensor:
+    """(1 - a) ``student`` + a ``teacher``, [B, …], with a = ``route`` [B]: at 0 and at 1 exactly the one or the other."""
+    kind = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), route.dtype)  # networks may be in bfloat16
+    return torch.lerp(student.to(kind), teacher.to(kind), route.reshape(-1, *[1] * (student.dim() - 1)).to(kind))

@@ -18,6 +18,7 @@ from sakd.errors import CheckpointError, ConfigError, NonFiniteLossError
 from sakd.execution import Execution
 from sakd.grafts import frozen_alias
 from sakd.networks import StagedNet
+from sakd.networks.folded import refold
 from sakd.spot_modes import SpotMode
 from sakd.spots import Spot, all_spots
 from sakd.streams import drawing, initialising, stream, stream_seed
@@ -78,12 +79,14 @@ class Trainer:
             self.policy_optimizer = policy_optimizer(self.policy_parameters)
             if schedule is not None:
                 self.schedules["policy"] = schedule(self.policy_optimizer)
-            self.routed_student = frozen_alias(self.student)
+            self.routed_student = frozen_alias(self.student, execution.fold_batch_norm)
         self.policy_stream = torch.Generator(device=self.device)
         self.distiller_streams = {name: torch.Generator(device=self.device) for name in self.distillers}
         self.prepared = False
         self.student_features = execution.function(self.student.features)
-        self.teacher_features = execution.function(self.teacher.features) if teacher else None
+        if teacher is not None:
+            self.frozen_teacher = frozen_alias(self.teacher, execution.fold_batch_norm)
+            self.teacher_features = execution.function(self.frozen_teacher.features)
         self.step = execution.step(self)
 
     def _placed(self, module: nn.Module) -> nn.Module:
@@ -152,8 +155,9 @@ class Trainer:
         self, images: Tensor, labels: Tensor, teacher: Mapping[str, Tensor], route: Tensor, task_loss: Tensor
     ) -> Tensor:
         """Policy and adapters learn from the routed network; no gradient of it reaches the student or the distillers."""
+        refold(self.routed_student)
         with self.execution.networks(self.device):
-            loss = self.spot_mode.loss(self.routed_student, self.teacher, images, teacher, route, labels, task_loss)
+            loss = self.spot_mode.loss(self.routed_student, self.frozen_teacher, images, teacher, route, labels, task_loss)
         gradients = torch.autograd.grad(loss, self.policy_parameters)
         for parameter, gradient in zip(self.policy_parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -173,6 +177,8 @@ class Trainer:
             own.manual_seed(stream_seed(self.seed, f"distiller/{name}", self.epoch))
         for distiller in self.distillers.values():
             distiller.begin_epoch(self.epoch)
+        if self.teacher is not None:
+            refold(self.frozen_teacher)  # its weights may have been loaded since
         steps = steps_per_epoch(len(dataset.train), batch_size)
         means = RunningMeans(self.epoch)
         batches = train_batches(dataset, batch_size, stream(self.seed, "data", self.epoch))

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from sakd.distillers import AT, KD, PKT, SP, FitNet
+from sakd.execution import Execution
 from sakd.networks import resnet8, resnet14, vgg8, wrn_16_1
 from sakd.spot_modes import Adaptive, Anti
 from sakd.streams import initialising
@@ -238,7 +239,7 @@ def _float64(monkeypatch):
     monkeypatch.setattr(Tensor, "float", Tensor.double)
 
 
-def made_trainer(pair, methods, kind):
+def made_trainer(pair, methods, kind, execution):
     with initialising(0, "networks"):
         student, teacher = (network(CLASSES, 1, 8).double() for network in pair)
         with torch.no_grad():  # statistics that are not those of a fresh network
@@ -262,6 +263,7 @@ def made_trainer(pair, methods, kind):
         mode,
         optimizer=partial(sgd, lr=LR, weight_decay=DECAY),
         policy_optimizer=partial(sgd, lr=POLICY_LR, weight_decay=POLICY_DECAY),
+        execution=execution,
     )
 
 
@@ -285,13 +287,14 @@ def stepped(trainer, images, labels):
 
 
 @pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("fold", [False, True], ids=["plain", "folded"])
 @pytest.mark.parametrize("methods", METHODS.values(), ids=METHODS)
 @pytest.mark.parametrize(("kind", "pair"), [(kind, pair) for kind, pairs in MODES.items() for pair in pairs])
-def test_a_step_is_that_of_a_straight_line_implementation(kind, pair, methods):
+def test_a_step_is_that_of_a_straight_line_implementation(kind, pair, methods, fold):
     pair = PAIRS[pair]
     spots = {spot for name in ["kd", *methods] for spot in places(name, *pair)}
     spots = sorted(spots, key=lambda spot: (spot[0] == "logits", spot[0] == "embedding", spot))
-    trainer = made_trainer(pair, methods, kind)
+    trainer = made_trainer(pair, methods, kind, Execution(fold_batch_norm=fold))
     trainer.policy_stream.manual_seed(3)
     plain = StraightLine(trainer, spots, methods, pair, anti=kind is Anti)
     draws, routes = torch.Generator().manual_seed(1), []

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from sakd.errors import ConfigError, did_you_mean
 from sakd.networks.staged import StagedNet
+from sakd.networks.tracing import LayerTracer
 
 STAGE = (r"^\w+\.", "")  # a weight's name without it is the one that it has uncut
 MODES = {True: "train", False: "eval"}
@@ -85,7 +86,7 @@ def cut(network: nn.Module, cuts: Mapping[str, str], name: str) -> dict[str, nn.
     return stages
 
 
-class _Trace(fx.Tracer):
+class _Trace(LayerTracer):
     """The graph of a network in its present mode, and what each module returned."""
 
     def __init__(self, network: nn.Module, name: str):
@@ -113,11 +114,6 @@ class _Trace(fx.Tracer):
     def create_args_for_root(self, forward: Callable, is_module: bool, concrete_args: object = None) -> tuple[Callable, list]:
         """Images are the only input; other arguments of ``forward`` have their defaults."""
         return forward, [self.root, self.create_proxy("placeholder", "images", (), {})]
-
-    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        """Layers of torch.nn, and what is derived from them, stay whole: they may count batches or look at sizes."""
-        homes = {base.__module__ for base in type(module).__mro__} - {"torch.nn.modules.module", "torch.nn.modules.container"}
-        return super().is_leaf_module(module, path) or any(home.startswith("torch.nn.modules.") for home in homes)
 
     def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
         """As usual; but a module that cannot be traced stays whole."""

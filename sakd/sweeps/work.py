@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sakd import code
+from sakd.allocation import keep_freed_memory
 from sakd.errors import RunError, in_one_line
 from sakd.runs import Run
 from sakd.sweeps.submissions import forget_failure, note_failure
@@ -31,6 +32,7 @@ class Work:
         log.info("%s: code of %s", self.name, code.of_this_process()[0])
         if code.of_this_process()[0].snapshot is None:
             raise RunError(f"{code.ROOT}: found code that can change, expected the copy that was made for this job")
+        keep_freed_memory()
         before = signal.signal(signal.SIGTERM, _terminated)
         try:
             return self._run()

@@ -1,0 +1,87 @@
+"""Batch norm that is constant, in eval, folded into the convolution before it: an identity, one pass over the map less."""
+
+from collections import Counter
+from copy import deepcopy
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from sakd.networks.tracing import LayerTracer
+
+
+class FoldedConv2d(nn.Module):
+    """``convolution`` and behind it ``norm``, in eval, as one convolution with a bias (Jacob et al., CVPR 2018, section 3.2).
+
+    Its weights are those of the two at the last ``refold``. Gradients pass to its input, not to them.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d):
+        super().__init__()
+        self.layers = (convolution, norm)  # in a tuple, since their weights are not this module's
+        self.register_buffer("weight", torch.empty_like(convolution.weight), persistent=False)
+        self.register_buffer("bias", torch.empty_like(norm.bias), persistent=False)
+        self.refold()
+
+    @torch.no_grad()
+    def refold(self) -> None:
+        """In place: a captured step finds its weights where they were."""
+        convolution, norm = self.layers
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        torch.mul(convolution.weight, scale[:, None, None, None], out=self.weight)
+        shift = -norm.running_mean if convolution.bias is None else convolution.bias - norm.running_mean
+        torch.addcmul(norm.bias, shift, scale, out=self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        of = self.layers[0]
+        return F.conv2d(x, self.weight, self.bias, of.stride, of.padding, of.dilation, of.groups)
+
+
+def fold_batch_norm(network: nn.Sequential) -> None:
+    """Fold, stage by stage, what can be; the rest stays as it is. ``network`` is in eval and must not be trained.
+
+    A stage's output stays what it was: nothing is folded across stages.
+    """
+    for stage in network:
+        for convolution, norm in foldable(stage):
+            stage.set_submodule(convolution, FoldedConv2d(stage.get_submodule(convolution), stage.get_submodule(norm)))
+            stage.set_submodule(norm, nn.Identity())
+
+
+def refold(network: nn.Module) -> None:
+    """After its weights or statistics have changed."""
+    for module in network.modules():
+        if isinstance(module, FoldedConv2d):
+            module.refold()
+
+
+def foldable(stage: nn.Module) -> list[tuple[str, str]]:
+    """Paths of convolutions, each with that of the batch norm that alone takes its output.
+
+    None where torch.fx cannot trace the stage.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):  # a forward might draw, or count, by itself
+            nodes = LayerTracer().trace(deepcopy(stage).eval()).nodes
+    except Exception:  # a forward may fail on a symbolic tensor with any kind
+        return []
+    calls = Counter(node.target for node in nodes if node.op == "call_module")
+    places = Counter(id(module) for _, module in stage.named_modules(remove_duplicate=False))
+
+    def only(node: object, kind: type[nn.Module]) -> nn.Module | None:
+        """The layer that the node calls, if it is of that very kind, and at one place and called once."""
+        if not isinstance(node, fx.Node) or node.op != "call_module" or calls[node.target] > 1:
+            return None
+        module = stage.get_submodule(node.target)
+        return module if type(module) is kind and places[id(module)] == 1 else None
+
+    pairs = []
+    for node in nodes:
+        norm = only(node, nn.BatchNorm2d)
+        if norm is None or not norm.affine or not norm.track_running_stats:
+            continue
+        (before,) = node.all_input_nodes
+        convolution = only(before, nn.Conv2d)
+        if convolution is not None and convolution.padding_mode == "zeros" and len(before.users) == 1:
+            pairs.append((before.target, node.target))
+    return pairs

@@ -1,0 +1,59 @@
+"""Memory that a step frees stays with the process, for the next step."""
+
+import subprocess
+import sys
+
+import pytest
+
+from sakd import allocation
+from tests.conftest import ROOT
+
+# Eight maps, as large as a batch's in the first stage of a ResNet for CIFAR, made and freed again and again.
+FAULTS = """
+import resource, sys
+import numpy as np
+from sakd.allocation import keep_freed_memory
+if sys.argv[1] == "kept" and not keep_freed_memory():
+    sys.exit("not glibc")
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    maps = [np.ones(2**20, dtype=np.float32) for _ in range(8)]
+    del maps
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how: str) -> int:
+    """Pages that the system had to give in the last of five rounds of 32 MiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, how], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    if "not glibc" in done.stderr:
+        pytest.skip("another C library")
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_what_is_freed_is_not_asked_of_the_system_again():
+    assert faults("kept") < 100
+    assert faults("as usual") > 1000  # else there would be nothing to arrange
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(allocation.ctypes, "CDLL", lambda _: object())
+    assert not allocation.keep_freed_memory()
+    monkeypatch.setattr(allocation.sys, "platform", "darwin")
+    assert not allocation.keep_freed_memory()
+
+
+def test_a_library_that_refuses_large_sizes_gets_a_smaller_one(monkeypatch):
+    asked = []
+
+    class Library:
+        def mallopt(self, parameter: int, value: int) -> int:
+            asked.append((parameter, value))
+            return int(parameter == allocation.TRIM_THRESHOLD or value == 2**25)
+
+    monkeypatch.setattr(allocation.ctypes, "CDLL", lambda _: Library())
+    assert allocation.keep_freed_memory()
+    assert asked == [(-3, 2**28), (-3, 2**25), (-1, 2**31 - 1)]
