@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sakd import config as configuration
 from sakd.config import Config
-from sakd.errors import ConfigError, did_you_mean
+from sakd.errors import ConfigError, SakdError, did_you_mean
 
 CONF = Path(__file__).parent.parent / "conf"
 CELLS_WORTH_A_POOL = 64  # fewer are composed sooner than processes start
@@ -148,11 +148,11 @@ def _compose_group(
                 OmegaConf.update(cfg, key, value, merge=True)
         except (HydraException, OmegaConfBaseException, KeyError):
             cfg = _composed_alone(line, shared)  # whose error is the one that a user knows
-        except ConfigError as error:
+        except SakdError as error:
             raise _of_cell(error, line) from error
         try:
             config = configuration.resolve(cfg)
-        except ConfigError as error:
+        except SakdError as error:
             raise _of_cell(error, line) from error
         if not any(_computed_from(composed, key) for key in given):
             resolved = config
@@ -160,8 +160,8 @@ def _compose_group(
     return cells
 
 
-def _of_cell(error: ConfigError, line: Overrides) -> ConfigError:
-    return ConfigError(f"{error} (cell {' '.join(line)})")
+def _of_cell(error: SakdError, line: Overrides) -> SakdError:
+    return type(error)(f"{error} (cell {' '.join(line)})")
 
 
 def _computed_from(cfg: DictConfig, key: str) -> bool:

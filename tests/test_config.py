@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from sakd import build
+from sakd.compose import sweep
 from sakd.config import TEACHER_KEYS, digest, flatten, teacher_config
 from sakd.errors import CheckpointError, ConfigError, did_you_mean
+from sakd.sweeps import launchers
 from tests.conftest import ROOT, compose_config, skip_without_package_of
 
 CONF = ROOT / "conf"
@@ -16,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 NETWORK_GROUPS = ("network", "student", "teacher")  # the last two are links to the first
-GLOBAL_GROUPS = ("experiment", "recipe")  # their files set keys of other groups
+GLOBAL_GROUPS = ("experiment", "recipe", "sweeps")  # their files set keys of other groups
 
 
 def names(group: str) -> list[str]:
@@ -26,7 +28,7 @@ def names(group: str) -> list[str]:
 
 def every_choice() -> list[tuple[str, str]]:
     """Group and file, but for the networks."""
-    groups = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NETWORK_GROUPS)
+    groups = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in (*NETWORK_GROUPS, "hydra"))
     return [(group, name) for group in groups for name in names(group)]
 
 
@@ -49,6 +51,11 @@ def test_every_file_composes(group, name):
     config = compose_config(f"{group}={name}" if group != "recipe" else f"+recipe={name}")
     assert group in GLOBAL_GROUPS or config[group]["name"] == name
     assert_resolved(config)
+
+
+@pytest.mark.parametrize("launcher", [path.stem for path in (CONF / "hydra/launcher").glob("*.yaml")])
+def test_every_launcher_composes_and_is_one_that_takes_sweeps(launcher):
+    launchers.check(sweep([f"hydra/launcher={launcher}", "seed=0,1"]).launcher)
 
 
 def test_students_and_teachers_are_the_same_networks():
