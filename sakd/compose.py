@@ -28,6 +28,8 @@ from sakd.errors import ConfigError, SakdError, did_you_mean
 CONF = Path(__file__).parent.parent / "conf"
 CELLS_WORTH_A_POOL = 64  # fewer are composed sooner than processes start
 
+HYDRAS = (HydraException, ValueError)  # what it raises for what a user wrote; the latter for a group that is null
+
 Overrides = tuple[str, ...]
 
 
@@ -57,7 +59,7 @@ def sweep(overrides: Sequence[str]) -> Sweep:
         try:
             loader = GlobalHydra.instance().config_loader()
             master = loader.load_configuration("config", list(overrides), RunMode.MULTIRUN)
-        except HydraException as error:
+        except HYDRAS as error:
             raise ConfigError(explain(error)) from error
         return sweep_of(master, overrides)
 
@@ -68,7 +70,7 @@ def sweep_of(master: DictConfig, overrides: Sequence[str]) -> Sweep:
         try:
             lines = expand(master.hydra.sweeper.params or {}, OmegaConf.to_container(master.hydra.overrides.task))
             cells = compose_cells(lines, OmegaConf.to_container(master.hydra.overrides.hydra))
-        except HydraException as error:
+        except HYDRAS as error:
             raise ConfigError(explain(error)) from error
         try:
             launcher = OmegaConf.to_container(master.hydra.launcher, resolve=True)
@@ -108,8 +110,12 @@ def compose_cells(lines: Sequence[Overrides], shared: Sequence[str]) -> list[tup
                 pool.map(_compose_group, *zip(*tasks, strict=True), chunksize=max(1, len(tasks) // (8 * processes)))
             )
     by_line = {cell[0]: cell for cells in composed for cell in cells}
-    distinct = {configuration.digest(by_line[line][1]): by_line[line] for line in reversed(lines)}
+    distinct = {_run_of(by_line[line][1]): by_line[line] for line in reversed(lines)}
     return list(distinct.values())[::-1]
+
+
+def _run_of(config: Config) -> tuple[str, str]:
+    return config["runs"], configuration.digest(config)
 
 
 def _swept_values(lines: Sequence[Sequence[Override]]) -> set[str]:
@@ -146,10 +152,10 @@ def _compose_group(
             cfg = deepcopy(composed)
             for key, value in given.items():
                 OmegaConf.update(cfg, key, value, merge=True)
-        except (HydraException, OmegaConfBaseException, KeyError):
-            cfg = _composed_alone(line, shared)  # whose error is the one that a user knows
         except SakdError as error:
             raise _of_cell(error, line) from error
+        except (*HYDRAS, OmegaConfBaseException, KeyError):
+            cfg = _composed_alone(line, shared)  # whose error is the one that a user knows
         try:
             config = configuration.resolve(cfg)
         except SakdError as error:
@@ -176,7 +182,7 @@ def _computed_from(cfg: DictConfig, key: str) -> bool:
 def _composed_alone(line: Overrides, shared: Sequence[str]) -> DictConfig:
     try:
         return compose("config", [*shared, *line])
-    except HydraException as error:
+    except HYDRAS as error:
         raise ConfigError(f"{explain(error)} (cell {' '.join(line)})") from error
 
 
@@ -186,7 +192,7 @@ def choices(group: str) -> list[str]:
     return [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
 
 
-def explain(error: HydraException) -> str:
+def explain(error: Exception) -> str:
     """Hydra's message, with the nearest key or value that there is."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:

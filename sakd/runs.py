@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -215,7 +216,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Beside, to the disk, and renamed: after a kill or on a full disk the old file is still there, whole."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")  # others may write the same file
     with _explained(path):
         with partial.open("wb") as file:
             file.write(content)

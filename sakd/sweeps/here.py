@@ -17,6 +17,7 @@ from sakd.sweeps.submissions import Submission
 
 log = logging.getLogger("sakd")
 
+NO_GPU = ("-1", "NoDevFiles")  # what CUDA_VISIBLE_DEVICES hides all of them with
 SECONDS_TO_END = 60.0  # that a process gets to end in when all are told to
 
 
@@ -122,7 +123,7 @@ def _gpus() -> list[str]:
     """As CUDA_VISIBLE_DEVICES names them, without asking torch, which would take memory of each."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [name for name in visible.split(",") if name]
+        return [name for name in visible.split(",") if name and name not in NO_GPU]
     try:
         listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):

@@ -30,11 +30,11 @@ class Work:
         log = start_logging()
         forget_failure(self.submission, self.name)
         log.info("%s: code of %s", self.name, code.of_this_process()[0])
-        if code.of_this_process()[0].snapshot is None:
-            raise RunError(f"{code.ROOT}: found code that can change, expected the copy that was made for this job")
         keep_freed_memory()
         before = signal.signal(signal.SIGTERM, _terminated)
         try:
+            if code.of_this_process()[0].snapshot is None:
+                raise RunError(f"{code.ROOT}: found code that can change, expected the copy that was made for this job")
             return self._run()
         except SystemExit:  # submitit has put the job back into the queue
             raise

@@ -1,0 +1,217 @@
+"""What `sakd status` says of a sweep's cells, from what real processes leave."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+from click.testing import CliRunner
+from mlflow.tracking import MlflowClient
+
+from sakd import code
+from sakd.cli import main as cli
+from sakd.compose import sweep
+from sakd.errors import SakdError
+from sakd.job import execute
+from sakd.runs import read_metrics
+from sakd.sweeps import Plan, plan, submissions, survey
+from sakd.sweeps.submissions import Array, Submission
+from sakd.sweeps.work import Work
+from tests.conftest import ROOT, TINY
+
+SMALL = ("teacher=resnet8", "student=resnet8", "dataset.train_samples=192", "dataset.test_samples=32", "threads=1")
+FOREVER = 5000  # epochs
+
+
+def until(condition: Callable, patience: float = 300.0):
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise TimeoutError(f"nothing within {patience} seconds")
+
+
+def planned(*overrides: str) -> Plan:
+    return plan(sweep(overrides))
+
+
+def status(*arguments: str) -> str:
+    done = CliRunner().invoke(cli, ["status", *arguments])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def cells(*overrides: str) -> dict[str, dict]:
+    """What a program is told of each cell."""
+    return {cell["name"]: cell for cell in json.loads(status(*overrides, "--format", "json"))["cells"]}
+
+
+def states(*overrides: str) -> list[str]:
+    return [cell["state"] for cell in cells(*overrides).values()]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The folder of the test's own, as a user's working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def as_a_job(here, monkeypatch):
+    """This process passes for one that runs a copy of the code, as a job must: a process for each would take long."""
+    monkeypatch.setattr("sakd.code.of_this_process", lambda: (code.Code("c" * 40, False, "copied"), ""))
+    return here
+
+
+@pytest.fixture
+def at_work(here):
+    """A real process that trains one run for as long as it is let, and is in its third epoch at least."""
+    command = [sys.executable, str(ROOT / "launch.py"), *SMALL, "distiller=none", f"epochs={FOREVER}"]
+    process = subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        until(lambda: any(len(read_metrics(path.parent)) > 2 for path in here.glob("runs/*/metrics.jsonl")))
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_finished_running_lost_and_missing_cells_are_told_apart_and_mlflow_learns_what_is_lost(at_work, here):
+    overrides = (*SMALL, "distiller=none", f"epochs=2,{FOREVER},3")
+    sweep = planned(*overrides)
+    finished, running, missing = names = [job.name for job in sweep.cells]
+    execute(sweep.cells[0].run.config | {"tracking": {"name": "none"}})
+
+    told = cells(*overrides)
+    assert list(told) == names
+    assert [told[name]["state"] for name in names] == ["finished", "running", "missing"]
+    assert [standing.state for standing in survey(sweep.jobs, sweep.runs).values()] == ["finished", "running", "missing"]
+    assert 2 < told[running]["epoch"] <= len(read_metrics(here / "runs" / running))
+    assert told[running]["epochs"] == FOREVER
+    measured = [line["test/accuracy"] for line in read_metrics(here / "runs" / running)]
+    assert told[running]["accuracy"] == measured[told[running]["epoch"] - 1]
+    line = read_metrics(here / "runs" / running)[-1]
+    assert line["seconds"] * FOREVER / 10 < told[running]["left"] < line["seconds"] * FOREVER * 10
+    assert {told[name]["epoch"] for name in (finished, missing)} == {None}
+    text = status(*overrides)
+    assert "3 cells: 1 finished, 1 running, 1 missing" in text
+    assert re.search(rf"{running} +\d+/{FOREVER} +\d+\.\d\d % +\d+:\d\d", text)
+
+    until((here / "mlflow.db").exists)
+    client = MlflowClient(f"sqlite:///{here}/mlflow.db")
+    (known,) = until(lambda: (found := client.get_experiment_by_name("sakd")) and client.search_runs([found.experiment_id]))
+    assert known.info.status == "RUNNING"
+    at_work.send_signal(signal.SIGKILL)
+    at_work.wait()
+    assert states(*overrides) == ["finished", "lost", "missing"]
+    assert client.get_run(known.info.run_id).info.status == "KILLED"
+    text = status(*overrides)
+    assert "3 cells: 1 finished, 1 lost, 1 missing" in text
+    assert "lost (1)" in text
+    epochs = [line["epoch"] for line in read_metrics(here / "runs" / running)]
+    assert [point.step for point in client.get_metric_history(known.info.run_id, "loss/task")] == epochs
+    assert CliRunner().invoke(cli, ["sync"]).output == "1 runs, 0 epochs sent, 0 runs failed\n"
+    assert [point.step for point in client.get_metric_history(known.info.run_id, "loss/task")] == epochs
+
+
+def hand_over(sweep: Plan) -> Submission:
+    """As a launcher on this machine records it, and dies before any of its jobs has run."""
+    arrays = [Array("jobs", [job.name for job in sweep.jobs])]
+    needs = {job.name: list(job.needs) for job in sweep.jobs if job.needs}
+    launcher, overrides = dict(sweep.sweep.launcher), list(sweep.sweep.overrides)
+    submission = Submission(submissions.new_folder(sweep.runs), launcher, arrays, needs, overrides, str(ROOT))
+    submission.write({job.name: job.run.config for job in sweep.jobs})
+    return submission
+
+
+def work(submission: Submission, name: str) -> None:
+    """A job's turn, which ends with an error."""
+    with pytest.raises(SakdError) as raised:
+        Work(submission.folder, name)()
+    log = submission.logs(submission.places[name][0]) / f"{name}.log"
+    log.write_text(str(raised.value))
+
+
+LOCAL = (*TINY, "tracking=none", "hydra/launcher=local")
+FAILING = (*LOCAL, "distiller=none")
+
+
+def test_cells_that_fail_alike_are_told_together_with_their_logs(as_a_job):
+    overrides = (*FAILING, "optimizer.lr=-1,-2", "seed=range(7)")
+    sweep = planned(*overrides)
+    submission = hand_over(sweep)
+    alike = [job.name for job in sweep.cells[:7]]
+    for name in (*alike, sweep.cells[7].name):
+        work(submission, name)
+    told = cells(*overrides)
+    assert [told[job.name]["state"] for job in sweep.cells] == ["failed"] * 8 + ["lost"] * 6
+    for name in alike:
+        assert told[name]["error"] == "optimizer: Invalid learning rate: -1"
+        assert (as_a_job / told[name]["log"]).read_text() == "optimizer: Invalid learning rate: -1"
+    text = status(*overrides)
+    assert text.count("Invalid learning rate: -1") == 1
+    assert text.count("Invalid learning rate: -2") == 1
+    assert "failed (1): optimizer: Invalid learning rate: -2" in text
+    told_together = text[text.index("failed (7): optimizer: Invalid learning rate: -1\n") :].splitlines()
+    assert [line.split()[0] for line in told_together[1:6]] == alike[:5]
+    assert all(line.split()[1].endswith(f"{name}.log") for name, line in zip(alike, told_together[1:6], strict=False))
+    assert told_together[6] == "  and 2 more"
+    assert "14 cells: 8 failed, 6 lost" in text
+    each = status(*overrides, "--cells")
+    assert all(re.search(rf"^{job.name} +failed", each, re.MULTILINE) for job in sweep.cells[:8])
+
+
+def test_a_failure_is_forgotten_when_the_cell_finishes(as_a_job):
+    overrides = (*FAILING, "seed=0,1")
+    sweep = planned(*overrides)
+    submission = hand_over(sweep)
+    name = sweep.cells[0].name
+    submissions.note_failure(submission.folder, name, "of another time")
+    assert states(*overrides) == ["failed", "lost"]
+    Work(submission.folder, name)()
+    assert not (submission.folder / "failures" / f"{name}.json").exists()
+    assert states(*overrides) == ["finished", "lost"]
+
+
+def test_what_needs_a_failed_teacher_failed_too_and_says_why_and_what_waits_for_a_living_launcher_is_queued(as_a_job):
+    overrides = (*LOCAL, "distiller=kd", "spot_mode=fixed,anti", "teacher.training.optimizer.lr=-1")
+    sweep = planned(*overrides)
+    (teacher,) = sweep.first
+    submission = hand_over(sweep)
+    assert states(*overrides) == ["lost", "lost"]
+    with submission.alive():
+        assert states(*overrides) == ["queued", "queued"]
+    work(submission, teacher.name)
+    for cell in cells(*overrides).values():
+        assert cell["state"] == "failed"
+        assert cell["error"] == f"{teacher.name}, which it needs, failed: optimizer: Invalid learning rate: -1"
+        assert cell["log"].endswith(f"{teacher.name}.log")
+    text = status(*overrides)
+    assert re.search(rf"^{teacher.name} +failed", text, re.MULTILINE)
+    assert "2 cells: 2 failed" in text
+
+
+def test_a_later_submission_is_what_counts(as_a_job):
+    overrides = (*FAILING, "optimizer.lr=-1", "seed=0,1")
+    sweep = planned(*overrides)
+    first = hand_over(sweep)
+    work(first, sweep.cells[0].name)
+    second = hand_over(planned(*overrides[:-1], "seed=0"))
+    assert states(*overrides) == ["lost", "lost"]
+    second.withdraw()
+    assert states(*overrides) == ["failed", "lost"]
+
+
+def test_a_damaged_record_is_told_by_its_name(here):
+    sweep = planned(*FAILING)
+    record = hand_over(sweep).folder / "submission.json"
+    record.write_text('{"arrays": 3}')
+    done = CliRunner().invoke(cli, ["status", *FAILING])
+    assert done.exit_code == 1
+    assert f"{record}: is not a submission's record" in done.output
