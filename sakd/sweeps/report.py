@@ -31,7 +31,7 @@ def terminal(planned: Plan, standings: Standings, each: bool) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False, soft_wrap=False)
     cells = [standings[job.name] for job in planned.cells]
     console.print(_grid(planned, standings))
-    for part in (_first(planned, standings), _running(standings), *_failures(cells), _lost(cells)):
+    for part in (_first(planned, standings), _running(standings), _queued(standings), *_failures(cells), _lost(cells)):
         if part is not None:
             console.print("", part, sep="\n", markup=False)
     if each:
@@ -101,6 +101,12 @@ def _running(standings: Standings) -> RenderableType | None:
         left = "" if standing.left is None else clock(standing.left)
         table.add_row(standing.name, standing.job or "", f"{standing.epoch}/{standing.epochs}", accuracy, left)
     return table
+
+
+def _queued(standings: Standings) -> RenderableType | None:
+    """Why jobs wait: some reasons are for the user to mend."""
+    reasons = Counter(standing.reason for standing in standings.values() if standing.state == "queued")
+    return "queued: " + ", ".join(f"{number} {reason}" for reason, number in reasons.items()) if reasons else None
 
 
 def _failures(cells: list[Standing]) -> Iterator[RenderableType]:
