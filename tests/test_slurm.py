@@ -360,13 +360,15 @@ def test_what_cannot_be_submitted_is_refused_by_name_and_nothing_is_queued(key, 
     assert not list(login.folder.rglob("*_log.out")), "a job that ran"
 
 
-def test_a_server_may_be_written_to_from_several_nodes(login, tmp_path):
+def test_a_server_serves_several_nodes_and_may_be_away_at_submission_and_all_the_time(login, tmp_path):
     server = MlflowServer(tmp_path / "server")
+    sweep = (*SMALL, "distiller=sp", "epochs=3", "hydra.launcher.partition=wide", f"tracking.uri={server.uri}")
+    assert f"MLflow at {server.uri} cannot be reached" in " ".join(login.launch(*sweep).split())
+    assert login.until_done(*sweep)["counts"]["finished"] == 1
     process = server.start()
     try:
-        sweep = (*SMALL, "distiller=sp", "epochs=1", "hydra.launcher.partition=wide", f"tracking.uri={server.uri}")
-        login.launch(*sweep)
-        assert login.until_done(*sweep)["counts"]["finished"] == 1
+        login.sakd("sync", "runs")
         assert set(mlflow_states(server.uri, "sakd").values()) == {"FINISHED"}
+        assert list(metrics_in(server.uri, "sakd", "test/accuracy").values()) == [[1, 2, 3]]
     finally:
         server.stop(process)
