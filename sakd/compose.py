@@ -80,8 +80,7 @@ def sweep_of(master: DictConfig, overrides: Sequence[str]) -> Sweep:
 
 
 def expand(params: Mapping[str, object], arguments: Sequence[str]) -> list[Overrides]:
-    """Every combination of what is swept: a sweep file's ``params``, and the command line's, which go first where both have a
-    key."""
+    """Every combination of what is swept: by a sweep file's ``params`` and, instead where both have a key, the command line."""
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     parsed = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *arguments])
     (batch,) = BasicSweeper.split_arguments(parsed, None)
@@ -160,7 +159,7 @@ def _compose_group(
             config = configuration.resolve(cfg)
         except SakdError as error:
             raise _of_cell(error, line) from error
-        if not any(_computed_from(composed, key) for key in given):
+        if composed is not None and not any(_computed_from(composed, key) for key in given):
             resolved = config
         cells.append((line, config))
     return cells
