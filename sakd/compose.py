@@ -80,7 +80,7 @@ def sweep_of(master: DictConfig, overrides: Sequence[str]) -> Sweep:
 
 
 def expand(params: Mapping[str, object], arguments: Sequence[str]) -> list[Overrides]:
-    """Every combination of what is swept: by a sweep file's ``params`` and, instead where both have a key, the command line."""
+    """Every combination of what is swept by a sweep file's ``params`` or, where both have a key, by the command line alone."""
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     parsed = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *arguments])
     (batch,) = BasicSweeper.split_arguments(parsed, None)
