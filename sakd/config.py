@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def _share_of(whole: int, shares: Sequence[float]) -> ListConfig:
 def resolve(cfg: DictConfig) -> Config:
     """The composed configuration as plain values, checked. Raises ConfigError naming the key at fault."""
     try:
-        _check_numbers(lambda key: OmegaConf.select(cfg, key))  # before anything is computed from them
+        _check_numbers(lambda key, otherwise: OmegaConf.select(cfg, key, default=otherwise))  # before any is computed with
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
@@ -86,23 +86,25 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
         if isinstance(node[leaf], dict) or isinstance(value, (dict, list, str)):
             raise KeyError(path)  # nodes are merged, and text may hold an interpolation: for Hydra to do
         node[leaf] = value
-    _check_numbers(lambda path: _find(config, path))
+    _check_numbers(partial(_find, config))
     check(config)
     return config
 
 
-def _find(config: Config, path: str) -> Any:
+def _find(node: Any, path: str, otherwise: Any) -> Any:
+    """The value at a dotted path, or ``otherwise`` where there is none."""
     for key in path.split("."):
-        config = config.get(key, {}) if isinstance(config, dict) else {}
-    return None if config == {} else config
+        if not isinstance(node, dict) or key not in node:
+            return otherwise
+        node = node[key]
+    return node
 
 
-def _check_numbers(value_of: Callable[[str], Any]) -> None:
+def _check_numbers(value_of: Callable[[str, Any], Any]) -> None:
+    """``value_of(key, otherwise)``: an optimizer may have no learning rate."""
     for key, least in WHOLE_NUMBERS.items():
-        _check_whole(key, value_of(key), least)
-    rate = value_of("optimizer.lr")
-    if rate is not None:
-        check_number("optimizer.lr", rate)
+        _check_whole(key, value_of(key, None), least)
+    check_number("optimizer.lr", value_of("optimizer.lr", 0.0))
 
 
 def check(config: Config) -> None:

@@ -111,6 +111,7 @@ TYPES = {
     "distiller.losses=null": "distiller.losses: found None",
     "distiller.losses.kd=null": "distiller.losses: found",
     "optimizer.lr=abc": "optimizer.lr: found 'abc', expected a finite number",
+    "optimizer.lr=null": "optimizer.lr: found None, expected a finite number",
     "threads=0": "threads: found 0",
 }
 

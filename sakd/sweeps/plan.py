@@ -42,7 +42,7 @@ class Plan:
 
 
 def plan(sweep: Sweep) -> Plan:
-    """Raises ConfigError for cells in more than one folder of runs, or without a run at all."""
+    """Raises ConfigError for cells in more than one folder of runs."""
     folders = {config["runs"] for _, config in sweep.cells}
     if len(folders) > 1:
         raise ConfigError(f"runs: found {', '.join(sorted(folders))}, expected one folder for all cells of a sweep")
