@@ -2,8 +2,6 @@
 
 import logging
 import platform
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -23,6 +21,7 @@ from sakd.execution import allow_tf32
 from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
 from sakd.profiling import Profile
 from sakd.runs import ENDED_EARLY, Run
+from sakd.signals import interruptible
 from sakd.teachers import Certificate, certify
 from sakd.terminal import Watch
 from sakd.tracking import Mirror, start_mirror
@@ -181,7 +180,7 @@ def _train(
     mirror, status = None, "FAILED"
     allow_tf32(run.config["precision"] == "tf32")
     try:
-        with _own_log(run.folder / "run.log"), _interruptible():
+        with _own_log(run.folder / "run.log"), interruptible():
             run.start()
             mirror = start_mirror(run.folder, run.config)
             state = run.load_checkpoint(_sources(dataset, certificate))
@@ -304,20 +303,3 @@ def _own_log(path: Path) -> Iterator[None]:
     finally:
         own.removeHandler(handler)
         handler.close()
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM, as a cluster sends it, ends like Ctrl-C; only the main thread may ask for signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

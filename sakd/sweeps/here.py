@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from queue import SimpleQueue
 
+from sakd.signals import interruptible
 from sakd.sweeps.plan import Job
 from sakd.sweeps.submissions import Submission
 
@@ -26,8 +26,11 @@ def run_here(submission: Submission, jobs: Sequence[Job], processes: int | None)
 
     An interruption ends them all, each with its run marked KILLED.
     """
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    pool = _Processes(submission, processes)
+    with interruptible():
+        _run(_Processes(submission, processes), jobs)
+
+
+def _run(pool: "_Processes", jobs: Sequence[Job]) -> None:
     open_jobs = {job.name: job for job in jobs}
     under_way: dict[Future[int], Job] = {}
     failed: set[str] = set()
@@ -54,12 +57,6 @@ def run_here(submission: Submission, jobs: Sequence[Job], processes: int | None)
         except BaseException:
             pool.end()
             raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 class _Processes:

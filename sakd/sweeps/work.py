@@ -16,6 +16,7 @@ from sakd import code
 from sakd.allocation import keep_freed_memory
 from sakd.errors import RunError, in_one_line
 from sakd.runs import Run
+from sakd.signals import interruptible
 from sakd.sweeps.submissions import forget_failure, note_failure
 from sakd.terminal import start_logging
 
@@ -31,18 +32,16 @@ class Work:
         forget_failure(self.submission, self.name)
         log.info("%s: code of %s", self.name, code.of_this_process()[0])
         keep_freed_memory()
-        before = signal.signal(signal.SIGTERM, _terminated)
-        try:
-            if code.of_this_process()[0].snapshot is None:
-                raise RunError(f"{code.ROOT}: found code that can change, expected the copy that was made for this job")
-            return self._run()
-        except SystemExit:  # submitit has put the job back into the queue
-            raise
-        except BaseException as error:
-            note_failure(self.submission, self.name, in_one_line(error), traceback.format_exc())
-            raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        with interruptible():
+            try:
+                if code.of_this_process()[0].snapshot is None:
+                    raise RunError(f"{code.ROOT}: found code that can change, expected the copy that was made for this job")
+                return self._run()
+            except SystemExit:  # submitit has put the job back into the queue
+                raise
+            except BaseException as error:
+                note_failure(self.submission, self.name, in_one_line(error), traceback.format_exc())
+                raise
 
     def _run(self) -> dict[str, Any]:
         from sakd.job import execute
@@ -60,10 +59,6 @@ class Work:
 
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return DelayedSubmission(Work(self.submission, self.name))
-
-
-def _terminated(number: int, frame: object) -> None:
-    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 if __name__ == "__main__":
