@@ -1,4 +1,5 @@
-"""The one entry point: a composed configuration becomes networks, distillers, a spot mode and a trainer, in a tracked run.
+"""The one entry point: a composed configuration becomes networks, distillers, a spot mode and a trainer, in a
+tracked run.
 
     python launch.py student=vgg8 distiller=sp spot_mode=fixed epochs=10
     python launch.py -m distiller=kd,fitnet,at,sp,pkt spot_mode=fixed,adaptive seed=0,1,2
@@ -16,13 +17,12 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sakd import config as configuration
-from sakd.allocation import keep_freed_memory
-from sakd.compose import CONF, explain
+from sakd.configuration.compose import CONF, explain, register_resolvers, resolve
 from sakd.errors import ConfigError, SakdError
+from sakd.process import keep_freed_memory
 from sakd.runs import Run
+from sakd.runs.tracking import catch_up
 from sakd.terminal import show_result, start_logging
-from sakd.tracking import catch_up
 
 log = logging.getLogger("sakd")
 
@@ -32,18 +32,20 @@ def main(cfg: DictConfig) -> None:
     """One run."""
     try:
         _check_mode(HydraConfig.get())
-        config = configuration.resolve(cfg)
+        config = resolve(cfg)
         run = Run(config)
         result = run.result()
         if result is None:
-            from sakd.job import execute  # torch and the rest load only for a run that is not finished
+            from sakd.runs.job import execute  # torch and the rest load only for a run that is not finished
 
             result = execute(config)
         else:
             log.info("finished before")
             catch_up(run)
     except Exception as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra tells of the first failure only, and only at the end
+        if (
+            HydraConfig.get().mode == RunMode.MULTIRUN
+        ):  # Hydra tells of the first failure only, and only at the end
             log.error("%s failed: %s", " ".join(HydraConfig.get().overrides.task), error)
         raise
     show_result(result, str(run.folder), config["tracking"].get("uri"))
@@ -59,7 +61,7 @@ def _check_mode(hydra_config: DictConfig) -> None:
 
 def run() -> None:
     """Run ``main``; what the user can mend ends as one message and exit code 1."""
-    configuration.register_resolvers()
+    register_resolvers()
     start_logging()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the handlers below whole
     # Idle OpenMP threads give way soon: where runs share cores, spinning ones make them several times slower.

@@ -1,9 +1,9 @@
 """Our training step beside that of the method's authors: ``python -m benchmarks.authors --code FOLDER``.
 
-FOLDER holds https://github.com/zju-vipa/spot-adaptive-pytorch. Its own ``main`` builds the networks, losses, policy and
-optimizers from its own configs, and its own ``train_epoch`` makes the steps: ``train.py`` the adaptive, ``train_baseline.py``
-the fixed ones. Only what does not belong to a step, or fails on today's PyTorch or on a CPU, is replaced while it runs.
-"""
+FOLDER holds https://github.com/zju-vipa/spot-adaptive-pytorch. Its own ``main`` builds the networks, losses,
+policy and optimizers from its own configs, and its own ``train_epoch`` makes the steps: ``train.py`` the
+adaptive, ``train_baseline.py`` the fixed ones. Only what does not belong to a step, or fails on today's
+PyTorch or on a CPU, is replaced while it runs."""
 
 import argparse
 import inspect
@@ -37,7 +37,8 @@ LR = 1e-6  # of both optimizers; the cost of a step does not depend on it
 
 
 class Idle(ModuleType):
-    """Stands for what their scripts import and a step does not need, and does nothing: TensorBoard, data sets, bars."""
+    """Stands for what their scripts import and a step does not need, and does nothing: TensorBoard, data
+    sets, bars."""
 
     def __init__(self, name: str):
         super().__init__(name)
@@ -121,7 +122,9 @@ def authors_step(
     return step
 
 
-def authors_cell(scripts: dict[str, ModuleType], options: argparse.Namespace, distiller: str, mode: str) -> Cell:
+def authors_cell(
+    scripts: dict[str, ModuleType], options: argparse.Namespace, distiller: str, mode: str
+) -> Cell:
     config = options.code / CONFIGS / distiller / f"{'-'.join(options.pair)}.yml"
     images, labels, indices = batch(options.batch, options.samples, options.device)
     inputs = [images, labels]
@@ -147,7 +150,9 @@ def row_of(ours: Cell, theirs: Cell, options: argparse.Namespace) -> dict[str, o
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = parser_of("authors", "Our training step beside that of the method's authors.", DISTILLERS, rounds=5)
+    parser = parser_of(
+        "authors", "Our training step beside that of the method's authors.", DISTILLERS, rounds=5
+    )
     parser.add_argument("--code", type=Path, required=True, help="a clone of zju-vipa/spot-adaptive-pytorch")
     parser.add_argument("--steps", type=int, default=1, help="steps per timing")
     parser.add_argument("--warm-up", type=int, default=1, help="steps before")
@@ -166,15 +171,22 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     rows = []
-    with authors_scripts(options.code, options.device) as scripts, redirect_stdout(sys.stderr):  # they print shapes
-        for distiller in options.distillers:  # one after the other: their banks and negatives take much memory
+    with (
+        authors_scripts(options.code, options.device) as scripts,
+        redirect_stdout(sys.stderr),
+    ):  # they print shapes
+        for (
+            distiller
+        ) in options.distillers:  # one after the other: their banks and negatives take much memory
             theirs = [authors_cell(scripts, options, distiller, mode) for mode in options.modes]
             ours = [trainer_cell(options, distiller, mode) for mode in options.modes]
             measure([cell for both in zip(theirs, ours, strict=True) for cell in both], options)
             rows += [row_of(own, others, options) for own, others in zip(ours, theirs, strict=True)]
     print(
-        f"{' to '.join(options.pair)}, batch {options.batch}, {options.device_name}, CPU threads: {options.threads}, "
-        f"PyTorch {torch.__version__}; {options.clock_name} time, medians of {options.rounds} rounds of {options.steps}"
+        f"{' to '.join(options.pair)}, batch {options.batch}, {options.device_name}, CPU threads: "
+        f"{options.threads}, "
+        f"PyTorch {torch.__version__}; {options.clock_name} time, medians of {options.rounds} rounds of "
+        f"{options.steps}"
     )
     print_table(rows, ["distiller", "mode", "authors_ms", "ms", "throughput_ratio"])
     for mode in options.modes:

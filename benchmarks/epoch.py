@@ -1,8 +1,8 @@
-"""What a training epoch costs, with its data: ``python -m benchmarks.epoch --help``; explained in benchmarks/README.md.
+"""What a training epoch costs, with its data: ``python -m benchmarks.epoch --help``; explained in
+benchmarks/README.md.
 
-The same training steps are fed twice: by batches cut from images that lie on the device, and by torchvision's transforms in
-the workers of a DataLoader, as the field's scripts do it.
-"""
+The same training steps are fed twice: by batches cut from images that lie on the device, and by torchvision's
+transforms in the workers of a DataLoader, as the field's scripts do it."""
 
 import argparse
 import os
@@ -20,10 +20,10 @@ from torchvision import transforms
 
 from benchmarks import parts
 from benchmarks.step import Cell, checked, measure, parser_of, print_table, write_csv
-from sakd.allocation import keep_freed_memory
 from sakd.data import Augmentation, Batch, Dataset, ImageSet, steps_per_epoch, train_batches
+from sakd.process import keep_freed_memory
 from sakd.streams import stream
-from sakd.trainer import RunningMeans, Trainer
+from sakd.training import RunningMeans, Trainer
 
 COLUMNS = ("distiller", "mode", "pair", "device", "seconds", "images_per_second", "plain_seconds", "ratio")
 CROP_PADDING = 4
@@ -32,15 +32,20 @@ CROP_PADDING = 4
 def random_images(count: int) -> Dataset:
     """In CIFAR-100's shape, with its augmentation; on the CPU."""
     alike = parts.dataset(count, torch.device("cpu"))
-    pixels = torch.randint(0, 256, alike.train.images.shape, dtype=torch.uint8, generator=stream(0, "benchmark"))
-    return replace(alike, train=ImageSet(pixels, alike.train.labels), augmentation=Augmentation(CROP_PADDING, flip=True))
+    pixels = torch.randint(
+        0, 256, alike.train.images.shape, dtype=torch.uint8, generator=stream(0, "benchmark")
+    )
+    return replace(
+        alike, train=ImageSet(pixels, alike.train.labels), augmentation=Augmentation(CROP_PADDING, flip=True)
+    )
 
 
 # ---- the two ways to batches
 
 
 class PlainImages(TorchDataset):
-    """Images one by one, as torchvision's CIFAR gives them: a PIL image from an array, then the transforms."""
+    """Images one by one, as torchvision's CIFAR gives them: a PIL image from an array, then the
+    transforms."""
 
     def __init__(self, dataset: Dataset):
         self.pixels = dataset.train.images.permute(0, 2, 3, 1).numpy()
@@ -108,7 +113,9 @@ def trainer_cells(
     distiller: str, mode: str, dataset: Dataset, loader: DataLoader, options: argparse.Namespace
 ) -> tuple[Cell, Cell]:
     """An epoch of one trainer: of our batches, and of the plain ones."""
-    made = parts.trainer(*options.pair, distiller, mode, options.samples, options.batch, options.device, options.execution)
+    made = parts.trainer(
+        *options.pair, distiller, mode, options.samples, options.batch, options.device, options.execution
+    )
     return (
         Cell(distiller, mode, lambda: made.train_epoch(dataset, options.batch)),
         Cell(distiller, mode, lambda: plain_epoch(made, loader)),
@@ -119,7 +126,9 @@ def trainer_cells(
 
 
 def row_of(ours: Cell, plain: Cell, options: argparse.Namespace) -> dict[str, object]:
-    seconds, plain_seconds = (cell.ms / 1000 * options.all_steps / options.timed_steps for cell in (ours, plain))
+    seconds, plain_seconds = (
+        cell.ms / 1000 * options.all_steps / options.timed_steps for cell in (ours, plain)
+    )
     values = (
         ours.distiller,
         ours.mode,
@@ -136,8 +145,10 @@ def row_of(ours: Cell, plain: Cell, options: argparse.Namespace) -> dict[str, ob
 def report(rows: list[dict[str, object]], options: argparse.Namespace) -> None:
     whole = options.timed_steps == options.all_steps
     print(
-        f"{' to '.join(options.pair)}, batch {options.batch}, {options.device_name}, CPU threads: {options.threads}, "
-        f"DataLoader workers: {options.workers}, PyTorch {torch.__version__}; wall time of an epoch of {options.samples} "
+        f"{' to '.join(options.pair)}, batch {options.batch}, {options.device_name}, CPU threads: "
+        f"{options.threads}, "
+        f"DataLoader workers: {options.workers}, PyTorch {torch.__version__}; wall time of an epoch of "
+        f"{options.samples} "
         f"images, medians of {options.rounds} rounds"
         + ("" if whole else f", extrapolated from {options.timed_steps} of {options.all_steps} steps")
     )

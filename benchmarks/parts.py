@@ -10,10 +10,9 @@ import torch
 import yaml
 
 from sakd.data import Dataset, ImageSet
-from sakd.execution import Execution
 from sakd.networks import StagedNet
 from sakd.streams import initialising, stream
-from sakd.trainer import Trainer, spots_of
+from sakd.training import Execution, Trainer, spots_of
 
 CONF = Path(__file__).parent.parent / "conf"
 CLASSES, CHANNELS, IMAGE_SIZE = 100, 3, 32  # CIFAR-100's
@@ -30,9 +29,8 @@ def choices(group: str) -> list[str]:
 def read(group: str, name: str, **known: object) -> Node:
     """A file of ``conf/`` over those that its defaults list names, with plain values.
 
-    ``${group.key}`` is that key of the file, ``${key}`` one of ``known``; of ``${oc.select:path,otherwise}`` there is only
-    the otherwise, since no other group is read.
-    """
+    ``${group.key}`` is that key of the file, ``${key}`` one of ``known``; of ``${oc.select:path,otherwise}``
+    there is only the otherwise, since no other group is read."""
     node = _merged(group, name)
 
     def resolved(value: Any) -> Any:

@@ -1,4 +1,5 @@
-"""What a training step costs: ``python -m benchmarks.step --help``; columns are explained in benchmarks/README.md."""
+"""What a training step costs: ``python -m benchmarks.step --help``; columns are explained in
+benchmarks/README.md."""
 
 import argparse
 import csv
@@ -17,11 +18,21 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.parts import batch, choices, network, trainer
-from sakd.allocation import keep_freed_memory
 from sakd.errors import ConfigError, did_you_mean
-from sakd.execution import Execution, allow_tf32
+from sakd.process import keep_freed_memory
+from sakd.training import Execution, allow_tf32
 
-COLUMNS = ("distiller", "mode", "pair", "device", "ms", "images_per_second", "ratio_to_fixed", "ratio_to_floor", "peak_mb")
+COLUMNS = (
+    "distiller",
+    "mode",
+    "pair",
+    "device",
+    "ms",
+    "images_per_second",
+    "ratio_to_fixed",
+    "ratio_to_floor",
+    "peak_mb",
+)
 
 
 @dataclass
@@ -45,7 +56,8 @@ class Cell:
 
 
 def floor_cell(options: argparse.Namespace) -> Cell:
-    """What no distillation can do without: the teacher's forward pass, and the student's with its backward pass."""
+    """What no distillation can do without: the teacher's forward pass, and the student's with its backward
+    pass."""
     teacher, student = (options.execution.place(network(name), options.device) for name in options.pair)
     teacher.requires_grad_(False).eval()
     images, labels, _ = batch(options.batch, options.samples, options.device)
@@ -64,7 +76,9 @@ def floor_cell(options: argparse.Namespace) -> Cell:
 
 def trainer_cell(options: argparse.Namespace, distiller: str, mode: str) -> Cell:
     """Raises ConfigError if the distiller is not defined for the pair."""
-    made = trainer(*options.pair, distiller, mode, options.samples, options.batch, options.device, options.execution)
+    made = trainer(
+        *options.pair, distiller, mode, options.samples, options.batch, options.device, options.execution
+    )
     inputs = batch(options.batch, options.samples, options.device)
     optimizers = [optimizer for optimizer in (made.optimizer, made.policy_optimizer) if optimizer is not None]
 
@@ -111,9 +125,12 @@ def wait_for(device: torch.device) -> None:
 
 
 def peak_mb(cell: Cell, device: torch.device) -> float:
-    """MiB of all tensors alive at a step's fullest moment: those it holds, and at most so many that it allocates."""
+    """MiB of all tensors alive at a step's fullest moment: those it holds, and at most so many that it
+    allocates."""
     cell.clear_gradients()
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in cell.holds()}
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in cell.holds()
+    }
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -149,7 +166,9 @@ def rows_of(cells: list[Cell], options: argparse.Namespace) -> list[dict[str, ob
             "device": options.device_name,
             "ms": round(cell.ms, 3),
             "images_per_second": round(1000 * options.batch / cell.ms, 1),
-            "ratio_to_fixed": round(cell.ratio_to(fixed[cell.distiller]), 3) if cell.distiller in fixed else "",
+            "ratio_to_fixed": round(cell.ratio_to(fixed[cell.distiller]), 3)
+            if cell.distiller in fixed
+            else "",
             "ratio_to_floor": round(cell.ratio_to(floor), 3),
             "peak_mb": round(peak_mb(cell, options.device), 1),
         }
@@ -159,15 +178,20 @@ def rows_of(cells: list[Cell], options: argparse.Namespace) -> list[dict[str, ob
 
 def report(rows: list[dict[str, object]], options: argparse.Namespace) -> None:
     print(
-        f"{' to '.join(options.pair)}, batch {options.batch}, {options.device_name}, CPU threads: {options.threads}, "
-        f"{options.precision}, {options.memory_format}, compile {options.compile}, PyTorch {torch.__version__}; "
+        f"{' to '.join(options.pair)}, batch {options.batch}, {options.device_name}, CPU threads: "
+        f"{options.threads}, "
+        f"{options.precision}, {options.memory_format}, compile {options.compile}, PyTorch "
+        f"{torch.__version__}; "
         f"{options.clock_name} time, medians of {options.rounds} rounds of {options.steps}"
     )
     print_table(rows, [column for column in COLUMNS if column not in ("pair", "device")])
     for mode in options.modes[1:]:
         ratios = {row["distiller"]: row["ratio_to_fixed"] for row in rows if row["mode"] == mode}
         if ratios:
-            print(f"{mode} / fixed, geometric mean over {', '.join(ratios)}: {geometric_mean(ratios.values()):.3f}")
+            print(
+                f"{mode} / fixed, geometric mean over {', '.join(ratios)}: "
+                f"{geometric_mean(ratios.values()):.3f}"
+            )
 
 
 def print_table(rows: list[dict[str, object]], shown: list[str]) -> None:
@@ -175,7 +199,10 @@ def print_table(rows: list[dict[str, object]], shown: list[str]) -> None:
     widths = [max(len(column), *(len(str(row[column])) for row in rows)) for column in shown]
     for line in [dict(zip(shown, shown, strict=True)), *rows]:
         cells = [str(line[column]) for column in shown]
-        aligned = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))]
+        aligned = [
+            cell.ljust(w) if i < 2 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        ]
         print("  ".join(aligned).rstrip())
 
 
@@ -198,7 +225,9 @@ def names_in(group: str) -> Callable[[str], list[str]]:
         for name in names:
             if name not in known:
                 expected = f"expected some of {', '.join(known)}"
-                raise argparse.ArgumentTypeError(f"no '{name}' in conf/{group}; {expected}.{did_you_mean(name, known)}")
+                raise argparse.ArgumentTypeError(
+                    f"no '{name}' in conf/{group}; {expected}.{did_you_mean(name, known)}"
+                )
         return names
 
     return parsed
@@ -207,9 +236,15 @@ def names_in(group: str) -> Callable[[str], list[str]]:
 def parser_of(program: str, description: str, distillers: list[str], rounds: int) -> argparse.ArgumentParser:
     """The options that all benchmarks have."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{program}", description=description)
-    parser.add_argument("--pair", type=names_in("network"), default=["resnet56", "resnet20"], help="teacher,student")
-    parser.add_argument("--distillers", type=names_in("distiller"), default=distillers, help=",".join(distillers))
-    parser.add_argument("--modes", type=names_in("spot_mode"), default=["fixed", "adaptive"], help="fixed,adaptive")
+    parser.add_argument(
+        "--pair", type=names_in("network"), default=["resnet56", "resnet20"], help="teacher,student"
+    )
+    parser.add_argument(
+        "--distillers", type=names_in("distiller"), default=distillers, help=",".join(distillers)
+    )
+    parser.add_argument(
+        "--modes", type=names_in("spot_mode"), default=["fixed", "adaptive"], help="fixed,adaptive"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--samples", type=int, default=50_000, help="training samples")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
@@ -229,15 +264,21 @@ def checked(parser: argparse.ArgumentParser, arguments: list[str] | None) -> arg
         parser.error(f"--pair: found {len(options.pair)} networks, expected teacher,student")
     if "none" in options.distillers:
         parser.error("--distillers: none has no teacher")
-    options.execution = Execution(options.precision, options.memory_format, options.compile, options.fold_batch_norm)
+    options.execution = Execution(
+        options.precision, options.memory_format, options.compile, options.fold_batch_norm
+    )
     try:
         options.execution.check(options.device)
     except ConfigError as error:
         parser.error(str(error))
     on_one_thread = options.device.type == "cpu" and options.threads == 1
     # One thread's CPU time is its wall time on an idle machine, and says the same on one that others share.
-    options.clock, options.clock_name = (time.process_time, "CPU") if on_one_thread else (time.perf_counter, "wall")
-    options.device_name = torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else "cpu"
+    options.clock, options.clock_name = (
+        (time.process_time, "CPU") if on_one_thread else (time.perf_counter, "wall")
+    )
+    options.device_name = (
+        torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else "cpu"
+    )
     return options
 
 

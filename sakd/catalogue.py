@@ -9,14 +9,15 @@ from pkgutil import resolve_name
 import torch
 import yaml
 
-from sakd import build
-from sakd.config import Config
+from sakd.configuration import Config, build
 from sakd.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 STEPS = ROOT / "results/step.csv"  # as `python -m benchmarks.step --csv` writes it
 ABSENT = "\N{EN DASH}"
-PAPER = re.compile(r'(?P<method>[^(]+) \((?P<authors>[^"(]+), "(?P<title>[^"]+)", (?P<venue>[^)]*\d{4}[^)]*)\)')
+PAPER = re.compile(
+    r'(?P<method>[^(]+) \((?P<authors>[^"(]+), "(?P<title>[^"]+)", (?P<venue>[^)]*\d{4}[^)]*)\)'
+)
 IMAGES = {"num_classes": 100, "in_channels": 3, "image_size": 32}
 NOT_ALWAYS_INSTALLED = ("timm",)
 
@@ -27,12 +28,15 @@ def tables() -> dict[str, str]:
 
 
 def write(tables: dict[str, str], path: Path) -> None:
-    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``. Raises ConfigError where they are missing."""
+    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``. Raises ConfigError where they are
+    missing."""
     text = path.read_text()
     for name, table in tables.items():
         between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", flags=re.DOTALL)
         if not between.search(text):
-            raise ConfigError(f"{path}: found no lines <!-- {name} --> and <!-- /{name} -->, expected both around the table")
+            raise ConfigError(
+                f"{path}: found no lines <!-- {name} --> and <!-- /{name} -->, expected both around the table"
+            )
         text = between.sub(lambda _, table=table: table, text, count=1)
     path.write_text(text)
 
@@ -42,10 +46,16 @@ def distillers(steps: Path) -> str:
     measured, where = costs(steps)
     rows = []
     for name, node in nodes("distiller"):
-        own = node.get("losses") or {"": node.get("warm_up", {}).get("loss")}
+        own = node.get("losses") or {"": node.get("pretraining", {}).get("loss")}
         if own := next(iter(own.values()), None):
             spots = own["where"] if isinstance(own["where"], str) else ", ".join(own["where"])
-            weight = f"{node['beta']:g}" if "beta" in node else f"alpha = {node['alpha']:g}" if "alpha" in node else ABSENT
+            weight = (
+                f"{node['beta']:g}"
+                if "beta" in node
+                else f"alpha = {node['alpha']:g}"
+                if "alpha" in node
+                else ABSENT
+            )
             cost = [measured.get((name, mode), ABSENT) for mode in ("fixed", "adaptive")]
             rows.append([f"`{name}`", *paper(own["_target_"]), spots, weight, *cost])
     table = markdown(["distiller", "method", "paper", "spots", "beta", "step, fixed", "step, adaptive"], rows)
@@ -53,7 +63,8 @@ def distillers(steps: Path) -> str:
 
 
 def costs(steps: Path) -> tuple[dict[tuple[str, str], str], str]:
-    """Steps in units of the floor, by distiller and mode, for the file's first pair and device; and what these are."""
+    """Steps in units of the floor, by distiller and mode, for the file's first pair and device; and what
+    these are."""
     if not steps.is_file():
         return {}, ""
     with steps.open() as file:
@@ -65,7 +76,8 @@ def costs(steps: Path) -> tuple[dict[tuple[str, str], str], str]:
         if (row["pair"], row["device"]) == of
     }
     where = (
-        "A step's time is in units of what it cannot do without, the teacher's pass and the student's forward and backward "
+        "A step's time is in units of what it cannot do without, the teacher's pass and the student's "
+        "forward and backward "
         f"pass: {of[0].replace('-', ' to ')}, {of[1]}."
     )
     return measured, where
@@ -91,14 +103,24 @@ def networks() -> str:
         with torch.device("meta"):
             network = build.make({**node, **IMAGES}, name)
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        shapes = ", ".join("x".join(map(str, shape)) for stage, shape in network.shapes.items() if stage != "logits")
-        rows.append((network.family.lower(), parameters, [f"`{name}`", network.family, f"{parameters:,}", shapes]))
-    head = ["network", "family", "parameters at 100 classes", "outputs of its stages and its embedding for 3x32x32 images"]
+        shapes = ", ".join(
+            "x".join(map(str, shape)) for stage, shape in network.shapes.items() if stage != "logits"
+        )
+        rows.append(
+            (network.family.lower(), parameters, [f"`{name}`", network.family, f"{parameters:,}", shapes])
+        )
+    head = [
+        "network",
+        "family",
+        "parameters at 100 classes",
+        "outputs of its stages and its embedding for 3x32x32 images",
+    ]
     return markdown(head, [row for *_, row in sorted(rows)])
 
 
 def nodes(group: str) -> Iterator[tuple[str, Config]]:
-    """Names and contents of a group's files. Raises ConfigError where there are none: outside of a checkout."""
+    """Names and contents of a group's files. Raises ConfigError where there are none: outside of a
+    checkout."""
     folder = ROOT / "conf" / group
     paths = sorted(folder.glob("*.yaml"))
     if not paths:

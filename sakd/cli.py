@@ -24,7 +24,7 @@ def main() -> None:
 @click.argument("runs", type=click.Path(exists=True, file_okay=False, path_type=Path), default="runs")
 def sync(runs: Path) -> None:
     """Send to MLflow what it lacks of the runs in RUNS, each epoch exactly once."""
-    from sakd.tracking import synchronise_all
+    from sakd.runs.tracking import synchronise_all
 
     outcomes = synchronise_all(runs)
     failures = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Exception)}
@@ -50,7 +50,11 @@ def export(run: Path, output: Path | None) -> None:
 
 
 @main.command()
-@click.option("--write", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Replace the tables in this file.")
+@click.option(
+    "--write",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Replace the tables in this file.",
+)
 def catalogue(write: Path | None) -> None:
     """Print the tables of distillers and networks, or write them into the README."""
     from sakd import catalogue
@@ -70,14 +74,15 @@ def _named_sweep(command: Callable) -> Callable:
 
 @main.command()
 @_named_sweep
-@click.option("--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True
+)
 @click.option("--cells", "each", is_flag=True, help="A line for each cell.")
 def status(overrides: tuple[str, ...], form: str, each: bool) -> None:
     """What has become of a sweep's cells: finished, running, queued, failed, lost or missing.
 
-    OVERRIDE... are those that launched it, such as sweeps=digits seed=0,1. A run that was killed without warning, and that
-    MLflow still has as running, is marked KILLED there.
-    """
+    OVERRIDE... are those that launched it, such as sweeps=digits seed=0,1. A run that was killed without
+    warning, and that MLflow still has as running, is marked KILLED there."""
     from sakd import sweeps
     from sakd.sweeps import report
 
@@ -91,7 +96,8 @@ def status(overrides: tuple[str, ...], form: str, each: bool) -> None:
 @main.command()
 @_named_sweep
 def retry(overrides: tuple[str, ...]) -> None:
-    """Submit a sweep's failed and lost cells again, to where they were last submitted, or by hydra/launcher=….
+    """Submit a sweep's failed and lost cells again, to where they were last submitted, or by
+    hydra/launcher=….
 
     hydra.launcher.KEY=VALUE changes what they were submitted with.
     """
@@ -104,14 +110,17 @@ def retry(overrides: tuple[str, ...]) -> None:
             planned = _planned(overrides)
         else:
             changes = [text for text in overrides if text.startswith("hydra.launcher.")]
-            planned = sweeps.as_before(_planned(tuple(text for text in overrides if text not in changes)), changes)
+            planned = sweeps.as_before(
+                _planned(tuple(text for text in overrides if text not in changes)), changes
+            )
         sweeps.launch(planned, ("failed", "lost"))
 
 
 @main.command()
 @_named_sweep
 def cancel(overrides: tuple[str, ...]) -> None:
-    """End a sweep's jobs, running and waiting. What they have trained stays, and goes on when launched again."""
+    """End a sweep's jobs, running and waiting. What they have trained stays, and goes on when launched
+    again."""
     from sakd import sweeps
 
     with _errors_told():
@@ -122,7 +131,7 @@ def cancel(overrides: tuple[str, ...]) -> None:
 
 
 def _planned(overrides: tuple[str, ...]) -> "Plan":
-    from sakd.compose import sweep
+    from sakd.configuration.compose import sweep
     from sakd.sweeps import plan
 
     return plan(sweep(overrides))
@@ -139,9 +148,18 @@ def _errors_told() -> Iterator[None]:
 @main.command()
 @click.argument("filters", nargs=-1, metavar="[KEY=VALUE[,VALUE...]]...")
 @click.option(
-    "--from", "source", default="runs", show_default=True, help="A folder of runs, an MLflow store's URI, or mlflow."
+    "--from",
+    "source",
+    default="runs",
+    show_default=True,
+    help="A folder of runs, an MLflow store's URI, or mlflow.",
 )
-@click.option("--metric", default="test/accuracy", show_default=True, help="Of the last epoch; test/best_accuracy, loss/task.")
+@click.option(
+    "--metric",
+    default="test/accuracy",
+    show_default=True,
+    help="Of the last epoch; test/best_accuracy, loss/task.",
+)
 @click.option(
     "--format",
     "form",
@@ -150,8 +168,14 @@ def _errors_told() -> Iterator[None]:
     show_default=True,
 )
 @click.option("--runs", "with_runs", is_flag=True, help="Name the runs behind each cell.")
-@click.option("--published", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Other published figures.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the differences, as SVG or PNG.")
+@click.option(
+    "--published",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Other published figures.",
+)
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the differences, as SVG or PNG."
+)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file for the table.")
 def compare(
     filters: tuple[str, ...],
@@ -165,14 +189,13 @@ def compare(
 ) -> None:
     """Compare the spot modes of finished runs, seed by seed.
 
-    KEY is any key of the configuration, such as optimizer.lr, or dataset, teacher, student, distiller, spot_mode, seed. With
-    sweeps=NAME the arguments are a sweep's, as they launch it: its cells are compared, and those that are not finished are
-    missing.
-    """
+    KEY is any key of the configuration, such as optimizer.lr, or dataset, teacher, student, distiller,
+    spot_mode, seed. With sweeps=NAME the arguments are a sweep's, as they launch it: its cells are compared,
+    and those that are not finished are missing."""
     from sakd import compare
     from sakd.compare import formats, plots
     from sakd.compare.published import FIGURES, read_published
-    from sakd.runs import write_whole
+    from sakd.files import write_whole
 
     with _errors_told():
         if plot is not None:
@@ -192,7 +215,7 @@ def compare(
 def _compared(source: str, filters: tuple[str, ...]) -> "tuple[list[Finished], list[dict[str, str]] | None]":
     """The runs to compare, and, of a sweep, the names of all cells that there should be."""
     from sakd.compare import read, select
-    from sakd.config import short_names
+    from sakd.configuration import short_names
 
     if not any(text.startswith("sweeps=") for text in filters):
         return select(read(source), filters), None

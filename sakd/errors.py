@@ -42,7 +42,8 @@ def in_one_line(error: BaseException) -> str:
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """``" Did you mean 'kd'?"``, or the empty string where nothing is near. Of equally near ones, a like beginning wins."""
+    """``" Did you mean 'kd'?"``, or the empty string where nothing is near. Of equally near ones, a like
+    beginning wins."""
     word = str(word)
     near = get_close_matches(word, [str(option) for option in options], n=5, cutoff=0.5)
     if not near:
@@ -56,9 +57,18 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     return f" Did you mean '{best}'?"
 
 
-def check_number(key: str, value: object, least: float = -math.inf, above: bool = False, whole: bool = False) -> None:
-    """Raise ConfigError unless ``value`` is a finite (or ``whole``) number of at least ``least``, or ``above`` it."""
-    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def check_number(
+    key: str, value: object, least: float = -math.inf, above: bool = False, whole: bool = False
+) -> None:
+    """Raise ConfigError unless ``value`` is a finite (or ``whole``) number of at least ``least``, or
+    ``above`` it."""
+    number = (
+        isinstance(value, int if whole else (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    )
     if not number or value < least or (above and value == least):
         bound = f" above {least:g}" if above else f" of at least {least:g}" if least > -math.inf else ""
-        raise ConfigError(f"{key}: found {value!r}, expected a {'whole' if whole else 'finite'} number{bound}")
+        raise ConfigError(
+            f"{key}: found {value!r}, expected a {'whole' if whole else 'finite'} number{bound}"
+        )

@@ -1,8 +1,8 @@
 """Named streams of random numbers.
 
-Initialisation, data and policy draw from streams of their own, so that with one seed every spot mode starts from the same
-weights and sees the same batches. A stream is a function of (seed, name, epoch): resuming at an epoch needs no stored state.
-"""
+Initialisation, data and policy draw from streams of their own, so that with one seed every spot mode starts
+from the same weights and sees the same batches. A stream is a function of (seed, name, epoch): resuming at an
+epoch needs no stored state."""
 
 import hashlib
 from collections.abc import Iterator
@@ -24,7 +24,8 @@ def stream(seed: int, name: str, epoch: int = 0, device: torch.device | str = "c
 
 @contextmanager
 def drawing(seed: int, name: str, epoch: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
-    """What draws from the device's global generator inside, such as dropout, draws from the stream; it is left as it was."""
+    """What draws from the device's global generator inside, such as dropout, draws from the stream; it is
+    left as it was."""
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(stream_seed(seed, name, epoch))
@@ -33,13 +34,14 @@ def drawing(seed: int, name: str, epoch: int = 0, device: torch.device | str = "
 
 @contextmanager
 def drawing_from(seed: int) -> Iterator[None]:
-    """For code that draws from the global CPU generator, as torchvision's transforms do: inside it starts at ``seed``; it is
-    left as it was."""
+    """For code that draws from the global CPU generator, as torchvision's transforms do: inside it starts at
+    ``seed``; it is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
 
 
 def initialising(seed: int, name: str) -> AbstractContextManager[None]:
-    """Modules built inside draw their weights from the stream ``init/<name>``; the global generator is left as it was."""
+    """Modules built inside draw their weights from the stream ``init/<name>``; the global generator is left
+    as it was."""
     return drawing(seed, f"init/{name}")

@@ -1,4 +1,5 @@
-"""What a person sees while a run goes on: a progress bar, or a line per epoch where there is no terminal; and its table."""
+"""What a person sees while a run goes on: a progress bar, or a line per epoch where there is no terminal; and
+its table."""
 
 import logging
 import time
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sakd.tracking import open_command
+from sakd.runs.tracking import open_command
 
 # Between two looks at the device's measurements: each waits for it, and stops a run whose loss is not finite.
 SECONDS_BETWEEN, SECONDS_WITHOUT_TERMINAL = 0.5, 10.0
@@ -67,12 +68,14 @@ class Watch:
         if now - self.last_look < (SECONDS_BETWEEN if console.is_terminal else SECONDS_WITHOUT_TERMINAL):
             return
         self.last_look = now
-        self.bar.update(self.task, completed=epoch - 1 + step / steps, measured=_losses(means()) + self.accuracy)
+        self.bar.update(
+            self.task, completed=epoch - 1 + step / steps, measured=_losses(means()) + self.accuracy
+        )
 
     def epoch(self, metrics: dict[str, float]) -> None:
         """Called with an epoch's measurements."""
         number = int(metrics["epoch"])
-        if "test/accuracy" in metrics:  # a warm-up measures none
+        if "test/accuracy" in metrics:  # a pretraining measures none
             self.accuracy = f"  test {metrics['test/accuracy']:.2f} %"
         self.bar.update(self.task, completed=number, measured=_losses(metrics) + self.accuracy)
         if not console.is_terminal:

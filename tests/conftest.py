@@ -13,7 +13,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from sakd import config as configuration
+from sakd import configuration
+from sakd.configuration.compose import register_resolvers, resolve
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,25 +23,28 @@ TINY = ("teacher=resnet8", "student=resnet8", "dataset.train_samples=192", "epoc
 
 
 def other_family(distiller: str) -> str:
-    """A teacher for a resnet8 that is as different as the distiller allows: deeper and wider, but for FSP's equal channels."""
+    """A teacher for a resnet8 that is as different as the distiller allows: deeper and wider, but for FSP's
+    equal channels."""
     return "wrn_16_1" if distiller.startswith("fsp") else "vgg8"
 
 
 def light(distiller: str) -> tuple[str, ...]:
     """Overrides that let a distiller start within a second."""
-    semckd = ("distiller.losses.semckd.widening=0.02",)  # as published, projections from a VGG are 69 million weights
-    warm_up = ("distiller.warm_up.epochs=1",)
-    return {"semckd": semckd, "ft": warm_up, "fsp_init": warm_up}.get(distiller, ())
+    semckd = (
+        "distiller.losses.semckd.widening=0.02",
+    )  # as published, projections from a VGG are 69 million weights
+    pretraining = ("distiller.pretraining.epochs=1",)
+    return {"semckd": semckd, "ft": pretraining, "fsp_init": pretraining}.get(distiller, ())
 
 
 def compose_config(*overrides: str) -> configuration.Config:
     """What launch.py makes of a command line."""
-    return configuration.resolve(compose_lazily(*overrides))
+    return resolve(compose_lazily(*overrides))
 
 
 def compose_lazily(*overrides: str) -> DictConfig:
     """As ``compose_config``, before interpolations are resolved and values checked."""
-    configuration.register_resolvers()
+    register_resolvers()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", list(overrides))
 
@@ -66,9 +70,13 @@ def tiny(tmp_path):
 def launch(tmp_path):
     """Runs `python launch.py …` in a folder of the test's own."""
 
-    def launched(*overrides: str, script: tuple[str, ...] = (), expect: int | None = 0, **keys) -> subprocess.CompletedProcess:
+    def launched(
+        *overrides: str, script: tuple[str, ...] = (), expect: int | None = 0, **keys
+    ) -> subprocess.CompletedProcess:
         command = [sys.executable, *(script or (str(ROOT / "launch.py"),)), *overrides]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False, **keys)
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False, **keys
+        )
         if expect is not None:
             assert done.returncode == expect, done.stdout + done.stderr
         return done

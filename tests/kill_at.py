@@ -12,7 +12,8 @@ from pathlib import Path
 
 
 def kill_at(place: str, number: int, when: str) -> None:
-    """This process gets SIGKILL just before or after the function at ``place`` ("module:name") is called for that time."""
+    """This process gets SIGKILL just before or after the function at ``place`` ("module:name") is called for
+    that time."""
     module, _, path = place.partition(":")
     *owners, name = path.split(".")
     owner = reduce(getattr, owners, importlib.import_module(module))

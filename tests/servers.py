@@ -25,7 +25,18 @@ class MlflowServer:
 
     def start(self) -> subprocess.Popen:
         self.folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+        ]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
         command += ["--artifacts-destination", str(self.folder / "kept")]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -1,9 +1,9 @@
 """Whole training steps against a straight-line implementation of the method, in float64.
 
-``StraightLine`` is written as one reads the paper: every stage by name from the images on, kept rows picked out, batch norm,
-Gumbel draws and SGD as formulas, all gradients by autograd over the complete routed network. Of the package it uses the stages
-of the two networks alone; it starts from a trainer's weights, by their names in a saved state.
-"""
+``StraightLine`` is written as one reads the paper: every stage by name from the images on, kept rows picked
+out, batch norm, Gumbel draws and SGD as formulas, all gradients by autograd over the complete routed network.
+Of the package it uses the stages of the two networks alone; it starts from a trainer's weights, by their
+names in a saved state."""
 
 from copy import deepcopy
 from functools import partial
@@ -15,11 +15,10 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from sakd.distillers import AT, KD, PKT, SP, FitNet
-from sakd.execution import Execution
 from sakd.networks import resnet8, resnet14, vgg8, wrn_16_1
-from sakd.spot_modes import Adaptive, Anti
+from sakd.spots import Adaptive, Anti
 from sakd.streams import initialising
-from sakd.trainer import Trainer, spots_of
+from sakd.training import Execution, Trainer, spots_of
 
 BATCH, CLASSES, STEPS = 8, 5, 2  # momentum shows in the second step
 TEMPERATURE, GAMMA, KD_TEMPERATURE = 5.0, 2.0, 4.0
@@ -106,7 +105,8 @@ LOSSES = {"kd": kd, "fitnet": squared_error, "at": at, "sp": sp, "pkt": pkt}
 
 
 def adapted(weights, prefix, features, target):
-    """``features`` through the adapter ``prefix`` to the shape of ``target``; batch norm takes the batch's moments."""
+    """``features`` through the adapter ``prefix`` to the shape of ``target``; batch norm takes the batch's
+    moments."""
     if features.dim() == 2:
         return features @ weights[f"{prefix}.weight"].T + weights[f"{prefix}.bias"]
     kernel, bias = weights[f"{prefix}.0.weight"], weights[f"{prefix}.0.bias"]
@@ -134,11 +134,17 @@ class StraightLine:
     """One pair under the named methods, from copies of ``trainer``'s weights."""
 
     def __init__(self, trainer, spots, methods, pair, anti):
-        self.spots, self.methods, self.anti = spots, {name: places(name, *pair) for name in ["kd", *methods]}, anti
+        self.spots, self.methods, self.anti = (
+            spots,
+            {name: places(name, *pair) for name in ["kd", *methods]},
+            anti,
+        )
         self.student, self.teacher = deepcopy(trainer.student), deepcopy(trainer.teacher)
 
         def own(module):
-            return {name: value.detach().clone().requires_grad_() for name, value in module.named_parameters()}
+            return {
+                name: value.detach().clone().requires_grad_() for name, value in module.named_parameters()
+            }
 
         self.regressors, self.policy = own(trainer.distillers), own(trainer.spot_mode)
         self.draws = torch.Generator().manual_seed(trainer.policy_stream.initial_seed())
@@ -156,7 +162,8 @@ class StraightLine:
             teacher[stage] = x = self.teacher._modules[stage](x)
         task_loss = -torch.log_softmax(student["logits"], dim=1)[torch.arange(BATCH), labels].mean()
 
-        # The policy's scores: the teacher's embedding first, then the student's; of each spot's two the teacher's first.
+        # The policy's scores: the teacher's embedding first, then the student's; of each spot's two the
+        # teacher's first.
         seen = torch.cat([teacher["embedding"], student["embedding"]], dim=1).detach()
         scores = seen @ self.policy["policy.weight"].T + self.policy["policy.bias"]
         scores = scores.reshape(BATCH, len(self.spots), 2)
@@ -165,7 +172,9 @@ class StraightLine:
         hard = (noisy[:, :, 0] > noisy[:, :, 1]).double()
         to_teacher, to_student = (torch.exp(noisy[:, :, channel] / TEMPERATURE) for channel in (0, 1))
         soft = to_teacher / (to_teacher + to_student)
-        route = hard + (soft - soft.detach())  # exactly 0 or 1: a rounding error would decide between equals in max-pooling
+        route = hard + (
+            soft - soft.detach()
+        )  # exactly 0 or 1: a rounding error would decide between equals in max-pooling
 
         # What the student minimises.
         losses = {"task": task_loss}
@@ -178,7 +187,9 @@ class StraightLine:
                     f_s = adapted(self.regressors, f"fitnet.regressors.{name_of(spot)}", f_s, f_t)
                 if kept.any():
                     share = kept.sum() / BATCH
-                    losses[method] = losses[method] + WEIGHTS[method] * share * LOSSES[method](f_s[kept], f_t[kept])
+                    losses[method] = losses[method] + WEIGHTS[method] * share * LOSSES[method](
+                        f_s[kept], f_t[kept]
+                    )
 
         # The routed network: the student in eval, its statistics those that its own pass has just moved.
         self.student.eval()
@@ -195,8 +206,12 @@ class StraightLine:
             policy_loss = policy_loss + too_few
 
         learned = dict(self.student.named_parameters()) | self.regressors
-        gradients = dict(zip(self.policy, torch.autograd.grad(policy_loss, list(self.policy.values())), strict=True))
-        gradients |= dict(zip(learned, torch.autograd.grad(sum(losses.values()), list(learned.values())), strict=True))
+        gradients = dict(
+            zip(self.policy, torch.autograd.grad(policy_loss, list(self.policy.values())), strict=True)
+        )
+        gradients |= dict(
+            zip(learned, torch.autograd.grad(sum(losses.values()), list(learned.values())), strict=True)
+        )
         for name, parameter in (self.policy | learned).items():
             rate, decay = (POLICY_LR, POLICY_DECAY) if name in self.policy else (LR, DECAY)
             descent = gradients[name] + decay * parameter.detach()
@@ -205,9 +220,12 @@ class StraightLine:
         return {
             "routes": hard,
             "routed logits": routed_logits,
-            "losses": {name: loss.detach() for name, loss in losses.items()} | {"policy": policy_loss.detach()},
+            "losses": {name: loss.detach() for name, loss in losses.items()}
+            | {"policy": policy_loss.detach()},
             "gradients": gradients,
-            "weights": {name: parameter.detach().clone() for name, parameter in (self.policy | learned).items()},
+            "weights": {
+                name: parameter.detach().clone() for name, parameter in (self.policy | learned).items()
+            },
             "student's statistics": dict(self.student.named_buffers()),
         }
 
@@ -235,7 +253,8 @@ class StraightLine:
 
 @pytest.fixture
 def _float64(monkeypatch):
-    """Everything in float64: ``float()``, which takes what mixed precision computes to float32, must not round here."""
+    """Everything in float64: ``float()``, which takes what mixed precision computes to float32, must not
+    round here."""
     monkeypatch.setattr(Tensor, "float", Tensor.double)
 
 
@@ -254,7 +273,9 @@ def made_trainer(pair, methods, kind, execution):
             }[name]
             distillers[name] = method(student, teacher, where, WEIGHTS[name]).double()
         spots = spots_of(student, teacher, distillers.values())
-        mode = kind(spots, student, teacher, TEMPERATURE, GAMMA, same_family_bias=0.0, other_family_bias=0.0).double()
+        mode = kind(
+            spots, student, teacher, TEMPERATURE, GAMMA, same_family_bias=0.0, other_family_bias=0.0
+        ).double()
     sgd = partial(torch.optim.SGD, momentum=MOMENTUM)
     return Trainer(
         student,
@@ -271,15 +292,21 @@ def stepped(trainer, images, labels):
     """What the trainer computes and leaves behind in one step, named as in ``StraightLine``."""
     seen = {}
     hook = trainer.spot_mode.grafts.register_forward_hook(
-        lambda grafts, arguments, logits: seen.update({"routes": arguments[-1].detach(), "routed logits": logits})
+        lambda grafts, arguments, logits: seen.update(
+            {"routes": arguments[-1].detach(), "routed logits": logits}
+        )
     )
     measured = trainer.train_step(images, labels, torch.arange(BATCH))
     hook.remove()
     learned = [trainer.student, trainer.distillers, trainer.spot_mode]
     named = {name: parameter for module in learned for name, parameter in module.named_parameters()}
     return seen | {
-        "losses": {name.removeprefix("loss/"): loss for name, loss in measured.items() if name.startswith("loss/")},
-        "kept": {name.removeprefix("kept/"): share for name, share in measured.items() if name.startswith("kept/")},
+        "losses": {
+            name.removeprefix("loss/"): loss for name, loss in measured.items() if name.startswith("loss/")
+        },
+        "kept": {
+            name.removeprefix("kept/"): share for name, share in measured.items() if name.startswith("kept/")
+        },
         "gradients": {name: parameter.grad for name, parameter in named.items()},
         "weights": {name: parameter.detach() for name, parameter in named.items()},
         "student's statistics": dict(trainer.student.named_buffers()),

@@ -46,7 +46,11 @@ def test_a_steps_table_has_a_row_for_each_distiller_and_mode(tmp_path):
     for fixed, adaptive in zip(rows[::2], rows[1::2], strict=True):
         assert fixed["ratio_to_fixed"] == "1.0"
         assert float(adaptive["peak_mb"]) > float(fixed["peak_mb"]) > float(floor["peak_mb"])
-        assert all(row[column] in done.stdout for row in (fixed, adaptive) for column in ("distiller", "ms", "peak_mb"))
+        assert all(
+            row[column] in done.stdout
+            for row in (fixed, adaptive)
+            for column in ("distiller", "ms", "peak_mb")
+        )
     assert "adaptive / fixed, geometric mean over kd, fitnet:" in done.stdout
 
 
@@ -61,7 +65,9 @@ def test_peak_memory_is_what_is_alive_at_the_fullest_moment():
 
 
 def test_a_cell_holds_networks_labels_and_momenta():
-    options = step.parse(["--pair", "resnet14,resnet8", "--batch", "2", "--samples", "200", "--device", "cpu"])
+    options = step.parse(
+        ["--pair", "resnet14,resnet8", "--batch", "2", "--samples", "200", "--device", "cpu"]
+    )
     cell = step.trainer_cell(options, "kd", "fixed")
     cell.step()
     teacher, student = (parts.network(name) for name in options.pair)
@@ -76,7 +82,9 @@ def test_fixed_is_measured_once_and_first():
 
 def test_the_steps_times_are_taken_in_turn():
     order = []
-    cells = [step.Cell(name, "fixed", lambda name=name: order.append(name), lambda: None, list) for name in "ab"]
+    cells = [
+        step.Cell(name, "fixed", lambda name=name: order.append(name), lambda: None, list) for name in "ab"
+    ]
     options = step.parse(["--rounds", "3", "--steps", "2", "--warm-up", "1", "--device", "cpu"])
     step.measure(cells, options)
     assert "".join(order) == "ab" + 3 * "aabb"
@@ -90,7 +98,11 @@ def test_times_and_ratios_are_medians_over_the_rounds():
     cells = [cell("none", "floor", 2, 1, 4), cell("at", "fixed", 6, 2, 4), cell("at", "adaptive", 9, 10, 4)]
     options = step.parse(["--device", "cpu", "--batch", "8"])
     floor, fixed, adaptive = step.rows_of(cells, options)
-    assert [(row["ms"], row["images_per_second"]) for row in (floor, fixed, adaptive)] == [(2, 4000), (4, 2000), (9, 888.9)]
+    assert [(row["ms"], row["images_per_second"]) for row in (floor, fixed, adaptive)] == [
+        (2, 4000),
+        (4, 2000),
+        (9, 888.9),
+    ]
     assert (floor["ratio_to_fixed"], fixed["ratio_to_fixed"], adaptive["ratio_to_fixed"]) == ("", 1, 1.5)
     assert (floor["ratio_to_floor"], fixed["ratio_to_floor"], adaptive["ratio_to_floor"]) == (1, 2, 4.5)
     assert {row["peak_mb"] for row in (floor, fixed, adaptive)} == {1.0}
@@ -133,23 +145,29 @@ def test_wrong_names_are_told(arguments, message, capsys):
 def test_an_epochs_table_has_the_data_alone_and_each_distiller_and_mode(tmp_path, capsys, monkeypatch):
     made, counts = epoch.random_images, []
     monkeypatch.setattr(epoch, "random_images", lambda count: counts.append(count) or made(count))
-    options = (
-        "--pair resnet8,resnet8 --distillers kd --modes fixed,random --batch 4 --samples 30 --steps 2 --rounds 1 --workers 1"
-    )
+    options = "--pair resnet8,resnet8 --distillers kd --modes fixed,random --batch 4 --samples 30 --steps 2 --rounds 1 --workers 1"
     threads = f"--threads {torch.get_num_threads()}"
     assert epoch.main([*f"{options} {threads} --device cpu --csv".split(), str(tmp_path / "epoch.csv")]) == 0
     with (tmp_path / "epoch.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["distiller"], row["mode"]) for row in rows] == [("none", "data"), ("kd", "fixed"), ("kd", "random")]
+    assert [(row["distiller"], row["mode"]) for row in rows] == [
+        ("none", "data"),
+        ("kd", "fixed"),
+        ("kd", "random"),
+    ]
     assert all(tuple(row) == epoch.COLUMNS for row in rows)
     assert counts == [2 * 4]
     printed = capsys.readouterr().out
-    assert "wall time of an epoch of 30 images, medians of 1 rounds, extrapolated from 2 of 8 steps" in printed
+    assert (
+        "wall time of an epoch of 30 images, medians of 1 rounds, extrapolated from 2 of 8 steps" in printed
+    )
     assert all(row[column] in printed for row in rows for column in ("seconds", "plain_seconds", "ratio"))
 
 
 def test_an_epochs_row_extrapolates_to_all_steps():
-    ours, plain = (step.Cell("kd", "fixed", lambda: None, times=times) for times in ([200, 100, 300], [400, 500, 300]))
+    ours, plain = (
+        step.Cell("kd", "fixed", lambda: None, times=times) for times in ([200, 100, 300], [400, 500, 300])
+    )
     options = epoch.parse(["--samples", "40", "--batch", "4", "--steps", "2", "--device", "cpu"])
     row = epoch.row_of(ours, plain, options)
     assert (row["seconds"], row["plain_seconds"], row["images_per_second"], row["ratio"]) == (1, 2, 40, 2)
@@ -175,7 +193,11 @@ def test_plain_images_are_among_all_crops_and_flips():
             assert (label, index) == (1, 1)
             (matching,) = torch.where((possible - image).abs().amax((1, 2, 3)) < 1e-6)
             drawn.append(draws[matching].squeeze(0))
-    assert [set(values.tolist()) for values in torch.stack(drawn, 1)] == [set(range(9)), set(range(9)), {0, 1}]
+    assert [set(values.tolist()) for values in torch.stack(drawn, 1)] == [
+        set(range(9)),
+        set(range(9)),
+        {0, 1},
+    ]
 
 
 def test_a_plain_epoch_trains_on_every_image_once():
@@ -262,7 +284,8 @@ class LinearClassifier(nn.Linear):
 
 
 def test_the_authors_scripts_run_beside_ours(tmp_path):
-    """On a stand-in for their code, with what fails in it on a CPU; in a process that cannot import Hydra and MLflow."""
+    """On a stand-in for their code, with what fails in it on a CPU; in a process that cannot import Hydra and
+    MLflow."""
     files = {"train": STAND_IN, "train_baseline": STAND_IN, "models/__init__": STAND_IN_MODELS}
     files["models/classifier"] = STAND_IN_POLICY
     (tmp_path / "models").mkdir()
@@ -284,13 +307,17 @@ def test_the_authors_scripts_run_beside_ours(tmp_path):
     assert [(row["distiller"], row["mode"]) for row in rows] == [
         (distiller, mode) for distiller in ("at", "crd") for mode in ("fixed", "adaptive")
     ]
-    assert all(row[column] in done.stdout for row in rows for column in ("authors_ms", "ms", "throughput_ratio"))
+    assert all(
+        row[column] in done.stdout for row in rows for column in ("authors_ms", "ms", "throughput_ratio")
+    )
     assert "adaptive, geometric mean over at, crd:" in done.stdout
     assert "normalization" not in done.stdout
 
 
 def test_the_authors_throughput_is_compared_round_by_round():
-    theirs, ours = (step.Cell("at", "adaptive", lambda: None, times=times) for times in ([9, 20, 30], [3, 10, 5]))
+    theirs, ours = (
+        step.Cell("at", "adaptive", lambda: None, times=times) for times in ([9, 20, 30], [3, 10, 5])
+    )
     options = SimpleNamespace(pair=["a", "b"], device_name="cpu")
     row = authors.row_of(ours, theirs, options)
     assert (row["authors_ms"], row["ms"], row["throughput_ratio"]) == (20, 5, 3)
@@ -320,8 +347,11 @@ def test_an_authors_step_whose_loss_breaks_is_no_measurement(tmp_path):
 
 
 def test_the_authors_weights_hardly_move(tmp_path):
-    """So that the policy's choices, on which the cost of their step depends, stay those of a training's start."""
-    optimizers = {name: torch.optim.SGD([torch.ones(1)], lr=0.05) for name in ("optimizer", "agent_optimizer")}
+    """So that the policy's choices, on which the cost of their step depends, stay those of a training's
+    start."""
+    optimizers = {
+        name: torch.optim.SGD([torch.ones(1)], lr=0.05) for name in ("optimizer", "agent_optimizer")
+    }
     rates = []
 
     def train_epoch(epoch, train_loader, optimizer, agent_optimizer):

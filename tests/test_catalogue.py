@@ -46,13 +46,19 @@ def test_every_distiller_has_a_row(tables):
         "1000",
     ]
     assert found["cc"][1].startswith("Peng et al., ")
-    assert (found["kd"][2:4], found["cc"][3], found["fsp_init"][2:4]) == (["logits", "alpha = 1"], "0.02", ["stages", ABSENT])
+    assert (found["kd"][2:4], found["cc"][3], found["fsp_init"][2:4]) == (
+        ["logits", "alpha = 1"],
+        "0.02",
+        ["stages", ABSENT],
+    )
 
 
 def test_networks_are_as_the_field_s_reference_says(tables):
     found = rows(tables["networks"])
     files = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "conf/network").glob("*.yaml")}
-    assert set(found) == {name for name, node in files.items() if not node.get("build", "").startswith("timm.")}
+    assert set(found) == {
+        name for name, node in files.items() if not node.get("build", "").startswith("timm.")
+    }
     with (ROOT / "tests/reference_networks.csv").open() as file:
         for reference in csv.DictReader(file):
             if reference["network"] in found:
@@ -85,7 +91,9 @@ def test_what_stands_around_the_tables_is_kept(tmp_path):
     page.write_text("before\n<!-- a -->\n<!-- /a -->\nbetween\n<!-- b -->\nold\n<!-- /b -->\nafter\n")
     for _ in range(2):
         catalogue.write({"a": "new \\1\n", "b": "newer\n"}, page)
-        expected = "before\n<!-- a -->\nnew \\1\n<!-- /a -->\nbetween\n<!-- b -->\nnewer\n<!-- /b -->\nafter\n"
+        expected = (
+            "before\n<!-- a -->\nnew \\1\n<!-- /a -->\nbetween\n<!-- b -->\nnewer\n<!-- /b -->\nafter\n"
+        )
         assert page.read_text() == expected
     with pytest.raises(ConfigError, match=r"page\.md: found no lines <!-- c --> and <!-- /c -->"):
         catalogue.write({"c": ""}, page)

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from sakd import code
+from sakd.runs import code
 from tests.conftest import ROOT, TINY
 
 
 def git(root: Path, *arguments: str) -> str:
     identity = ("-c", "user.name=a", "-c", "user.email=a@b")
-    return subprocess.run(["git", "-C", str(root), *identity, *arguments], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        ["git", "-C", str(root), *identity, *arguments], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def commit(root: Path) -> str:
@@ -29,7 +31,9 @@ def checkout(folder: Path) -> Path:
     """A git checkout of this project as it is now, in ``folder``."""
     folder.mkdir()
     for name in ("sakd", "hydra_plugins", "sweeps", "conf"):
-        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for name in ("launch.py", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
     commit(folder)
@@ -124,8 +128,12 @@ def test_a_copy_of_a_copy_is_itself(small, tmp_path):
 def test_outside_of_git_the_package_is_copied_and_no_commit_told(tmp_path):
     shutil.copytree(ROOT / "sakd", tmp_path / "plain/sakd", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "plain/private.txt").write_text("no part of the package")
-    script = "from pathlib import Path; from sakd import code; print(code.snapshot(Path('..')).absolute())"
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path / "plain", capture_output=True, text=True, check=True)
+    script = (
+        "from pathlib import Path; from sakd.runs import code; print(code.snapshot(Path('..')).absolute())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path / "plain", capture_output=True, text=True, check=True
+    )
     copy = Path(done.stdout.strip())
     assert contents(copy / "sakd") == {
         name: text for name, text in contents(tmp_path / "plain/sakd").items() if "__pycache__" not in name
@@ -141,7 +149,7 @@ def test_processes_that_copy_at_once_get_one_whole_copy(small, tmp_path):
         (small / f"package/module{number}.py").write_text(f"NUMBER = {number}\n")
     commit(small)
     start = tmp_path / "start"
-    script = "import sys; from pathlib import Path; from sakd import code; print('ready', flush=True)\n"
+    script = "import sys; from pathlib import Path; from sakd.runs import code; print('ready', flush=True)\n"
     script += "runs, root, start = map(Path, sys.argv[1:])\nwhile not start.exists(): pass\nprint(code.snapshot(runs, root))"
     command = [sys.executable, "-c", script, str(tmp_path), str(small), str(start)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
@@ -168,7 +176,11 @@ def test_a_run_of_changed_code_leaves_the_difference_until_it_is_committed(tmp_p
     subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
     (folder,) = (tmp_path / "runs").iterdir()
     result = json.loads((folder / "result.json").read_text())
-    assert result["code"] == {"commit": git(root, "rev-parse", "HEAD").strip(), "changed": True, "snapshot": None}
+    assert result["code"] == {
+        "commit": git(root, "rev-parse", "HEAD").strip(),
+        "changed": True,
+        "snapshot": None,
+    }
     difference = (folder / "code.diff").read_text()
     assert "+++ b/sakd/trainer.py" in difference
     assert "\n+# changed\n" in difference

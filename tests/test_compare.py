@@ -21,10 +21,10 @@ from sakd.compare import compare, read, select
 from sakd.compare.formats import ABSENT, FORMATS, MINUS, UNREACHABLE
 from sakd.compare.published import FIGURES, read_published
 from sakd.compare.statistics import holm, least_signed_rank, paired, pairs_needed
-from sakd.config import short_names, warm_up_config
+from sakd.configuration import pretraining_config, short_names
 from sakd.errors import ConfigError, DataError, RunError
 from sakd.runs import Run
-from sakd.tracking import Mirror, synchronise_all
+from sakd.runs.tracking import Mirror, synchronise_all
 from tests.conftest import ROOT, compose_config
 
 SEEDS = range(5)
@@ -50,7 +50,8 @@ def finish(
     changes=(),
     config=None,
 ) -> Run:
-    """A run's folder as a finished run leaves it, without the training; ``accuracy`` at the last epoch, 1 below the best.
+    """A run's folder as a finished run leaves it, without the training; ``accuracy`` at the last epoch, 1
+    below the best.
 
     ``changes``: to the composed configuration, by key; composing takes longer.
     """
@@ -63,10 +64,24 @@ def finish(
     run.start()
     for epoch in range(1, config["epochs"] + 1):
         now = accuracy if epoch == config["epochs"] else accuracy + 1
-        line = {"epoch": epoch, "loss/task": 1 / epoch, "test/accuracy": now, "teacher/accuracy": 98.5, **dict(measured)}
+        line = {
+            "epoch": epoch,
+            "loss/task": 1 / epoch,
+            "test/accuracy": now,
+            "teacher/accuracy": 98.5,
+            **dict(measured),
+        }
         run.append_metrics(line | {"test/best_accuracy": accuracy + 1, "seconds": 1.0, "time": 1.8e9 + epoch})
-    result = {"teacher": teacher and {"sha256": teacher, "accuracy": 98.5, "source": "elsewhere"}, "kept": {}, "seconds": 2.0}
-    result |= {"data_sha256": data, "student": {"accuracy": accuracy}, "code": {"commit": commit, "changed": False}}
+    result = {
+        "teacher": teacher and {"sha256": teacher, "accuracy": 98.5, "source": "elsewhere"},
+        "kept": {},
+        "seconds": 2.0,
+    }
+    result |= {
+        "data_sha256": data,
+        "student": {"accuracy": accuracy},
+        "code": {"commit": commit, "changed": False},
+    }
     run.finish({"weight": torch.tensor([accuracy, seed])}, result)
     return run
 
@@ -81,7 +96,9 @@ def compared(folder, *filters, metric="test/accuracy", **keys):
 
 
 def cell(comparison, distiller, mode):
-    found = comparison.cells[(comparison.cells["distiller"] == distiller) & (comparison.cells["spot_mode"] == mode)]
+    found = comparison.cells[
+        (comparison.cells["distiller"] == distiller) & (comparison.cells["spot_mode"] == mode)
+    ]
     assert len(found) == 1
     return found.iloc[0]
 
@@ -94,7 +111,8 @@ def command(*arguments, expect=0):
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-    """AT in three modes, of anti only three seeds, and SP in two. No rows: a teacher, a warm-up, a trial, a failure."""
+    """AT in three modes, of anti only three seeds, and SP in two. No rows: a teacher, a pretraining, a trial,
+    a failure."""
     folder = tmp_path_factory.mktemp("three") / "runs"
     finish_all(folder, FIXED, "distiller=at", "spot_mode=fixed")
     finish_all(folder, ADAPTIVE, "distiller=at", "spot_mode=adaptive")
@@ -102,7 +120,7 @@ def three(tmp_path_factory):
     finish_all(folder, ADAPTIVE, "distiller=sp", "spot_mode=fixed")
     finish_all(folder, FIXED, "distiller=sp", "spot_mode=adaptive")
     finish(folder, 99.0, "distiller=none", teacher=None)
-    finish(folder, 0.0, config=warm_up_config(composed("distiller=ft"), ["stage2"]))
+    finish(folder, 0.0, config=pretraining_config(composed("distiller=ft"), ["stage2"]))
     finish(folder, 10.0, "experiment=[cifar100/resnet56_resnet20,debug]", "distiller=at")
     unfinished = finish(folder, 50.0, "distiller=vid")
     (unfinished.folder / "result.json").unlink()
@@ -144,7 +162,9 @@ def test_a_paired_difference_is_what_scipy_says_of_plain_arrays():
     ],
 )
 def test_wilcoxons_p_is_exact_also_with_ties_and_zeros(differences):
-    assert paired(differences, np.zeros(len(differences))).wilcoxon_p == pytest.approx(signed_rank_by_enumeration(differences))
+    assert paired(differences, np.zeros(len(differences))).wilcoxon_p == pytest.approx(
+        signed_rank_by_enumeration(differences)
+    )
 
 
 def test_wilcoxons_p_of_many_pairs_is_scipys():
@@ -153,7 +173,9 @@ def test_wilcoxons_p_of_many_pairs_is_scipys():
         expected = stats.wilcoxon(differences[:n], method=method).pvalue
         assert paired(differences[:n], np.zeros(n)).wilcoxon_p == pytest.approx(expected)
     tied = np.round(differences[:20], 1)
-    assert paired(tied, np.zeros(20)).wilcoxon_p == stats.wilcoxon(tied[tied != 0], method="asymptotic").pvalue
+    assert (
+        paired(tied, np.zeros(20)).wilcoxon_p == stats.wilcoxon(tied[tied != 0], method="asymptotic").pvalue
+    )
 
 
 def test_differences_that_are_all_the_same_have_no_t_test_and_no_interval():
@@ -172,7 +194,9 @@ def test_holm_by_hand():
 
 
 def test_the_number_of_pairs_that_wilcoxon_needs():
-    assert [least_signed_rank(n) for n in (2, 5)] == [stats.wilcoxon(np.arange(1, n + 1)).pvalue for n in (2, 5)]
+    assert [least_signed_rank(n) for n in (2, 5)] == [
+        stats.wilcoxon(np.arange(1, n + 1)).pvalue for n in (2, 5)
+    ]
     assert pairs_needed(1) == 6
     for tests in range(1, 50):
         n = pairs_needed(tests)
@@ -197,7 +221,10 @@ def test_cells_are_means_and_sample_deviations_and_differences_are_paired_by_see
 
 
 def test_only_seeds_that_both_modes_have_make_pairs(tmp_path):
-    for mode, accuracies in (("fixed", {0: 90.0, 1: 97.0, 2: 96.0}), ("adaptive", {3: 99.0, 2: 97.0, 1: 97.5})):
+    for mode, accuracies in (
+        ("fixed", {0: 90.0, 1: 97.0, 2: 96.0}),
+        ("adaptive", {3: 99.0, 2: 97.0, 1: 97.5}),
+    ):
         for seed, accuracy in accuracies.items():
             finish(tmp_path, accuracy, "distiller=at", f"spot_mode={mode}", seed=seed)
     found = cell(compared(tmp_path), "at", "adaptive")
@@ -206,7 +233,11 @@ def test_only_seeds_that_both_modes_have_make_pairs(tmp_path):
 
 def test_holms_correction_is_over_rows_and_modes(three):
     comparison = compared(three)
-    arrays = {("at", "adaptive"): (ADAPTIVE, FIXED), ("at", "anti"): (ANTI, FIXED[:3]), ("sp", "adaptive"): (FIXED, ADAPTIVE)}
+    arrays = {
+        ("at", "adaptive"): (ADAPTIVE, FIXED),
+        ("at", "anti"): (ANTI, FIXED[:3]),
+        ("sp", "adaptive"): (FIXED, ADAPTIVE),
+    }
     by_hand = {name: stats.ttest_rel(*values).pvalue for name, values in arrays.items()}
     smallest, middle, largest = sorted(by_hand.values())
     adjusted = {smallest: 3 * smallest, middle: max(3 * smallest, 2 * middle)}
@@ -262,14 +293,21 @@ def test_one_seed_gives_differences_without_intervals_or_tests(tmp_path):
     assert re.search(rf"at +adaptive +\+0.50 +{ABSENT} +1 +{ABSENT} +{ABSENT}", shown)
     assert "With one pair of seeds there is neither an interval nor a test: at adaptive." in shown
     content = json.loads(command("--from", tmp_path, "--format", "json"))
-    assert (content["cells"][1]["difference"], content["cells"][1]["t_p"], content["cells"][1]["std"]) == (0.5, None, None)
+    assert (content["cells"][1]["difference"], content["cells"][1]["t_p"], content["cells"][1]["std"]) == (
+        0.5,
+        None,
+        None,
+    )
 
 
 def test_equal_differences_are_told_and_leave_no_nan(tmp_path):
     finish_all(tmp_path, [97.0, 98.3], "distiller=at", "spot_mode=fixed")
     finish_all(tmp_path, [97.3, 98.6], "distiller=at", "spot_mode=adaptive")
     content = json.loads(command("--from", tmp_path, "--format", "json"))
-    assert "Differences that are all the same have neither an interval nor a t-test: at adaptive." in content["notes"]
+    assert (
+        "Differences that are all the same have neither an interval nor a t-test: at adaptive."
+        in content["notes"]
+    )
     assert "nan" not in command("--from", tmp_path).lower()
 
 
@@ -280,7 +318,9 @@ def test_without_fixed_there_are_no_differences(three):
 
 
 def test_other_metrics_are_the_last_epochs(three):
-    assert cell(compared(three, metric="test/best_accuracy"), "at", "fixed")["mean"] == pytest.approx(np.mean(FIXED) + 1)
+    assert cell(compared(three, metric="test/best_accuracy"), "at", "fixed")["mean"] == pytest.approx(
+        np.mean(FIXED) + 1
+    )
     assert cell(compared(three, metric="loss/task"), "at", "fixed")["mean"] == 0.5
     with pytest.raises(ConfigError, match=r"--metric: found 'test/acuracy'.* Did you mean 'test/accuracy'"):
         compared(three, metric="test/acuracy")
@@ -310,7 +350,9 @@ def test_runs_that_lack_a_metric_are_left_out_by_name(tmp_path):
         ("fixed", "adaptive", {"batch_size": 32}, "batch_size"),
     ],
 )
-def test_configurations_that_differ_in_more_than_the_seed_are_refused_by_key(tmp_path, mode, other, changes, key):
+def test_configurations_that_differ_in_more_than_the_seed_are_refused_by_key(
+    tmp_path, mode, other, changes, key
+):
     one = finish(tmp_path, 97.0, "distiller=at", f"spot_mode={mode}", seed=0)
     two = finish(tmp_path, 97.5, "distiller=at", f"spot_mode={other}", seed=1, changes=changes)
     with pytest.raises(ConfigError, match=f"digits, wrn_16_2 to resnet8, at.*{re.escape(key)} is ") as told:
@@ -322,7 +364,13 @@ def test_configurations_that_differ_in_more_than_the_seed_are_refused_by_key(tmp
 
 
 def test_what_follows_from_the_spot_mode_or_does_not_change_results_may_differ(tmp_path):
-    finish(tmp_path, 97.0, "distiller=at", "spot_mode=fixed", changes={"device": "cpu", "dataset.recipe.epochs": 7})
+    finish(
+        tmp_path,
+        97.0,
+        "distiller=at",
+        "spot_mode=fixed",
+        changes={"device": "cpu", "dataset.recipe.epochs": 7},
+    )
     finish(
         tmp_path, 97.5, "distiller=at", "spot_mode=adaptive",
         changes={"threads": 1, "dataset.root": "here", "spot_mode.gamma": 2.0, "teacher.min_accuracy": 1},
@@ -336,7 +384,9 @@ def test_another_teacher_is_refused_and_the_same_one_made_otherwise_is_not(tmp_p
     finish(tmp_path, 97.5, "distiller=at", "spot_mode=adaptive", changes=otherwise)
     assert cell(compared(tmp_path), "at", "adaptive")["pairs"] == 1
     finish(tmp_path, 98.0, "distiller=at", "spot_mode=adaptive", changes=otherwise, seed=1, teacher="b" * 64)
-    with pytest.raises(ConfigError, match=r"teacher.sha256 is a{12} \(.* and 1 more\) and b{12}.*teacher.training.seed is"):
+    with pytest.raises(
+        ConfigError, match=r"teacher.sha256 is a{12} \(.* and 1 more\) and b{12}.*teacher.training.seed is"
+    ):
         compared(tmp_path)
     assert len(compared(tmp_path, "teacher.sha256=aaaaaaaaaaaa").runs) == 2
 
@@ -362,7 +412,10 @@ def test_distillers_that_were_not_trained_alike_are_told(tmp_path):
     finish(tmp_path, 97.0, "distiller=at", "spot_mode=fixed")
     finish(tmp_path, 97.5, "distiller=sp", "spot_mode=fixed", changes={"batch_size": 32}, commit="d" * 40)
     notes = compared(tmp_path).notes
-    assert "The distillers of digits, wrn_16_2 to resnet8 do not share batch_size: 64 for at; 32 for sp." in notes
+    assert (
+        "The distillers of digits, wrn_16_2 to resnet8 do not share batch_size: 64 for at; 32 for sp."
+        in notes
+    )
     assert "Made by different code: commits cccccccccccc (1 runs), dddddddddddd (1 runs)." in notes
 
 
@@ -412,10 +465,15 @@ def test_what_cannot_be_read_is_told_by_its_name(tmp_path):
 
 def test_folders_and_mlflow_give_the_same(tmp_path, monkeypatch):
     folder, uri = tmp_path / "runs", f"sqlite:///{tmp_path}/mlflow.db"
-    for distiller, mode, seed in (("at", "fixed", 0), ("at", "fixed", 1), ("at", "adaptive", 0), ("sp", "fixed", 0)):
+    for distiller, mode, seed in (
+        ("at", "fixed", 0),
+        ("at", "fixed", 1),
+        ("at", "adaptive", 0),
+        ("sp", "fixed", 0),
+    ):
         finish(folder, 90 + 10 / 3 * seed, f"distiller={distiller}", f"spot_mode={mode}", seed=seed)
     finish(folder, 99.0, "distiller=none", teacher=None)
-    finish(folder, 0.0, config=warm_up_config(composed("distiller=ft"), ["stage2"]))
+    finish(folder, 0.0, config=pretraining_config(composed("distiller=ft"), ["stage2"]))
     (finish(folder, 50.0, "distiller=vid").folder / "result.json").unlink()
     for config in folder.glob("*/config.yaml"):
         finished = (config.parent / "result.json").exists()
@@ -426,7 +484,9 @@ def test_folders_and_mlflow_give_the_same(tmp_path, monkeypatch):
     assert len(read(uri)) == 4
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     for form in ("terminal", "json"):
-        assert command("--from", "mlflow", "--format", form, "--runs") == command("--from", folder, "--format", form, "--runs")
+        assert command("--from", "mlflow", "--format", form, "--runs") == command(
+            "--from", folder, "--format", form, "--runs"
+        )
 
 
 # Published figures
@@ -466,7 +526,9 @@ def test_published_names_are_the_projects():
 
 def test_published_figures_of_ones_own(three, tmp_path):
     own = tmp_path / "own.csv"
-    own.write_text("source,dataset,teacher,student,row,mode,top1\nours,digits,wrn_16_2,resnet8,at,fixed,96.125\n")
+    own.write_text(
+        "source,dataset,teacher,student,row,mode,top1\nours,digits,wrn_16_2,resnet8,at,fixed,96.125\n"
+    )
     assert "96.12" in command("--from", three, "--published", own)
     own.write_text("source,dataset,teacher,student,row,mode,top5\nours,digits,wrn_16_2,resnet8,at,fixed,99\n")
     with pytest.raises(DataError, match="top5, expected source, dataset"):
@@ -496,7 +558,11 @@ def test_csv_and_json_parse_back_to_the_same_cells(three):
             else:
                 assert stored[key] == value, key
                 assert type(value)(line[key]) == value, key
-        of_cell = [run for run in content["runs"] if all(run[key] == stored[key] for key in ("distiller", "spot_mode"))]
+        of_cell = [
+            run
+            for run in content["runs"]
+            if all(run[key] == stored[key] for key in ("distiller", "spot_mode"))
+        ]
         assert line["runs"].split() == [run["run"] for run in of_cell]
         assert len(of_cell) == stored["n"]
     assert all((three / run["run"] / "result.json").exists() for run in content["runs"])
@@ -522,7 +588,9 @@ def test_latex_is_whole_tables_with_everything_escaped(three):
     code = "\n".join(line for line in latex.splitlines() if not line.startswith("%"))
     assert code.isascii()
     tables = re.findall(
-        r"\\begin{tabular}{(l+)}\n\\toprule\n(.*?)\\midrule\n(.*?)\\bottomrule\n\\end{tabular}", code, re.DOTALL
+        r"\\begin{tabular}{(l+)}\n\\toprule\n(.*?)\\midrule\n(.*?)\\bottomrule\n\\end{tabular}",
+        code,
+        re.DOTALL,
     )
     assert len(tables) == 2
     for columns, head, body in tables:
@@ -539,8 +607,9 @@ def test_several_pairs_are_named_in_each_row(three, tmp_path):
     finish(tmp_path, 71.0, "distiller=at", "spot_mode=adaptive", changes={"student.name": "resnet14"})
     shown = command("--from", tmp_path)
     assert re.search(r"digits +wrn_16_2 +vgg8 +at +70.00 \(1\) +missing", shown)
-    assert "Missing, seed 0: digits, wrn_16_2 to resnet14, at fixed; digits, wrn_16_2 to vgg8, at adaptive." in re.sub(
-        r"\s+", " ", shown
+    assert (
+        "Missing, seed 0: digits, wrn_16_2 to resnet14, at fixed; digits, wrn_16_2 to vgg8, at adaptive."
+        in re.sub(r"\s+", " ", shown)
     )
 
 
@@ -559,7 +628,10 @@ def test_output_is_written_whole_or_not_at_all(three, tmp_path):
 def test_runs_are_named_on_demand(three):
     assert "-seed0-" not in command("--from", three)
     shown = command("--from", three, "--runs")
-    assert len(re.findall(r"^digits-wrn_16_2-resnet8-(?:at|sp)-\w+-seed\d-\w+: 9\d\.\d\d$", shown, re.MULTILINE)) == 23
+    assert (
+        len(re.findall(r"^digits-wrn_16_2-resnet8-(?:at|sp)-\w+-seed\d-\w+: 9\d\.\d\d$", shown, re.MULTILINE))
+        == 23
+    )
 
 
 # The plot
@@ -569,9 +641,15 @@ def test_the_plot_has_an_interval_for_each_difference_and_a_panel_for_each_pair(
     folder = tmp_path / "runs"
     lengths = {"vgg8": 5, "resnet14": 3, "vgg11": 2, "resnet20": 2}
     for student, seeds in lengths.items():
-        finish_all(folder, FIXED[:seeds], "distiller=at", "spot_mode=fixed", changes={"student.name": student})
-        finish_all(folder, ADAPTIVE[:seeds], "distiller=at", "spot_mode=adaptive", changes={"student.name": student})
-    finish(folder, 97.0, "distiller=at", "spot_mode=anti", changes={"student.name": "vgg8"})  # one seed: a point
+        finish_all(
+            folder, FIXED[:seeds], "distiller=at", "spot_mode=fixed", changes={"student.name": student}
+        )
+        finish_all(
+            folder, ADAPTIVE[:seeds], "distiller=at", "spot_mode=adaptive", changes={"student.name": student}
+        )
+    finish(
+        folder, 97.0, "distiller=at", "spot_mode=anti", changes={"student.name": "vgg8"}
+    )  # one seed: a point
     command("--from", folder, "--plot", tmp_path / "plot.svg")
     svg = (tmp_path / "plot.svg").read_text()
     ElementTree.fromstring(svg)
@@ -599,7 +677,9 @@ def test_a_thousand_cells_are_compared_in_time(tmp_path, monkeypatch):
     draw = np.random.default_rng(0).normal
     for distiller in ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "nst", "dkd", "dist"):
         for mode in ("fixed", "adaptive", "anti", "random"):
-            finish_all(tmp_path / "runs", draw(97, 0.3, 25).tolist(), f"distiller={distiller}", f"spot_mode={mode}")
+            finish_all(
+                tmp_path / "runs", draw(97, 0.3, 25).tolist(), f"distiller={distiller}", f"spot_mode={mode}"
+            )
     start = time.monotonic()
     shown = command("--from", tmp_path / "runs", "--plot", tmp_path / "plot.svg")
     assert time.monotonic() - start < 20

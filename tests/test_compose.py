@@ -1,4 +1,5 @@
-"""A sweep's cells are composed together, and each is what Hydra composes for it alone; and what each of them needs first."""
+"""A sweep's cells are composed together, and each is what Hydra composes for it alone; and what each of them
+needs first."""
 
 import itertools
 
@@ -7,9 +8,8 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from sakd import build, compose
 from sakd.cli import main as cli
-from sakd.config import flatten, short_names
+from sakd.configuration import build, compose, flatten, short_names
 from sakd.errors import ConfigError
 from sakd.sweeps import Plan, plan
 from tests.conftest import ROOT, compose_config
@@ -33,7 +33,7 @@ def names(jobs) -> list[str]:
 # Cells that are composed together
 
 TOGETHER = {  # overrides, and how many cells they have
-    "seeds that a warm-up copies": (("distiller=fsp_init,at", "seed=0,1"), 4),
+    "seeds that a pretraining copies": (("distiller=fsp_init,at", "seed=0,1"), 4),
     "a rate that the policy's is computed from": (("optimizer.lr=0.1,3e-3", "spot_mode=adaptive,fixed"), 4),
     "epochs that milestones are computed from": (("epochs=8,16", "teacher.training.epochs=4,40"), 4),
     "a recipe that others read": (("dataset.recipe.batch_size=32,64", "distiller=ft,kd"), 4),
@@ -41,13 +41,19 @@ TOGETHER = {  # overrides, and how many cells they have
     "nothing or a number": (("dataset.train_samples=null,100", "schedule.gamma=0.1,0.2"), 4),
     "truth": (("dataset.flip=true,false",), 2),
     "lists": (("schedule.milestones=[1,2],[],[3,${epochs}]",), 3),
-    "dictionaries in a number's place": (("spot_mode=random", "spot_mode.p=0.5,{stage1:0.9},{stage1:${seed},logits:0.1}"), 3),
+    "dictionaries in a number's place": (
+        ("spot_mode=random", "spot_mode.p=0.5,{stage1:0.9},{stage1:${seed},logits:0.1}"),
+        3,
+    ),
     "text": (("precision=fp32,bf16", "student.name='two, or 3'"), 2),
     "text that is an interpolation": (("spot_mode.temperature=4,${seed}", "seed=1,2"), 4),
     "a network's sizes": (("dataset.classes=10,7", "dataset.image_size=16"), 2),
     "groups": (("dataset=digits,cifar10", "spot_mode=adaptive,anti"), 4),
     "an experiment": (("experiment=cifar100/vgg13_MobileNetV2,cifar100/vgg13_vgg8", "seed=0,1"), 4),
-    "an experiment's rate": (("experiment=cifar100/vgg13_MobileNetV2", "optimizer.lr=0.1,0.2", "seed=0,1"), 4),
+    "an experiment's rate": (
+        ("experiment=cifar100/vgg13_MobileNetV2", "optimizer.lr=0.1,0.2", "seed=0,1"),
+        4,
+    ),
     "experiments as a list": (("experiment=[cifar100/vgg13_vgg8,debug],debug", "seed=0,1"), 4),
     "an added key": (("+optimizer.nesterov=true,false", "seed=0,1"), 4),
     "a removed key": (("~optimizer.momentum", "optimizer.lr=0.1,0.2", "seed=0,1"), 4),
@@ -123,17 +129,32 @@ def test_cells_that_are_the_same_run_come_once_by_the_first_of_their_names():
 # Mistakes
 
 NAMED = {  # what is told of the cell, and of the mistake
-    ("seed=0,1,-1", "distiller=at,kd"): ("cell seed=-1 distiller=at", "seed: found -1, expected a whole number of at least 0"),
-    ("distiller=fitnet,none", "distiller.beta=1,2"): ("cell distiller=none distiller.beta=1", "no key 'distiller.beta'"),
+    ("seed=0,1,-1", "distiller=at,kd"): (
+        "cell seed=-1 distiller=at",
+        "seed: found -1, expected a whole number of at least 0",
+    ),
+    ("distiller=fitnet,none", "distiller.beta=1,2"): (
+        "cell distiller=none distiller.beta=1",
+        "no key 'distiller.beta'",
+    ),
     ("optimizer.lrr=1,2", "seed=0,1"): ("cell optimizer.lrr=1 seed=0", "Did you mean 'lr'?"),
     ("spot_mode=fixed,adaptve", "seed=0,1"): ("cell spot_mode=adaptve seed=0", "Did you mean 'adaptive'?"),
     ("student=resnet8", "optimizer.lr=0.1,abc"): (
         "cell student=resnet8 optimizer.lr=abc",
         "lr: found 'abc', expected a finite",
     ),
-    ("teacher.min_accuracy=50,101",): ("cell teacher.min_accuracy=101", "teacher.min_accuracy: found 101, expected percent"),
-    ("dataset.classes=10,7", "student.num_classes=10"): ("cell dataset.classes=7", "student.num_classes: found 10, expected"),
-    ("teacher.checkpoint=null,gone.pt", "seed=0"): ("cell teacher.checkpoint=gone.pt", "teacher.checkpoint: no file gone.pt"),
+    ("teacher.min_accuracy=50,101",): (
+        "cell teacher.min_accuracy=101",
+        "teacher.min_accuracy: found 101, expected percent",
+    ),
+    ("dataset.classes=10,7", "student.num_classes=10"): (
+        "cell dataset.classes=7",
+        "student.num_classes: found 10, expected",
+    ),
+    ("teacher.checkpoint=null,gone.pt", "seed=0"): (
+        "cell teacher.checkpoint=gone.pt",
+        "teacher.checkpoint: no file gone.pt",
+    ),
     ("sweeps=digits", "distiller=at", "seed=0", "epochs=3,0"): (
         "epochs=0)",
         "epochs: found 0, expected a whole number of at least 1",
@@ -164,7 +185,9 @@ def test_a_mistake_is_named_with_the_cell_wherever_it_is_composed(place):
 @pytest.mark.parametrize("launcher", [(), ("hydra/launcher=local",)], ids=["in one process", "local"])
 def test_a_mistake_in_one_cell_stops_the_launch_before_anything_is_written(launcher, launch, tmp_path):
     done = launch("-m", *launcher, "distiller=none,kd", "epochs=1,0", expect=1)
-    assert "epochs: found 0, expected a whole number of at least 1 (cell distiller=none epochs=0)" in done.stderr
+    assert (
+        "epochs: found 0, expected a whole number of at least 1 (cell distiller=none epochs=0)" in done.stderr
+    )
     assert "Traceback" not in done.stderr
     assert files(tmp_path) == []
 
@@ -184,7 +207,10 @@ def test_an_unknown_sweep_is_told_with_those_there_are(launch, tmp_path, monkeyp
 
 def combinations(sweep: str, **replaced: str) -> list[dict[str, str]]:
     """What a sweep's file asks for, read as plain YAML."""
-    params = yaml.safe_load((ROOT / "sweeps" / f"{sweep}.yaml").read_text())["hydra"]["sweeper"]["params"] | replaced
+    params = (
+        yaml.safe_load((ROOT / "sweeps" / f"{sweep}.yaml").read_text())["hydra"]["sweeper"]["params"]
+        | replaced
+    )
     lists = {key: str(values).split(",") for key, values in params.items()}
     return [dict(zip(lists, choice, strict=True)) for choice in itertools.product(*lists.values())]
 
@@ -205,7 +231,9 @@ def assert_composes(sweep: str, **replaced: str) -> None:
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_every_sweep_composes_to_what_its_file_lists(sweep):
     for choice in combinations(sweep, seed="0"):
-        assert all(key == "seed" or (ROOT / "conf" / key / f"{value}.yaml").exists() for key, value in choice.items()), choice
+        assert all(
+            key == "seed" or (ROOT / "conf" / key / f"{value}.yaml").exists() for key, value in choice.items()
+        ), choice
     assert_composes(sweep, seed="0", **({} if sweep == "teachers" else {"distiller": "at"}))
 
 
@@ -254,7 +282,7 @@ def test_a_paraphraser_is_one_job_that_needs_the_teacher_and_that_all_its_cells_
     teacher, paraphraser = found.first
     assert short_names(teacher.run.config)["student"] == "wrn_16_2"
     assert (teacher.needs, paraphraser.needs) == ((), (teacher.name,))
-    assert "-ft_warm_up-" in paraphraser.name
+    assert "-ft_pretraining-" in paraphraser.name
     for job in found.cells:
         both = job.run.config["distiller"]["name"] == "ft"
         assert job.needs == ((teacher.name, paraphraser.name) if both else (teacher.name,))
@@ -265,21 +293,28 @@ def test_a_paraphraser_is_one_job_that_needs_the_teacher_and_that_all_its_cells_
 FSP_INIT = ("distiller=fsp_init", "teacher=wrn_16_1", "student=resnet8", "seed=0,1")
 
 
-def test_a_warm_up_of_its_own_is_a_job_only_where_several_cells_share_it():
+def test_a_pretraining_of_its_own_is_a_job_only_where_several_cells_share_it():
     alone = planned(*FSP_INIT, "spot_mode=fixed")
     (teacher,) = names(alone.first)
     assert [job.needs for job in alone.cells] == [(teacher,)] * 2
     shared = planned(*FSP_INIT, "spot_mode=fixed,adaptive")
-    warm_ups = {job.run.config["seed"]: job for job in shared.first[1:]}
+    pretrainings = {job.run.config["seed"]: job for job in shared.first[1:]}
     assert names(shared.first)[0] == teacher
-    assert set(warm_ups) == {0, 1}
-    assert all(job.needs == (teacher,) for job in warm_ups.values())
-    assert [job.needs[1:] for job in shared.cells] == [(warm_ups[job.run.config["seed"]].name,) for job in shared.cells]
+    assert set(pretrainings) == {0, 1}
+    assert all(job.needs == (teacher,) for job in pretrainings.values())
+    assert [job.needs[1:] for job in shared.cells] == [
+        (pretrainings[job.run.config["seed"]].name,) for job in shared.cells
+    ]
 
 
 def test_a_teacher_that_is_given_is_no_job(tmp_path):
     (tmp_path / "teacher.pt").write_bytes(b"weights")
-    found = planned("teacher=wrn_16_1", f"teacher.checkpoint={tmp_path}/teacher.pt", "distiller=at,ft", "spot_mode=fixed,anti")
+    found = planned(
+        "teacher=wrn_16_1",
+        f"teacher.checkpoint={tmp_path}/teacher.pt",
+        "distiller=at,ft",
+        "spot_mode=fixed,anti",
+    )
     (paraphraser,) = found.first
     assert paraphraser.needs == ()
     assert [job.needs for job in found.cells] == [(), (), (paraphraser.name,), (paraphraser.name,)]

@@ -6,9 +6,8 @@ from functools import cache
 import pytest
 import torch
 
-from sakd import build
-from sakd.compose import sweep
-from sakd.config import TEACHER_KEYS, digest, flatten, teacher_config
+from sakd.configuration import TEACHER_KEYS, build, digest, flatten, teacher_config
+from sakd.configuration.compose import sweep
 from sakd.errors import CheckpointError, ConfigError, did_you_mean
 from sakd.sweeps import launchers
 from tests.conftest import ROOT, compose_config, skip_without_package_of
@@ -28,7 +27,9 @@ def names(group: str) -> list[str]:
 
 def every_choice() -> list[tuple[str, str]]:
     """Group and file, but for the networks."""
-    groups = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in (*NETWORK_GROUPS, "hydra"))
+    groups = sorted(
+        path.name for path in CONF.iterdir() if path.is_dir() and path.name not in (*NETWORK_GROUPS, "hydra")
+    )
     return [(group, name) for group in groups for name in names(group)]
 
 
@@ -68,7 +69,9 @@ def test_every_network_builds_as_student_and_as_teacher(name):
     config = compose_config("dataset=cifar10", f"student={name}", f"teacher={name}", "distiller=none")
     assert config["student"]["name"] == config["teacher"]["name"] == name
     assert_resolved(config)
-    assert config["student"] == {key: value for key, value in config["teacher"].items() if key not in TEACHER_KEYS}
+    assert config["student"] == {
+        key: value for key, value in config["teacher"].items() if key not in TEACHER_KEYS
+    }
     with torch.device("meta"):
         student = build.parts(config).student
     assert (student.input_shape, student.classes) == ((3, 32, 32), 10)
@@ -84,8 +87,14 @@ def test_a_student_alone_builds_with_every_spot_mode():
 
 def test_a_student_starts_from_the_weights_of_its_seed_whatever_it_is_distilled_by():
     distilled, alone, of_another_seed = (
-        torch.cat([weight.flatten() for weight in build_all("teacher=resnet8", *overrides).student.parameters()])
-        for overrides in (["distiller=at", "spot_mode=anti"], ["distiller=none"], ["distiller=none", "seed=1"])
+        torch.cat(
+            [weight.flatten() for weight in build_all("teacher=resnet8", *overrides).student.parameters()]
+        )
+        for overrides in (
+            ["distiller=at", "spot_mode=anti"],
+            ["distiller=none"],
+            ["distiller=none", "seed=1"],
+        )
     )
     assert torch.equal(distilled, alone)
     assert not torch.equal(distilled, of_another_seed)
@@ -179,7 +188,9 @@ def test_what_changes_a_result_changes_the_digest(override):
     assert digest_of(override) != digest_of()
 
 
-@pytest.mark.parametrize("override", ["teacher=vgg8", "teacher.training.seed=1", "spot_mode=fixed", "spot_mode.gamma=2.0"])
+@pytest.mark.parametrize(
+    "override", ["teacher=vgg8", "teacher.training.seed=1", "spot_mode=fixed", "spot_mode.gamma=2.0"]
+)
 def test_without_distillers_neither_teacher_nor_spot_mode_counts(override):
     assert digest_of("distiller=none", override) == digest_of("distiller=none")
     assert digest_of("distiller=none", "student=resnet14") != digest_of("distiller=none")
@@ -194,7 +205,9 @@ def test_digest_leaves_the_configuration_as_it_was():
 
 
 def test_a_teacher_s_own_run_is_the_one_that_trains_it_alone():
-    config = compose_config(*BASE, "seed=3", "optimizer.lr=0.1", "batch_size=32", "spot_mode=anti", "teacher.min_accuracy=70")
+    config = compose_config(
+        *BASE, "seed=3", "optimizer.lr=0.1", "batch_size=32", "spot_mode=anti", "teacher.min_accuracy=70"
+    )
     alone = compose_config("dataset=cifar10", "distiller=none", "student=resnet20")
     assert digest(teacher_config(config)) == digest(alone)
 
@@ -203,7 +216,9 @@ def test_a_teacher_s_own_run_follows_its_own_recipe():
     config = compose_config(
         *BASE, "teacher.training.seed=3", "teacher.training.epochs=80", "teacher.training.optimizer.lr=0.1"
     )
-    alone = compose_config("dataset=cifar10", "distiller=none", "student=resnet20", "seed=3", "epochs=80", "optimizer.lr=0.1")
+    alone = compose_config(
+        "dataset=cifar10", "distiller=none", "student=resnet20", "seed=3", "epochs=80", "optimizer.lr=0.1"
+    )
     assert digest(teacher_config(config)) == digest(alone)
 
 
@@ -273,7 +288,9 @@ def test_a_misspelled_target_is_refused_with_the_near_name():
 
 
 @pytest.mark.parametrize("network", ["student", "teacher"])
-@pytest.mark.parametrize(("key", "value", "of_data"), [("num_classes", 7, 10), ("in_channels", 3, 1), ("image_size", 32, 8)])
+@pytest.mark.parametrize(
+    ("key", "value", "of_data"), [("num_classes", 7, 10), ("in_channels", 3, 1), ("image_size", 32, 8)]
+)
 def test_a_network_may_not_contradict_its_data_set(network, key, value, of_data):
     with pytest.raises(ConfigError, match=rf"^{network}\.{key}: found {value}, .* {of_data}$"):
         compose_config(f"{network}.{key}={value}")

@@ -1,4 +1,5 @@
-"""CRD: the loss held against loops over rows and negatives, its banks, its constants, its draws, and what it never builds."""
+"""CRD: the loss held against loops over rows and negatives, its banks, its constants, its draws, and what it
+never builds."""
 
 from types import SimpleNamespace
 
@@ -22,7 +23,12 @@ def _seed():
 
 def build(labels=LABELS, dtype=torch.float64, **keys):
     """A prepared CRD between a narrow student and a wide teacher."""
-    keys = {"embedding_width": WIDTH, "negatives": NEGATIVES, "temperature": TEMPERATURE, "momentum": MOMENTUM} | keys
+    keys = {
+        "embedding_width": WIDTH,
+        "negatives": NEGATIVES,
+        "temperature": TEMPERATURE,
+        "momentum": MOMENTUM,
+    } | keys
     distiller = CRD(resnet8(5, 1, 8), resnet8x4(5, 1, 8), "embedding", 1.0, **keys).to(dtype)
     distiller.prepare(labels, 5, torch.Generator().manual_seed(1))
     return distiller
@@ -53,7 +59,10 @@ def embedded(linear, rows):
 
 
 def plain_scores(anchors, bank, samples):
-    return [[((a * bank[j]).sum() / TEMPERATURE).exp() for j in own] for a, own in zip(anchors, samples, strict=True)]
+    return [
+        [((a * bank[j]).sum() / TEMPERATURE).exp() for j in own]
+        for a, own in zip(anchors, samples, strict=True)
+    ]
 
 
 def plain_z(scores, n):
@@ -90,7 +99,9 @@ def test_two_steps_are_the_published_loss_on_the_kept_rows(kept):
         published = plain_contrast(by_student, z_teacher, 12) + plain_contrast(by_teacher, z_student, 12)
         expected = int(keep.sum()) / BATCH * published
         close(loss, expected)
-        for found, wanted in zip(torch.autograd.grad(loss, learned), torch.autograd.grad(expected, learned), strict=True):
+        for found, wanted in zip(
+            torch.autograd.grad(loss, learned), torch.autograd.grad(expected, learned), strict=True
+        ):
             close(found, wanted)
 
 
@@ -177,7 +188,11 @@ def test_a_loaded_state_goes_on_with_banks_and_constants():
     step(whole, *features(whole), torch.tensor(KEEPS["some"]))
     state = whole.state_dict()
     names = {f"{banks}.embedding.{part}" for banks in BANKS for part in ("embeddings", "log_z", "z_is_fixed")}
-    names |= {f"embed_{network}.embedding.{part}" for network in ("student", "teacher") for part in ("weight", "bias")}
+    names |= {
+        f"embed_{network}.embedding.{part}"
+        for network in ("student", "teacher")
+        for part in ("weight", "bias")
+    }
     assert set(state) == names
     loaded.load_state_dict(state)
     loaded.stream.set_state(whole.stream.get_state())
@@ -236,7 +251,9 @@ def test_a_very_low_temperature_gives_finite_numbers():
 
 
 def test_a_training_set_of_one_class_is_refused():
-    with pytest.raises(ConfigError, match="found 12 training samples, all of class 3; expected at least two classes"):
+    with pytest.raises(
+        ConfigError, match="found 12 training samples, all of class 3; expected at least two classes"
+    ):
         build(torch.full((12,), 3))
 
 

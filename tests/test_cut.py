@@ -1,4 +1,5 @@
-"""Networks of other packages, cut into stages: they compute what they did uncut, and what cannot be cut is named."""
+"""Networks of other packages, cut into stages: they compute what they did uncut, and what cannot be cut is
+named."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -13,18 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from sakd import build
+from sakd.configuration import build
 from sakd.data import ImageSet, assemble
 from sakd.errors import CheckpointError, ConfigError
-from sakd.grafts import frozen_alias
-from sakd.job import execute
 from sakd.networks import StagedNet
 from sakd.networks.checkpoints import load_weights, read_weights
 from sakd.networks.cut import foreign
 from sakd.runs import Run
+from sakd.runs.job import execute
+from sakd.spots import frozen_alias
 from tests.conftest import ROOT, compose_config, skip_without_package_of
 
-FILES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "conf/network").glob("*.yaml"))}
+FILES = {
+    path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "conf/network").glob("*.yaml"))
+}
 OFFERED = {name: node for name, node in FILES.items() if "build" in node}
 SMALL = "torchvision_shufflenet_v2_x1_0"
 HUGE = ("torchvision_vgg11_bn",)  # to draw 129 million weights takes seconds; what is made has none yet
@@ -76,7 +79,8 @@ def original_weights(network: StagedNet) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", OFFERED)
 def test_it_computes_what_it_did_uncut(name, images):
-    """Logits, the first gradient, moved statistics and the maps at the cuts, bit for bit, with the same random numbers."""
+    """Logits, the first gradient, moved statistics and the maps at the cuts, bit for bit, with the same
+    random numbers."""
     more = DROPPING.get(name, {})
     whole, network = uncut(name, **more), make(name, arguments=OFFERED[name]["arguments"] | more)
     load_weights(network, whole.state_dict(), name, ROOT)
@@ -125,7 +129,9 @@ def test_a_foreign_pair_distils_and_the_student_s_file_loads(tmp_path):
         *(f"runs={tmp_path}", "dataset=cifar10", "tracking=none", "distiller=at", "epochs=1", "batch_size=4"),
         *(f"student={SMALL}", "teacher=torchvision_mobilenet_v2", f"teacher.checkpoint={checkpoint}"),
     )
-    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     part = ImageSet(images, torch.arange(8))
     result = execute(config, assemble(part, part, **build.promises(config)))
     assert list(result["kept"]) == ["stage1", "stage2", "stage3", "logits"]
@@ -148,7 +154,8 @@ class Norm(nn.BatchNorm2d):
 
 
 class Plain(nn.Module):
-    """Two convolutions with ``between`` them, and what a forward may do by itself: dropout, and a branch on the mode."""
+    """Two convolutions with ``between`` them, and what a forward may do by itself: dropout, and a branch on
+    the mode."""
 
     def __init__(self, num_classes: int, between=lambda x: x):
         super().__init__()
@@ -175,9 +182,13 @@ class Plain(nn.Module):
 CUTS = {"stem": "norm", "stage1": "second", "stage2": "dropout", "embedding": "mean"}
 
 
-def cut(network: type[nn.Module] = Plain, cuts: dict[str, str] = CUTS, in_channels: int = 3, **arguments) -> StagedNet:
+def cut(
+    network: type[nn.Module] = Plain, cuts: dict[str, str] = CUTS, in_channels: int = 3, **arguments
+) -> StagedNet:
     target, passes = f"{__name__}.{network.__name__}", {"num_classes": "num_classes"}
-    return foreign(target, arguments, passes, "plain", cuts, num_classes=7, in_channels=in_channels, image_size=8)
+    return foreign(
+        target, arguments, passes, "plain", cuts, num_classes=7, in_channels=in_channels, image_size=8
+    )
 
 
 def doubled(x: Tensor) -> Tensor:
@@ -402,12 +413,32 @@ CUT_AT_SECOND = {"stem": "first", "stage1": "second", "embedding": "mean"}
         (Plain, {"stage1": "first"}, r"^cuts\.stem: 'norm' does not run before 'first', where stage1 ends"),
         (Plain, {"stage1": "norm"}, r"^cuts\.stem: 'norm' does not run before 'norm'"),
         (Plain, {"embedding": "classify"}, r"^cuts\.embedding: 'classify' does not run before the logits"),
-        (Plain, {"stage2": "mean", "embedding": "dropout_1"}, r"^stage2: found a tensor of \(4,\) .*, expected a map"),
-        (Plain, {"stage2": "rectify", "embedding": "dropout"}, r"^embedding: found a tensor of \(4, 4, 4\) .* a vector"),
-        (Skip, CUT_AT_SECOND, r"^cuts\.stage1: more than one tensor runs through a cut behind 'second': first, second$"),
-        (SeesImagesAgain, CUT_AT_SECOND, r"^cuts\.stem: more than one tensor .* behind 'first': images, first$"),
+        (
+            Plain,
+            {"stage2": "mean", "embedding": "dropout_1"},
+            r"^stage2: found a tensor of \(4,\) .*, expected a map",
+        ),
+        (
+            Plain,
+            {"stage2": "rectify", "embedding": "dropout"},
+            r"^embedding: found a tensor of \(4, 4, 4\) .* a vector",
+        ),
+        (
+            Skip,
+            CUT_AT_SECOND,
+            r"^cuts\.stage1: more than one tensor runs through a cut behind 'second': first, second$",
+        ),
+        (
+            SeesImagesAgain,
+            CUT_AT_SECOND,
+            r"^cuts\.stem: more than one tensor .* behind 'first': images, first$",
+        ),
         (Tied, CUT_AT_SECOND, r"^cuts\.stage1: 'second' stands for several tensors: second, second_1"),
-        (Tied, CUT_AT_SECOND | {"stage1": "relu"}, r"^cuts: second\.weight would belong to stage1 and embedding"),
+        (
+            Tied,
+            CUT_AT_SECOND | {"stage1": "relu"},
+            r"^cuts: second\.weight would belong to stage1 and embedding",
+        ),
         (Halves, CUT_AT_SECOND | {"stem": "chunk"}, r"^stem: found a tuple .*, expected a map"),
         (LooksAtValues, {}, r"^build: torch\.fx cannot trace .*LooksAtValues .*control flow"),
         (WantsMore, {}, r"^build: torch\.fx cannot trace .*WantsMore .*labels"),
@@ -428,22 +459,34 @@ def test_what_cannot_be_traced_stays_whole_and_may_end_a_stage():
 
 
 def test_what_lies_in_it_is_not_offered():
-    with pytest.raises(ConfigError, match=r"Some that it has: first, norm, between, second, rectify, classify, "):
+    with pytest.raises(
+        ConfigError, match=r"Some that it has: first, norm, between, second, rectify, classify, "
+    ):
         cut(cuts=CUTS | {"stage1": "nowhere"}, between=Branch())
 
 
 def test_a_cut_in_what_cannot_be_traced_is_refused_with_the_reason():
     with pytest.raises(
-        ConfigError, match=r"^cuts\.stage1: 'between\.0\.inner' lies in 'between\.0', .* cannot trace \(.*control flow"
+        ConfigError,
+        match=r"^cuts\.stage1: 'between\.0\.inner' lies in 'between\.0', .* cannot trace \(.*control flow",
     ):
         cut(cuts=CUTS | {"stage1": "between.0.inner"}, between=nn.Sequential(Branch()))
 
 
 @pytest.mark.parametrize(
-    "names", [[], ["stem", "embedding"], ["stem", "stage2", "embedding"], ["stem", "stage1"], ["stem", "stage1", "logits"]]
+    "names",
+    [
+        [],
+        ["stem", "embedding"],
+        ["stem", "stage2", "embedding"],
+        ["stem", "stage1"],
+        ["stem", "stage1", "logits"],
+    ],
 )
 def test_stages_other_than_the_usual_are_refused(names):
-    with pytest.raises(ConfigError, match=rf"^cuts: found {', '.join(names) or 'none'}, expected stem, stage1, "):
+    with pytest.raises(
+        ConfigError, match=rf"^cuts: found {', '.join(names) or 'none'}, expected stem, stage1, "
+    ):
         cut(cuts=dict.fromkeys(names, "norm"))
 
 
@@ -453,7 +496,10 @@ def test_stages_other_than_the_usual_are_refused(names):
         ({"in_channels": 1}, r"in_channels: found 1, torchvision\.models\.shufflenet_v2_x1_0 takes 3 "),
         ({"passes": {}}, r"num_classes: found 7, torchvision\.models\.shufflenet_v2_x1_0 has 1000 outputs"),
         ({"passes": {"num_clases": "n"}}, r"passes: found num_clases, .*Did you mean 'num_classes'"),
-        ({"passes": {"num_classes": "classes"}}, r"arguments: torchvision\.models\.shuffl.* does not take .*classes"),
+        (
+            {"passes": {"num_classes": "classes"}},
+            r"arguments: torchvision\.models\.shuffl.* does not take .*classes",
+        ),
         ({"build": "torchvision.models.shufle"}, r"build: cannot import torchvision\.models\.shufle"),
         ({"build": "no_such_package.net"}, r"build: cannot import no_such_package\.net \(No module named"),
         ({"build": "builtins.dict"}, r"build: builtins\.dict made a dict, expected a network"),

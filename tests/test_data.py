@@ -111,7 +111,10 @@ def test_digits_test_images_are_stratified():
 def test_digits_test_images_are_always_these():
     _, test = digits()
     content = test.labels.numpy().tobytes() + test.images.numpy().tobytes()
-    assert hashlib.sha256(content).hexdigest() == "d70489a82c1482a047de3ad0524db184976cd8a32d904aaf02e58274afd54f02"
+    assert (
+        hashlib.sha256(content).hexdigest()
+        == "d70489a82c1482a047de3ad0524db184976cd8a32d904aaf02e58274afd54f02"
+    )
 
 
 def test_digits_moments_are_the_training_images():
@@ -122,7 +125,9 @@ def test_digits_moments_are_the_training_images():
 
 
 @pytest.mark.parametrize("count", [1, 7, 33, 120, 299])
-@pytest.mark.parametrize("sizes", [(100, 100, 100), (150, 100, 50), (280, *[2] * 10)], ids=["even", "uneven", "dominated"])
+@pytest.mark.parametrize(
+    "sizes", [(100, 100, 100), (150, 100, 50), (280, *[2] * 10)], ids=["even", "uneven", "dominated"]
+)
 def test_stratified_counts_are_within_one_of_the_exact_shares(sizes, count):
     labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     chosen = stratified(labels, count)
@@ -142,7 +147,9 @@ def test_stratified_is_fixed_and_shuffled():
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.07, 0.0333])
 def test_validation_images_are_a_stratified_part_of_the_training_images(fraction):
     dataset = assembled(train=5000, val_fraction=fraction)
-    assert abs(len(dataset.val) - Fraction(str(fraction)) * 5000) < 1  # exactly, where the share is a whole number
+    assert (
+        abs(len(dataset.val) - Fraction(str(fraction)) * 5000) < 1
+    )  # exactly, where the share is a whole number
     assert ((dataset.val.labels.bincount(minlength=10) - len(dataset.val) / 10).abs() <= 1).all()
     assert sorted(numbers(dataset.train) + numbers(dataset.val)) == list(range(5000))
     for part in (dataset.train, dataset.val):
@@ -211,7 +218,9 @@ def test_training_samples_are_counted_behind_the_validation_images():
         assembled(val_fraction=0.1, train_samples=901)
 
 
-@pytest.mark.parametrize("change", [{"image_size": 3}, {"channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3}, {"classes": 9}])
+@pytest.mark.parametrize(
+    "change", [{"image_size": 3}, {"channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3}, {"classes": 9}]
+)
 def test_images_or_labels_not_as_promised_are_refused(change):
     with pytest.raises(DataError, match="numbers: found train"):
         assembled(**change)
@@ -225,18 +234,31 @@ def test_test_images_not_as_promised_are_refused():
 
 # Fashion-MNIST
 
-IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 
 
 def idx(values: Tensor) -> bytes:
-    """The idx format: 0, 0, 8 for unsigned bytes, the number of sizes, the sizes as big-endian uint32, the values."""
-    return struct.pack(f">4B{values.dim()}I", 0, 0, 8, values.dim(), *values.shape) + bytes(values.flatten().tolist())
+    """The idx format: 0, 0, 8 for unsigned bytes, the number of sizes, the sizes as big-endian uint32, the
+    values."""
+    return struct.pack(f">4B{values.dim()}I", 0, 0, 8, values.dim(), *values.shape) + bytes(
+        values.flatten().tolist()
+    )
 
 
 def write_fashion(folder: Path, zipped: bool) -> list[Tensor]:
     """Twelve training and five test images with their labels, in the order of IDX_FILES."""
     folder.mkdir(parents=True, exist_ok=True)
-    contents = [random_bytes(12, 28, 28), random_bytes(12) % 10, random_bytes(5, 28, 28, seed=1), random_bytes(5, seed=1) % 10]
+    contents = [
+        random_bytes(12, 28, 28),
+        random_bytes(12) % 10,
+        random_bytes(5, 28, 28, seed=1),
+        random_bytes(5, seed=1) % 10,
+    ]
     for name, values in zip(IDX_FILES, contents, strict=True):
         if zipped:
             (folder / f"{name}.gz").write_bytes(gzip.compress(idx(values)))
@@ -332,8 +354,11 @@ def test_the_real_fashion_mnist_is_as_its_conf_says():
 # CIFAR
 
 
-def write_cifar(root: Path, reader: type[CIFAR10], monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Tensor, list[int]]]:
-    """Small files as in the real archive, whose checksums the reader then expects; each file's pixels and labels."""
+def write_cifar(
+    root: Path, reader: type[CIFAR10], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, tuple[Tensor, list[int]]]:
+    """Small files as in the real archive, whose checksums the reader then expects; each file's pixels and
+    labels."""
     folder = root / reader.base_folder
     folder.mkdir(parents=True)
     coarse = {"coarse_labels": [0] * 4} if reader is CIFAR100 else {}
@@ -346,7 +371,16 @@ def write_cifar(root: Path, reader: type[CIFAR10], monkeypatch: pytest.MonkeyPat
 
     for number, (name, _) in enumerate([*reader.train_list, *reader.test_list]):
         pixels, labels = random_bytes(4, 3072, seed=number), [number, 9, 0, 5]
-        write(name, {"data": pixels.numpy(), of_class: labels, "filenames": ["a.png"] * 4, "batch_label": name, **coarse})
+        write(
+            name,
+            {
+                "data": pixels.numpy(),
+                of_class: labels,
+                "filenames": ["a.png"] * 4,
+                "batch_label": name,
+                **coarse,
+            },
+        )
         written[name] = pixels, labels
     write(reader.meta["filename"], {reader.meta["key"]: [f"class {number}" for number in range(10)]})
     for part in ("train_list", "test_list"):
@@ -361,9 +395,13 @@ CIFARS = pytest.mark.parametrize(("read", "reader"), [(cifar10, CIFAR10), (cifar
 @CIFARS
 def test_cifar_is_read_exactly(tmp_path, monkeypatch, read, reader):
     written = write_cifar(tmp_path, reader, monkeypatch)
-    for part, names in zip(read(str(tmp_path), download=False), (reader.train_list, reader.test_list), strict=True):
+    for part, names in zip(
+        read(str(tmp_path), download=False), (reader.train_list, reader.test_list), strict=True
+    ):
         pixels = torch.cat([written[name][0] for name, _ in names])
-        assert torch.equal(part.images, pixels.reshape(-1, 3, 32, 32))  # 1024 red bytes row by row, then green, then blue
+        assert torch.equal(
+            part.images, pixels.reshape(-1, 3, 32, 32)
+        )  # 1024 red bytes row by row, then green, then blue
         assert part.labels.tolist() == [label for name, _ in names for label in written[name][1]]
         assert part.labels.dtype == torch.int64
 
@@ -401,7 +439,11 @@ def as_torchvision_does(images: ImageSet, dataset: Dataset) -> Tensor:
 
 
 def order(dataset: Dataset, seed: int, batch_size: int = 8) -> list[int]:
-    return [index for batch in train_batches(dataset, batch_size, stream(seed, "data")) for index in batch.indices.tolist()]
+    return [
+        index
+        for batch in train_batches(dataset, batch_size, stream(seed, "data"))
+        for index in batch.indices.tolist()
+    ]
 
 
 def test_an_epoch_has_every_index_once_in_the_stream_s_order():
@@ -410,7 +452,9 @@ def test_an_epoch_has_every_index_once_in_the_stream_s_order():
     assert sorted(first) == list(range(36))
     assert order(dataset, seed=0) == first
     assert order(dataset, seed=1) != first != list(range(36))
-    assert order(colourful(36, crop_padding=1, flip=True), seed=0, batch_size=5) == first[:35]  # one was left over
+    assert (
+        order(colourful(36, crop_padding=1, flip=True), seed=0, batch_size=5) == first[:35]
+    )  # one was left over
 
 
 def test_a_stream_s_batches_are_the_same_again_with_their_augmentation():
@@ -430,7 +474,9 @@ def test_batches_are_normalised_as_torchvision_does():
 @pytest.mark.parametrize("batch_size", [7, 36, 512])
 def test_evaluation_covers_all_images_in_order_without_augmentation(batch_size):
     dataset = colourful(36, crop_padding=2, flip=True)
-    images, labels, indices = map(torch.cat, zip(*evaluation_batches(dataset.test, dataset, batch_size), strict=True))
+    images, labels, indices = map(
+        torch.cat, zip(*evaluation_batches(dataset.test, dataset, batch_size), strict=True)
+    )
     assert_close(images, as_torchvision_does(dataset.test, dataset), rtol=0, atol=0)
     assert torch.equal(labels, dataset.test.labels)
     assert indices.tolist() == list(range(36))

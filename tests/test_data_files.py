@@ -1,4 +1,5 @@
-"""Data sets of image files: Tiny-ImageNet's archive, and folders of classes that are decoded while training."""
+"""Data sets of image files: Tiny-ImageNet's archive, and folders of classes that are decoded while
+training."""
 
 import multiprocessing
 import os
@@ -20,14 +21,13 @@ from torch.testing import assert_close
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from sakd import build
-from sakd.config import Config, digest
+from sakd.configuration import Config, build, digest
 from sakd.data import Dataset, ImageSet, evaluation_batches, train_batches
 from sakd.data.files import ImageFiles
 from sakd.data.tiny_imagenet import tiny_imagenet
 from sakd.errors import ConfigError, DataError
-from sakd.job import execute
 from sakd.runs import Run
+from sakd.runs.job import execute
 from sakd.streams import stream
 from tests.conftest import ROOT, compose_config
 from tests.test_resume import KILLED, assert_same_runs, in_a_process
@@ -38,7 +38,9 @@ def write_image(path: Path, seed: int, size: tuple[int, int], mode: str = "RGB")
     path.parent.mkdir(parents=True, exist_ok=True)
     draws = np.random.default_rng(seed)
     colour, noise = draws.integers(40, 216, 3), draws.integers(-40, 40, (4, 4, 3))
-    Image.fromarray((colour + noise).astype("uint8")).resize(size, Image.Resampling.BICUBIC).convert(mode).save(path)
+    Image.fromarray((colour + noise).astype("uint8")).resize(size, Image.Resampling.BICUBIC).convert(
+        mode
+    ).save(path)
 
 
 def cut_short(path: Path) -> None:
@@ -84,9 +86,15 @@ def test_tiny_imagenet_is_read_exactly_with_labels_by_sorted_wnids(tmp_path):
     train, test = read_tiny(tmp_path)
     expected = ImageFolder(str(folder / "train"))  # converts grey to RGB, sorts classes and paths
     assert train.labels.tolist() == expected.targets == [0] * 6 + [1] * 6 + [2] * 6
-    assert torch.equal(train.images, torch.stack([v2.functional.pil_to_tensor(image) for image, _ in expected]))
-    annotations = dict(line.split("\t")[:2] for line in (folder / "val/val_annotations.txt").read_text().splitlines())
-    assert [sorted(WNIDS)[label] for label in test.labels] == [annotations[name] for name in sorted(annotations)]
+    assert torch.equal(
+        train.images, torch.stack([v2.functional.pil_to_tensor(image) for image, _ in expected])
+    )
+    annotations = dict(
+        line.split("\t")[:2] for line in (folder / "val/val_annotations.txt").read_text().splitlines()
+    )
+    assert [sorted(WNIDS)[label] for label in test.labels] == [
+        annotations[name] for name in sorted(annotations)
+    ]
     for image, name in zip(test.images, sorted(annotations), strict=True):
         stored = Image.open(folder / "val/images" / name).convert("RGB")
         assert torch.equal(image, torch.from_numpy(np.array(stored)).permute(2, 0, 1))
@@ -117,10 +125,19 @@ def rewrite(path: str, change: Callable[[str], str]) -> Callable[[Path], None]:
 TINY_DAMAGES = {
     "no folder": (shutil.rmtree, r"dataset\.root=.*: no folder .*/tiny-imagenet-200; "),
     "no wnids": (lambda folder: (folder / "wnids.txt").unlink(), r"wnids\.txt: cannot be read"),
-    "a wnid too few": (rewrite("wnids.txt", lambda text: text[10:]), r"wnids\.txt: found 2 wnids, .*dataset\.classes=3"),
+    "a wnid too few": (
+        rewrite("wnids.txt", lambda text: text[10:]),
+        r"wnids\.txt: found 2 wnids, .*dataset\.classes=3",
+    ),
     "no train folder": (lambda folder: shutil.rmtree(folder / "train"), r"/train: no such folder"),
-    "no class folder": (lambda folder: shutil.rmtree(folder / f"train/{WNIDS[1]}"), rf"train: found no folder {WNIDS[1]}"),
-    "an unknown class folder": (lambda folder: (folder / "train/n0").mkdir(), r"train: found one more folder n0"),
+    "no class folder": (
+        lambda folder: shutil.rmtree(folder / f"train/{WNIDS[1]}"),
+        rf"train: found no folder {WNIDS[1]}",
+    ),
+    "an unknown class folder": (
+        lambda folder: (folder / "train/n0").mkdir(),
+        r"train: found one more folder n0",
+    ),
     "no images of a class": (
         lambda folder: shutil.rmtree(folder / f"train/{WNIDS[0]}/images"),
         rf"train/{WNIDS[0]}: found no images",
@@ -129,12 +146,18 @@ TINY_DAMAGES = {
         lambda folder: (folder / f"train/{WNIDS[0]}/images/{WNIDS[0]}_3.JPEG").unlink(),
         rf"train: found 5 images of {WNIDS[0]} and 6 of ",
     ),
-    "no annotations": (lambda folder: (folder / "val/val_annotations.txt").unlink(), r"val_annotations\.txt: cannot be read"),
+    "no annotations": (
+        lambda folder: (folder / "val/val_annotations.txt").unlink(),
+        r"val_annotations\.txt: cannot be read",
+    ),
     "annotations cut short": (
         rewrite("val/val_annotations.txt", lambda text: "".join(text.splitlines(keepends=True)[:-3])),
         r"val/images/val_10\.JPEG: found no annotation",
     ),
-    "an annotation cut short": (rewrite("val/val_annotations.txt", lambda text: text[:-20]), r"txt, line 12: found 'n"),
+    "an annotation cut short": (
+        rewrite("val/val_annotations.txt", lambda text: text[:-20]),
+        r"txt, line 12: found 'n",
+    ),
     "an annotation twice": (
         rewrite("val/val_annotations.txt", lambda text: text + text.splitlines()[0]),
         r"val_annotations\.txt, line 13: found val_0\.JPEG again",
@@ -147,7 +170,10 @@ TINY_DAMAGES = {
         lambda folder: (folder / "val/images/val_7.JPEG").unlink(),
         r"val/images/val_7\.JPEG: no such file, but .*val_annotations\.txt names it",
     ),
-    "no test images": (lambda folder: shutil.rmtree(folder / "val/images"), r"val/images/val_0\.JPEG: no such file"),
+    "no test images": (
+        lambda folder: shutil.rmtree(folder / "val/images"),
+        r"val/images/val_0\.JPEG: no such file",
+    ),
     "uneven test classes": (
         rewrite("val/val_annotations.txt", lambda text: text.replace(WNIDS[0], WNIDS[1], 1)),
         rf"val: found 3 images of {WNIDS[0]} and 5 of {WNIDS[1]}",
@@ -156,8 +182,14 @@ TINY_DAMAGES = {
         lambda folder: cut_short(folder / f"train/{WNIDS[2]}/images/{WNIDS[2]}_1.JPEG"),
         rf"{WNIDS[2]}_1\.JPEG: cannot be read \(.*(?i:truncated)",
     ),
-    "no image": (lambda folder: (folder / "val/images/val_2.JPEG").write_text("html"), r"val_2\.JPEG: cannot be read"),
-    "an empty file": (lambda folder: (folder / "val/images/val_2.JPEG").write_bytes(b""), r"val_2\.JPEG: cannot be read"),
+    "no image": (
+        lambda folder: (folder / "val/images/val_2.JPEG").write_text("html"),
+        r"val_2\.JPEG: cannot be read",
+    ),
+    "an empty file": (
+        lambda folder: (folder / "val/images/val_2.JPEG").write_bytes(b""),
+        r"val_2\.JPEG: cannot be read",
+    ),
     "another size": (
         lambda folder: write_image(folder / "val/images/val_3.JPEG", 0, (64, 32)),
         r"val_3\.JPEG: found an image of 64x32, expected 64x64",
@@ -202,7 +234,12 @@ def write_image_folder(root: Path, train: int = 8, test: int = 4) -> Path:
                 deeper = "more/" if number % 4 == 1 else ""
                 ending = ("jpg", "JPEG", "png")[seed % 3]
                 size = (20 + 7 * (seed % 5), 20 + 5 * (seed % 7))
-                write_image(root / part / name / f"{deeper}{number}.{ending}", seed, size, "L" if seed % 4 == 0 else "RGB")
+                write_image(
+                    root / part / name / f"{deeper}{number}.{ending}",
+                    seed,
+                    size,
+                    "L" if seed % 4 == 0 else "RGB",
+                )
             (root / part / name / "notes.txt").write_text("none")
     (root / "train" / "README").write_text("none")
     return root
@@ -214,7 +251,13 @@ def folder(tmp_path):
 
 
 def folder_config(root: Path, *overrides: str) -> Config:
-    keys = (f"dataset.root={root}", "dataset.classes=3", "dataset.image_size=16", "dataset.workers=0", "tracking=none")
+    keys = (
+        f"dataset.root={root}",
+        "dataset.classes=3",
+        "dataset.image_size=16",
+        "dataset.workers=0",
+        "tracking=none",
+    )
     return compose_config("dataset=image_folder", *keys, *overrides)
 
 
@@ -230,9 +273,10 @@ def test_files_are_found_and_labelled_as_by_torchvision(folder):
     dataset = read(folder)
     for part, name in ((dataset.train, "train"), (dataset.test, "test")):
         expected = ImageFolder(str(folder / name))
-        assert [(os.path.join(part.folder, os.fsdecode(path)), label) for path, label in zip(part.paths, part.labels)] == (  # noqa: B905
-            expected.samples
-        )
+        assert [
+            (os.path.join(part.folder, os.fsdecode(path)), label)
+            for path, label in zip(part.paths, part.labels, strict=False)
+        ] == (expected.samples)
     assert len(dataset.train) == 24
 
 
@@ -244,7 +288,9 @@ def test_evaluation_is_torchvision_s_resize_centre_crop_and_normalisation(folder
          v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
     )  # fmt: skip
     expected = ImageFolder(str(folder / "test"), transform)
-    images, labels, indices = map(torch.cat, zip(*evaluation_batches(dataset.test, dataset, batch_size), strict=True))
+    images, labels, indices = map(
+        torch.cat, zip(*evaluation_batches(dataset.test, dataset, batch_size), strict=True)
+    )
     assert_close(images, torch.stack([image for image, _ in expected]), rtol=0, atol=1e-6)
     assert labels.tolist() == expected.targets
     assert indices.tolist() == list(range(12))
@@ -276,7 +322,9 @@ def test_batches_do_not_depend_on_the_number_of_workers(folder):
     expected = [epoch(read(folder)), list(evaluation_batches(read(folder).test, read(folder), 5))]
     for workers in (1, 2):
         dataset = read(folder, f"dataset.workers={workers}")
-        assert_close([epoch(dataset), list(evaluation_batches(dataset.test, dataset, 5))], expected, rtol=0, atol=0)
+        assert_close(
+            [epoch(dataset), list(evaluation_batches(dataset.test, dataset, 5))], expected, rtol=0, atol=0
+        )
         assert multiprocessing.active_children() == []
     assert torch.equal(torch.get_rng_state(), before)  # nothing was drawn from the global generator
 
@@ -289,7 +337,9 @@ def test_an_epoch_has_each_sample_once_with_its_label_and_is_a_function_of_its_s
     assert indices.sort().values.tolist() == list(range(24)) != indices.tolist()
     assert torch.equal(torch.cat([batch.labels for batch in first]), dataset.train.labels[indices])
     assert [len(batch.labels) for batch in first] == [7, 7, 7, 3]
-    assert [len(batch.labels) for batch in epoch(dataset, batch_size=23)] == [23]  # the one left over is dropped
+    assert [len(batch.labels) for batch in epoch(dataset, batch_size=23)] == [
+        23
+    ]  # the one left over is dropped
     assert not any(torch.equal(a.images, b.images) for a, b in zip(first, second, strict=True))
 
 
@@ -351,13 +401,25 @@ def test_workers_can_be_started_afresh(folder):
         ("dataset.workers=-1", r"dataset\.workers: found -1"),
         ("dataset.workers=many", r"dataset\.workers: found 'many'"),
         ("dataset.pin_memory=3", r"dataset\.pin_memory: found 3"),
-        ("dataset.channels=2 dataset.mean=[0,0] dataset.std=[1,1]", r"dataset\.channels: found 2, expected 1 \(grey\) or 3"),
-        ("dataset.augmentation=null", r"dataset\.augmentation: found None, expected torchvision's transforms"),
+        (
+            "dataset.channels=2 dataset.mean=[0,0] dataset.std=[1,1]",
+            r"dataset\.channels: found 2, expected 1 \(grey\) or 3",
+        ),
+        (
+            "dataset.augmentation=null",
+            r"dataset\.augmentation: found None, expected torchvision's transforms",
+        ),
         ("dataset.augmentation.flip=3", r"dataset\.augmentation: found .* expected torchvision's transforms"),
-        ("dataset.augmentation.crop.size=12", r"dataset\.augmentation: found .*\(3, 12, 12\).* expected \(3, 16, 16\)"),
+        (
+            "dataset.augmentation.crop.size=12",
+            r"dataset\.augmentation: found .*\(3, 12, 12\).* expected \(3, 16, 16\)",
+        ),
         ("~dataset.evaluation.crop", r"dataset\.evaluation: found .*\(3, 26, 18\).* expected \(3, 16, 16\)"),
         ("dataset.augmentation.flip.p=2", r"dataset: .*`p` should be"),
-        ("+dataset.augmentation.crop.scal=3", r"dataset\.augmentation\.crop\.scal: no such key; .*Did you mean 'scale'"),
+        (
+            "+dataset.augmentation.crop.scal=3",
+            r"dataset\.augmentation\.crop\.scal: no such key; .*Did you mean 'scale'",
+        ),
         (
             "dataset.evaluation.crop._target_=torchvision.transforms.v2.CentreCrop",
             r"evaluation\.crop\._target_: .*'CenterCrop'",
@@ -383,14 +445,26 @@ def test_only_images_in_memory_are_cropped_with_padding():
 
 FOLDER_DAMAGES = {
     "no root": (shutil.rmtree, r"dataset\.root=.*/fruit: no folder .*/fruit/train; expected train and test"),
-    "no test folder": (lambda root: shutil.rmtree(root / "test"), r"dataset\.root=.*: no folder .*/fruit/test; "),
-    "no classes": (lambda root: [shutil.rmtree(root / "train" / name) for name in CLASSES], r"fruit/train: found no folders"),
+    "no test folder": (
+        lambda root: shutil.rmtree(root / "test"),
+        r"dataset\.root=.*: no folder .*/fruit/test; ",
+    ),
+    "no classes": (
+        lambda root: [shutil.rmtree(root / "train" / name) for name in CLASSES],
+        r"fruit/train: found no folders",
+    ),
     "a class too many": (
         lambda root: write_image(root / "train/lime/0.png", 0, (20, 20)),
         r"fruit/train: found 4 folders, expected one for each of dataset\.classes=3",
     ),
-    "a test class missing": (lambda root: shutil.rmtree(root / "test/fig"), r"fruit/test: found no folder fig"),
-    "a test class too many": (lambda root: (root / "test/lime").mkdir(), r"fruit/test: found one more folder lime"),
+    "a test class missing": (
+        lambda root: shutil.rmtree(root / "test/fig"),
+        r"fruit/test: found no folder fig",
+    ),
+    "a test class too many": (
+        lambda root: (root / "test/lime").mkdir(),
+        r"fruit/test: found one more folder lime",
+    ),
     "an empty class": (
         lambda root: [path.unlink() for path in (root / "train/fig").rglob("*.*")],
         r"fruit/train/fig: found no images, expected some \(\.jpg",
@@ -433,7 +507,9 @@ def test_a_file_that_the_transforms_cannot_take_is_named(folder):
         "dataset.evaluation.resize.size=16",
     ]
     dataset = read(folder, *evaluation)
-    with pytest.raises(DataError, match=r"test/pear/0\.png: found an image of 9x30, which cannot be transformed"):
+    with pytest.raises(
+        DataError, match=r"test/pear/0\.png: found an image of 9x30, which cannot be transformed"
+    ):
         list(evaluation_batches(dataset.test, dataset))
 
 
@@ -444,7 +520,9 @@ def test_a_file_of_which_the_transforms_make_another_size_is_named(folder):
     config = folder_config(folder, *overrides)
     config["dataset"]["evaluation"]["resize"] |= {"_target_": "tests.test_data_files.HalveTall", "size": 16}
     dataset = build.dataset(config)
-    with pytest.raises(DataError, match=r"test/pear/0\.png: found an image of 33x99, which the transforms make \(3, 8, 16\)"):
+    with pytest.raises(
+        DataError, match=r"test/pear/0\.png: found an image of 33x99, which the transforms make \(3, 8, 16\)"
+    ):
         list(evaluation_batches(dataset.test, dataset))
 
 
@@ -475,13 +553,17 @@ def test_no_worker_is_left_where_training_ends_early(folder):
 def test_a_script_that_fails_amid_an_epoch_ends(folder):
     """Its traceback keeps the batches, and so their workers, to the very end."""
     script = (
-        "import torch, numpy as np\nfrom sakd.data.files import ImageFiles\nfrom torchvision.transforms import v2\n"
+        "import torch, numpy as np\nfrom sakd.data.files import ImageFiles\nfrom torchvision.transforms "
+        "import v2\n"
         f"paths, crop = np.array([b'apple/0.jpg'] * 9), v2.RandomCrop(16)\nroot = {str(folder / 'train')!r}\n"
         "files = ImageFiles(root, paths, torch.zeros(9), (3, 16, 16), crop, crop, 2, False)\n"
-        "for batch in files.plain(2):\n    kept = files.plain(3)\n    next(kept)\n    raise SystemError('amid')\n"
+        "for batch in files.plain(2):\n    kept = files.plain(3)\n    next(kept)\n    raise "
+        "SystemError('amid')\n"
     )
     write_image(folder / "train/apple/0.jpg", 0, (20, 20))
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 1
     assert "SystemError: amid" in done.stderr
 
@@ -498,7 +580,14 @@ def test_workers_last_for_an_epoch(folder):
 
 
 def tiny_run(root: Path, *overrides: str) -> Config:
-    keys = ("teacher=resnet8", "student=resnet8", "epochs=2", "batch_size=8", "threads=1", "dataset.val_fraction=0.25")
+    keys = (
+        "teacher=resnet8",
+        "student=resnet8",
+        "epochs=2",
+        "batch_size=8",
+        "threads=1",
+        "dataset.val_fraction=0.25",
+    )
     return folder_config(root, *keys, *overrides)
 
 
@@ -508,7 +597,9 @@ def test_a_killed_adaptive_run_goes_on_with_other_workers_bit_for_bit(folder, tm
     assert result["dataset"] == "fruit"
     assert result["student"]["val_accuracy"] is not None
     disturbed = tiny_run(folder, f"runs={tmp_path}/runs", "dataset.workers=1")
-    assert in_a_process(disturbed, "sakd.runs:Run.save_checkpoint", 3, "after") == KILLED  # in the midst of the student's
+    assert (
+        in_a_process(disturbed, "sakd.runs:Run.save_checkpoint", 3, "after") == KILLED
+    )  # in the midst of the student's
     resumed = tiny_run(folder, f"runs={tmp_path}/runs", "dataset.workers=2")
     execute(resumed)
     assert_same_runs(Run(resumed), Run(undisturbed))
@@ -517,9 +608,15 @@ def test_a_killed_adaptive_run_goes_on_with_other_workers_bit_for_bit(folder, tm
 def test_a_run_is_the_same_wherever_its_folder_lies_and_whoever_decodes(folder):
     own = digest(folder_config(folder))
     assert digest(folder_config("/elsewhere/fruit", "dataset.workers=3", "dataset.pin_memory=false")) == own
-    for other in ("dataset.root=/data/vegetables", "dataset.augmentation.crop.scale=[0.5,1]", "dataset.test=val"):
+    for other in (
+        "dataset.root=/data/vegetables",
+        "dataset.augmentation.crop.scale=[0.5,1]",
+        "dataset.test=val",
+    ):
         assert digest(folder_config(folder, other)) != own
-    assert digest(compose_config("dataset=imagenet")) == digest(compose_config("dataset=imagenet", "dataset.root=/elsewhere"))
+    assert digest(compose_config("dataset=imagenet")) == digest(
+        compose_config("dataset=imagenet", "dataset.root=/elsewhere")
+    )
 
 
 def test_imagenet_is_the_folder_of_its_name():
@@ -533,7 +630,13 @@ def test_imagenet_is_the_folder_of_its_name():
 @pytest.mark.slow
 def test_a_signal_to_the_whole_group_ends_as_an_interruption(folder, tmp_path):
     """A cluster's SIGTERM and a terminal's Ctrl-C reach the workers too."""
-    overrides = (f"dataset.root={folder}", "dataset.classes=3", "dataset.image_size=16", "dataset.workers=2", "tracking=none")
+    overrides = (
+        f"dataset.root={folder}",
+        "dataset.classes=3",
+        "dataset.image_size=16",
+        "dataset.workers=2",
+        "tracking=none",
+    )
     command = [
         sys.executable,
         str(ROOT / "launch.py"),
@@ -551,7 +654,9 @@ def test_a_signal_to_the_whole_group_ends_as_an_interruption(folder, tmp_path):
         while epochs < 2:
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.1)
-            epochs = sum(len(path.read_text().splitlines()) for path in (tmp_path / "runs").glob("*/metrics.jsonl"))
+            epochs = sum(
+                len(path.read_text().splitlines()) for path in (tmp_path / "runs").glob("*/metrics.jsonl")
+            )
         os.killpg(process.pid, number)
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 130, output

@@ -1,4 +1,5 @@
-"""Every distiller's masked loss is n_kept / B times its published loss on the kept rows, written out here in plain steps."""
+"""Every distiller's masked loss is n_kept / B times its published loss on the kept rows, written out here in
+plain steps."""
 
 from copy import deepcopy
 
@@ -88,7 +89,11 @@ def plain_cc(student, teacher, distiller):
     for s, t in zip(student, teacher, strict=True):
         differences.append(((e_s.weight @ s + e_s.bias) - (e_t.weight @ t + e_t.bias)).abs())
     pairs = len(differences) - 1
-    return sum((differences[i] * differences[i + 1]).sum() for i in range(pairs)) / pairs if pairs else 0 * student.sum()
+    return (
+        sum((differences[i] * differences[i + 1]).sum() for i in range(pairs)) / pairs
+        if pairs
+        else 0 * student.sum()
+    )
 
 
 def smooth_l1(a, b):
@@ -141,7 +146,9 @@ def plain_nst(student, teacher):
     student, teacher = pooled(student, teacher)
 
     def kernel(a, b):
-        units, others = (torch.stack([channel.flatten() / channel.norm() for channel in maps]) for maps in (a, b))
+        units, others = (
+            torch.stack([channel.flatten() / channel.norm() for channel in maps]) for maps in (a, b)
+        )
         return sum(((unit * others).sum(1) ** 2).sum() for unit in units) / (len(a) * len(b))
 
     pairs = list(zip(student, teacher, strict=True))
@@ -156,7 +163,9 @@ def plain_dkd(student, teacher, labels):
         own_s, own_t = p_s[label], p_t[label]
         of_target = own_t * (own_t / own_s).log() + (1 - own_t) * ((1 - own_t) / (1 - own_s)).log()
         others = [c for c in range(len(z_s)) if c != label]
-        of_others = sum(p_t[c] / (1 - own_t) * (p_t[c] / (1 - own_t) / (p_s[c] / (1 - own_s))).log() for c in others)
+        of_others = sum(
+            p_t[c] / (1 - own_t) * (p_t[c] / (1 - own_t) / (p_s[c] / (1 - own_s))).log() for c in others
+        )
         losses.append(TEMPERATURE**2 * (0.7 * of_target + 8 * of_others))
     return sum(losses) / len(losses)
 
@@ -172,7 +181,11 @@ def plain_dist(student, teacher, epsilon=1e-8):
 
     p_s, p_t = probabilities(student), probabilities(teacher)
     inter = 1 - sum(correlation(s, t) for s, t in zip(p_s, p_t, strict=True)) / len(p_s)
-    intra = 1 - sum(correlation(s, t) for s, t in zip(p_s.T, p_t.T, strict=True)) / p_s.shape[1] if len(p_s) > 1 else 0
+    intra = (
+        1 - sum(correlation(s, t) for s, t in zip(p_s.T, p_t.T, strict=True)) / p_s.shape[1]
+        if len(p_s) > 1
+        else 0
+    )
     return TEMPERATURE**2 * (1.5 * inter + 0.5 * intra)
 
 
@@ -195,7 +208,12 @@ def plain_regression(regressor, student):
 KEYS = {
     KD: {"temperature": TEMPERATURE},
     CC: {"embedding_width": 5},
-    CRD: {"embedding_width": 5, "negatives": 9, "temperature": 0.07, "momentum": 0.5},  # its formula: test_crd.py
+    CRD: {
+        "embedding_width": 5,
+        "negatives": 9,
+        "temperature": 0.07,
+        "momentum": 0.5,
+    },  # its formula: test_crd.py
     RKD: {"distance_weight": 25.0, "angle_weight": 50.0},
     VID: {"initial_variance": 5.0},
     DKD: {"target_weight": 0.7, "others_weight": 8.0, "temperature": TEMPERATURE, "ramp_epochs": 20},
@@ -256,7 +274,8 @@ CASES = [
     for name, case in cases.items()
 ]
 FITNET_CASES = [
-    pytest.param(*case, id=name) for name, case in (MAPS | {f"vectors-{name}": case for name, case in VECTORS.items()}).items()
+    pytest.param(*case, id=name)
+    for name, case in (MAPS | {f"vectors-{name}": case for name, case in VECTORS.items()}).items()
 ]
 # One of each distiller, at its usual spot, with shapes that differ where they may.
 USUAL = [
@@ -276,7 +295,9 @@ def _seed():
 
 @pytest.mark.parametrize("kept", ["all", "some", "one"])
 @pytest.mark.parametrize(("kind", "plain", "where", "teacher"), CASES)
-def test_masked_loss_is_the_kept_share_of_the_published_loss_on_the_kept_rows(kind, plain, where, teacher, kept):
+def test_masked_loss_is_the_kept_share_of_the_published_loss_on_the_kept_rows(
+    kind, plain, where, teacher, kept
+):
     distiller, keep = build(kind, where, teacher), torch.tensor(KEEPS[kept])
     f_s, f_t = features(distiller)
     loss = distiller.spot_loss(distiller.spots[0], f_s, f_t, keep, INDICES)
@@ -351,7 +372,9 @@ def test_fitnets_batch_norm_does_not_depend_on_what_is_kept():
 
 def test_fitnets_regressor_learns():
     distiller = build(FitNet, "hint", resnet8x4)
-    masked_loss = distiller.spot_loss(distiller.spots[0], *features(distiller), torch.tensor(KEEPS["some"]), INDICES)
+    masked_loss = distiller.spot_loss(
+        distiller.spots[0], *features(distiller), torch.tensor(KEEPS["some"]), INDICES
+    )
     masked_loss.backward()
     convolution, norm, _ = distiller.regressors["stage2"]
     for parameter in (convolution.weight, norm.weight, norm.bias):
@@ -402,14 +425,18 @@ class LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        self.numel = max([self.numel, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor))])
+        self.numel = max(
+            [self.numel, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor))]
+        )
         return out
 
 
 @pytest.mark.parametrize(
     ("kind", "where", "largest"),
     [
-        pytest.param(NST, "stage1", BATCH * 64 * max(64, 8 * 8), id="NST"),  # 64 channels of 8x8 in the teacher
+        pytest.param(
+            NST, "stage1", BATCH * 64 * max(64, 8 * 8), id="NST"
+        ),  # 64 channels of 8x8 in the teacher
         pytest.param(RKD, "embedding", BATCH * BATCH * 256, id="RKD"),
     ],
 )
@@ -449,12 +476,15 @@ def test_another_key_that_is_no_number_of_its_range_is_refused_by_name(kind, key
     if value == 0 and key != "temperature":
         kind(*networks, "logits", 1.0, **keys)
         return
-    with pytest.raises(ConfigError, match=f"{key} of {kind.__name__}: found {value!r}, expected a finite number"):
+    with pytest.raises(
+        ConfigError, match=f"{key} of {kind.__name__}: found {value!r}, expected a finite number"
+    ):
         kind(*networks, "logits", 1.0, **keys)
 
 
 def test_dkd_is_kd_where_its_weights_are_the_teachers_own():
-    """KD is the target's part, plus the others' times the teacher's probability of them (the paper's reformulation)."""
+    """KD is the target's part, plus the others' times the teacher's probability of them (the paper's
+    reformulation)."""
     distiller, keep = build(DKD, "logits"), torch.tensor(KEEPS["one"])
     f_s, f_t = features(distiller)
     label = LABELS[INDICES[keep]]
@@ -470,7 +500,9 @@ def test_dkd_is_finite_where_a_network_is_sure(sure):
     f_s, f_t = features(distiller, dtype=torch.float32)
     certain = 1e4 * torch.nn.functional.one_hot(LABELS[INDICES], 10).float()
     f_s = (f_s if sure == "teacher" else certain).detach().requires_grad_()
-    loss, gradient = masked(distiller, f_s, f_t if sure == "student" else certain, torch.tensor(KEEPS["some"]))
+    loss, gradient = masked(
+        distiller, f_s, f_t if sure == "student" else certain, torch.tensor(KEEPS["some"])
+    )
     assert loss.isfinite()
     assert gradient.isfinite().all()
 

@@ -1,4 +1,5 @@
-"""Every distiller in every spot mode trains, from what lies in conf/: a new file is covered by being there."""
+"""Every distiller in every spot mode trains, from what lies in conf/: a new file is covered by being
+there."""
 
 import io
 
@@ -6,9 +7,10 @@ import pytest
 import torch
 import yaml
 
-from sakd import build, networks
+from sakd import networks
+from sakd.configuration import build
 from sakd.data import train_batches
-from sakd.job import execute
+from sakd.runs.job import execute
 from sakd.streams import stream
 from tests.conftest import ROOT, compose_config, light, other_family
 from tests.test_resume import assert_same
@@ -29,7 +31,12 @@ def overrides(distiller: str, pair: str = "different") -> tuple[str, ...]:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("distiller", DISTILLING)
 def test_it_trains_two_epochs_and_goes_on_from_a_saved_state_bit_for_bit(distiller, mode, pair, tiny):
-    config = tiny(*overrides(distiller, pair), f"spot_mode={mode}", "dataset.train_samples=48", "dataset.test_samples=32")
+    config = tiny(
+        *overrides(distiller, pair),
+        f"spot_mode={mode}",
+        "dataset.train_samples=48",
+        "dataset.test_samples=32",
+    )
     dataset = build.dataset(config)
     whole, first, second = (build.trainer(config, build.parts(config), CPU) for _ in range(3))
     for measured in whole.fit(dataset, 2, 24):
@@ -50,9 +57,13 @@ def test_it_trains_two_epochs_and_goes_on_from_a_saved_state_bit_for_bit(distill
 @pytest.mark.parametrize("distiller", DISTILLING)
 def test_a_whole_run_ends_with_a_result(distiller, tiny, tmp_path):
     teacher = tmp_path / "teacher.pt"
-    torch.save(getattr(networks, other_family(distiller))(10, 1, 8).state_dict(), teacher)  # untrained will do
+    torch.save(
+        getattr(networks, other_family(distiller))(10, 1, 8).state_dict(), teacher
+    )  # untrained will do
     small = ("dataset.train_samples=64", "dataset.test_samples=32", "epochs=1")
-    result = execute(tiny(*overrides(distiller), f"teacher.checkpoint={teacher}", "spot_mode=adaptive", *small))
+    result = execute(
+        tiny(*overrides(distiller), f"teacher.checkpoint={teacher}", "spot_mode=adaptive", *small)
+    )
     assert 0 <= result["student"]["accuracy"] <= 100
     assert list(result["kept"])[-1] == "logits"
     assert all(0 <= share <= 1 for share in result["kept"].values())
@@ -74,7 +85,9 @@ def test_under_bfloat16_autocast_losses_stay_finite_and_near_those_of_float32(di
     losses = [name for name in measured[True] if name.startswith("loss/")]
     assert set(losses) == {f"loss/{name}" for name in ("task", *config["distiller"]["losses"])}
     for name in losses:
-        assert float(measured[False][name]) == pytest.approx(float(measured[True][name]), rel=0.1, abs=0.05), name
+        assert float(measured[False][name]) == pytest.approx(
+            float(measured[True][name]), rel=0.1, abs=0.05
+        ), name
 
 
 def test_none_is_a_student_alone(tiny):
@@ -88,4 +101,6 @@ def test_epochs_and_milestones_fit_the_data_set(dataset):
     config = compose_config(f"dataset={dataset}")
     recipe = yaml.safe_load((ROOT / f"conf/dataset/{dataset}.yaml").read_text())["recipe"]
     assert config["epochs"] == recipe["epochs"]
-    assert config["schedule"]["milestones"] == [round(share * config["epochs"]) for share in (0.625, 0.75, 0.875)]
+    assert config["schedule"]["milestones"] == [
+        round(share * config["epochs"]) for share in (0.625, 0.75, 0.875)
+    ]

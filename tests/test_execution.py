@@ -1,4 +1,5 @@
-"""How a step is carried out changes its speed, and its numbers by rounding at most; profiles; certificates that are kept."""
+"""How a step is carried out changes its speed, and its numbers by rounding at most; profiles; certificates
+that are kept."""
 
 import json
 from copy import deepcopy
@@ -7,14 +8,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sakd import build, teachers
-from sakd.config import digest, teacher_config
+from sakd.configuration import build, digest, teacher_config
 from sakd.data import train_batches
 from sakd.errors import ConfigError, RunError
-from sakd.execution import unchanged
-from sakd.job import execute
-from sakd.runs import Run
+from sakd.runs import Run, certificates
+from sakd.runs.job import execute
 from sakd.streams import stream
+from sakd.training import unchanged
 from tests.conftest import light, other_family
 from tests.test_resume import assert_same
 
@@ -109,7 +109,9 @@ def test_what_a_capture_tries_leaves_the_training_as_it_was_bit_for_bit(distille
         for batch in batches:
             trainer.train_step(*batch)
         if steps_before:
-            assert not torch.equal(trainer.state_dict()["student"]["logits.weight"], before["student"]["logits.weight"])
+            assert not torch.equal(
+                trainer.state_dict()["student"]["logits.weight"], before["student"]["logits.weight"]
+            )
     if steps_before:
         assert_same(trainer.state_dict(), before)
     for batch in batches[1:]:
@@ -139,7 +141,11 @@ def test_a_profile_opens_as_a_trace_and_changes_no_number(tiny, tmp_path):
     steps = {event["name"] for event in events if event.get("name", "").startswith("ProfilerStep#")}
     assert len(steps) == 10
     assert any("convolution" in event.get("name", "") for event in events)
-    rows = [line for line in (folder / "profile.txt").read_text().splitlines() if "aten::" in line or "Optimizer" in line]
+    rows = [
+        line
+        for line in (folder / "profile.txt").read_text().splitlines()
+        if "aten::" in line or "Optimizer" in line
+    ]
     assert 5 <= len(rows) <= 10
     assert Run(profiled).weights.read_bytes() == Run(plain).weights.read_bytes()
 
@@ -148,8 +154,8 @@ def test_a_profile_opens_as_a_trace_and_changes_no_number(tiny, tmp_path):
 def evaluations(monkeypatch):
     """How often a teacher was evaluated."""
     calls = []
-    original = teachers.evaluate
-    monkeypatch.setattr(teachers, "evaluate", lambda *arguments: calls.append(1) or original(*arguments))
+    original = certificates.evaluate
+    monkeypatch.setattr(certificates, "evaluate", lambda *arguments: calls.append(1) or original(*arguments))
     return calls
 
 

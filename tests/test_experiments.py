@@ -1,4 +1,5 @@
-"""The published experiments: what each cell composes to, against the published values, and trying one in seconds."""
+"""The published experiments: what each cell composes to, against the published values, and trying one in
+seconds."""
 
 from functools import cache
 
@@ -6,10 +7,10 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from sakd import build
-from sakd.config import TEACHER_KEYS, Config, digest, resolve, teacher_config
+from sakd.configuration import TEACHER_KEYS, Config, build, digest, teacher_config
+from sakd.configuration.compose import resolve
 from sakd.data import digits
-from sakd.job import execute
+from sakd.runs.job import execute
 from tests.conftest import ROOT, compose_config, compose_lazily
 from tests.test_every_config import DISTILLING
 
@@ -49,7 +50,10 @@ BETA = {
 }
 SLOW_STUDENTS = ("MobileNetV2", "ShuffleNetV1")  # they learn at 0.01, all others at 0.05
 DOUBLED = ("at", "rkd", "vid")  # gamma is 2 on CIFAR-100, 1 for the others
-SMALL_BATCHES = [("cifar100", "ResNet50", "MobileNetV2", "nst"), ("cifar100", "wrn_40_2", "ShuffleNetV1", "nst")]
+SMALL_BATCHES = [
+    ("cifar100", "ResNet50", "MobileNetV2", "nst"),
+    ("cifar100", "wrn_40_2", "ShuffleNetV1", "nst"),
+]
 
 
 def published(dataset: str, teacher: str, student: str, distiller: str) -> Config:
@@ -81,7 +85,9 @@ def published(dataset: str, teacher: str, student: str, distiller: str) -> Confi
 def composed(config: Config, distiller: str) -> Config:
     """The same values where a run takes them from."""
     mode, losses, data = config["spot_mode"], config["distiller"]["losses"], config["dataset"]
-    same = family(config["student"]) == family({k: v for k, v in config["teacher"].items() if k not in TEACHER_KEYS})
+    same = family(config["student"]) == family(
+        {k: v for k, v in config["teacher"].items() if k not in TEACHER_KEYS}
+    )
     return {
         "dataset": data["name"],
         "teacher": config["teacher"]["name"],
@@ -127,7 +133,8 @@ def of_distiller(name: str) -> DictConfig:
 
 @pytest.mark.parametrize("cell", CELLS, ids="-".join)
 def test_every_cell_has_the_published_values(cell):
-    """The distillers' nodes are exchanged in one composition: the values that depend on them follow by interpolation."""
+    """The distillers' nodes are exchanged in one composition: the values that depend on them follow by
+    interpolation."""
     cfg = compose_lazily(experiment(*cell))
     for distiller in BETA:
         cfg.distiller = of_distiller(distiller)
@@ -146,8 +153,14 @@ def test_every_cell_has_the_published_values_by_command(cell, distiller):
 
 
 def test_there_is_a_file_for_every_published_pair_and_no_other():
-    files = {path.relative_to(ROOT / "conf/experiment").as_posix() for path in (ROOT / "conf/experiment").rglob("*.yaml")}
-    assert files == {"debug.yaml", *(f"{dataset}/{teacher}_{student}.yaml" for dataset, teacher, student in CELLS)}
+    files = {
+        path.relative_to(ROOT / "conf/experiment").as_posix()
+        for path in (ROOT / "conf/experiment").rglob("*.yaml")
+    }
+    assert files == {
+        "debug.yaml",
+        *(f"{dataset}/{teacher}_{student}.yaml" for dataset, teacher, student in CELLS),
+    }
 
 
 # What an experiment leaves to the command line
@@ -171,15 +184,25 @@ def test_an_experiment_goes_with_every_spot_mode(mode):
 
 
 def test_an_experiment_is_the_same_run_as_its_values_on_the_command_line():
-    by_hand = ["dataset=cifar100", "teacher=resnet56", "student=resnet20", "distiller=at", "spot_mode.gamma=2"]
+    by_hand = [
+        "dataset=cifar100",
+        "teacher=resnet56",
+        "student=resnet20",
+        "distiller=at",
+        "spot_mode.gamma=2",
+    ]
     assert digest(compose_config(experiment(*CELL), "distiller=at")) == digest(compose_config(*by_hand))
-    assert digest(compose_config(experiment(*CELL), "distiller=sp")) != digest(compose_config(*by_hand, "distiller=sp"))
+    assert digest(compose_config(experiment(*CELL), "distiller=sp")) != digest(
+        compose_config(*by_hand, "distiller=sp")
+    )
 
 
 def test_the_teacher_of_an_experiment_is_trained_once_whoever_learns_from_it():
     cells = [
         compose_config(experiment(*CELL), "distiller=at"),
-        compose_config(experiment("cifar100", "wrn_40_2", "ShuffleNetV1"), "teacher=resnet56", "distiller=nst"),
+        compose_config(
+            experiment("cifar100", "wrn_40_2", "ShuffleNetV1"), "teacher=resnet56", "distiller=nst"
+        ),
         compose_config("dataset=cifar100", "student=resnet56", "distiller=none"),
     ]
     assert cells[1]["batch_size"] == 32
@@ -201,7 +224,11 @@ def test_debug_tries_an_experiment_without_its_data(cell, tmp_path):
     dataset, teacher, student = cell
     result = tried(f"experiment=[{dataset}/{teacher}_{student},debug]", "distiller=at", tmp_path=tmp_path)
     assert result["epochs"] == 2
-    assert (result["dataset"], result["teacher"]["name"], result["student"]["name"]) == ("debug", teacher, student)
+    assert (result["dataset"], result["teacher"]["name"], result["student"]["name"]) == (
+        "debug",
+        teacher,
+        student,
+    )
     assert list(result["kept"])[-1] == "logits"
 
 
@@ -229,7 +256,9 @@ def test_debug_keeps_the_networks_and_the_recipe():
     assert compose_config("experiment=debug", "epochs=5")["epochs"] == 5
 
 
-@pytest.mark.parametrize(("classes", "channels", "size"), [(10, 1, 8), (7, 1, 28), (100, 3, 32), (200, 3, 64)])
+@pytest.mark.parametrize(
+    ("classes", "channels", "size"), [(10, 1, 8), (7, 1, 28), (100, 3, 32), (200, 3, 64)]
+)
 def test_the_digits_stand_in_for_images_of_any_shape(classes, channels, size):
     like = {"classes": classes, "channels": channels, "image_size": size}
     real, stand_in = digits.digits(), digits.stand_in(like, root="/nowhere", download=True)

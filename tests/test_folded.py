@@ -7,18 +7,21 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from sakd import build, networks
-from sakd.execution import Execution
-from sakd.grafts import frozen_alias
+from sakd import networks
+from sakd.configuration import build
 from sakd.networks.cut import foreign
 from sakd.networks.folded import FoldedConv2d, fold_batch_norm, foldable, refold
 from sakd.networks.staged import StagedNet
+from sakd.spots import frozen_alias
 from sakd.streams import initialising
+from sakd.training import Execution
 from tests.test_execution import ready, small
 
 IMAGE = 16
 FAMILIES = ["MobileNetV2_half", "ResNet50", "ShuffleNetV1", "ShuffleNetV2", "resnet8", "vgg8", "wrn_16_1"]
-OTHERS = sorted({name for name in networks.__all__ if not name.endswith("_imagenet")} - {*FAMILIES, "Shape", "StagedNet"})
+OTHERS = sorted(
+    {name for name in networks.__all__ if not name.endswith("_imagenet")} - {*FAMILIES, "Shape", "StagedNet"}
+)
 
 
 def settled(network: nn.Module) -> nn.Module:
@@ -40,7 +43,12 @@ def made(name: str) -> StagedNet:
 
 def passed(network: StagedNet) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Every stage's output, and the gradient of their squares to the images."""
-    images = torch.linspace(-2, 2, 3 * 3 * IMAGE**2, dtype=torch.float64).sin().reshape(3, 3, IMAGE, IMAGE).requires_grad_()
+    images = (
+        torch.linspace(-2, 2, 3 * 3 * IMAGE**2, dtype=torch.float64)
+        .sin()
+        .reshape(3, 3, IMAGE, IMAGE)
+        .requires_grad_()
+    )
     features = network.features(images)
     (gradient,) = torch.autograd.grad(sum(f.square().mean() for f in features.values()), images)
     return {name: f.detach() for name, f in features.items()}, gradient
@@ -71,20 +79,34 @@ def test_every_folded_network_is_the_network(name):
 
 FOREIGN = {  # torchvision's, and where they are cut
     "resnet18": {"stem": "maxpool", "stage1": "layer2", "stage2": "layer4", "embedding": "flatten"},
-    "mobilenet_v2": {"stem": "features.0", "stage1": "features.6", "stage2": "features.18", "embedding": "flatten"},
+    "mobilenet_v2": {
+        "stem": "features.0",
+        "stage1": "features.6",
+        "stage2": "features.18",
+        "embedding": "flatten",
+    },
 }
 
 
 @pytest.mark.parametrize(("name", "cuts"), FOREIGN.items())
 def test_a_folded_foreign_network_is_the_network(name, cuts):
     with initialising(0, name):
-        network = foreign(f"torchvision.models.{name}", {}, {"num_classes": "num_classes"}, name, cuts, 4, 3, IMAGE)
+        network = foreign(
+            f"torchvision.models.{name}", {}, {"num_classes": "num_classes"}, name, cuts, 4, 3, IMAGE
+        )
     assert_folded_is_the_same(settled(network))
 
 
 @pytest.mark.parametrize(
     ("name", "left"),
-    [("resnet8", 0), ("vgg8", 0), ("MobileNetV2_half", 0), ("ShuffleNetV1", 0), ("ShuffleNetV2", 0), ("wrn_16_1", 7)],
+    [
+        ("resnet8", 0),
+        ("vgg8", 0),
+        ("MobileNetV2_half", 0),
+        ("ShuffleNetV1", 0),
+        ("ShuffleNetV2", 0),
+        ("wrn_16_1", 7),
+    ],
 )
 def test_every_batch_norm_behind_a_convolution_is_folded(name, left):
     """WRN's blocks, and its last map, begin with one that follows an addition."""
@@ -140,7 +162,9 @@ LEFT_ALONE = {
     "two-names": Twice,
     "no-scale": lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, affine=False)),
     "no-statistics": lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)),
-    "other-padding": lambda: nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(3)),
+    "other-padding": lambda: nn.Sequential(
+        nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(3)
+    ),
     "something-between": lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.BatchNorm2d(3)),
 }
 
@@ -170,7 +194,10 @@ def test_folding_leaves_the_network_itself_alone():
     before = deepcopy(network)
     frozen_alias(network, fold=True)
     assert str(network) == str(before)
-    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), before.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(network.state_dict().values(), before.state_dict().values(), strict=True)
+    )
 
 
 class Drawing(Branching):
@@ -201,11 +228,14 @@ def test_refolding_takes_over_weights_and_statistics_that_have_changed():
     assert not torch.allclose(passed(alias)[0]["logits"], expected["logits"])
     refold(alias)
     assert_close(passed(alias)[0], expected, rtol=1e-10, atol=1e-10)
-    assert places == [module.weight.data_ptr() for module in alias.modules() if isinstance(module, FoldedConv2d)]
+    assert places == [
+        module.weight.data_ptr() for module in alias.modules() if isinstance(module, FoldedConv2d)
+    ]
 
 
 def test_the_routed_student_is_the_student_of_this_step(tiny):
-    """Its folded weights are renewed after the student's pass has moved the statistics, before its weights move."""
+    """Its folded weights are renewed after the student's pass has moved the statistics, before its weights
+    move."""
     trainer, batches = ready(small(tiny, "at"))
     seen = []
 
@@ -240,7 +270,11 @@ def test_folding_changes_a_step_by_rounding_alone(distiller, tiny):
     for fold in ("true", "false"):
         trainer, batches = ready(small(tiny, distiller, f"fold_batch_norm={fold}"))
         assert trainer.execution == Execution("fp32", "channels_last", "none", fold == "true")
-        kinds = {type(module) for network in (trainer.frozen_teacher, trainer.routed_student) for module in network.modules()}
+        kinds = {
+            type(module)
+            for network in (trainer.frozen_teacher, trainer.routed_student)
+            for module in network.modules()
+        }
         assert (FoldedConv2d in kinds) == (fold == "true")
         measured[fold] = trainer.train_step(*batches[0])
     for name, value in measured["true"].items():

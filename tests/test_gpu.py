@@ -1,4 +1,5 @@
-"""The same on a CUDA device: it trains, resumes, sees the CPU's batches, and a step never waits for the device."""
+"""The same on a CUDA device: it trains, resumes, sees the CPU's batches, and a step never waits for the
+device."""
 
 from functools import partial
 
@@ -8,12 +9,28 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
 from sakd.data import Augmentation, Dataset, ImageSet, train_batches
-from sakd.distillers import AT, CC, CRD, DIST, DKD, FSP, FT, KD, NST, PKT, RKD, SP, VID, FitNet, ReviewKD, SemCKD
-from sakd.execution import Execution
+from sakd.distillers import (
+    AT,
+    CC,
+    CRD,
+    DIST,
+    DKD,
+    FSP,
+    FT,
+    KD,
+    NST,
+    PKT,
+    RKD,
+    SP,
+    VID,
+    FitNet,
+    ReviewKD,
+    SemCKD,
+)
 from sakd.networks import resnet8, wrn_16_1
-from sakd.spot_modes import Adaptive, Fixed
+from sakd.spots import Adaptive, Fixed
 from sakd.streams import initialising, stream
-from sakd.trainer import Trainer, spots_of
+from sakd.training import Execution, Trainer, spots_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,8 +55,19 @@ def trainer(mode: str, execution: Execution = Execution()) -> Trainer:  # noqa: 
             "sp": SP(student, teacher, "last_stage", 10.0),
             "pkt": PKT(student, teacher, "embedding", 100.0),
             "crd": CRD(student, teacher, "embedding", 0.8, 16, 300, 0.07, 0.5),
-            "dkd": DKD(student, teacher, "logits", 1.0, target_weight=1.0, others_weight=8.0, temperature=4.0, ramp_epochs=2),
-            "dist": DIST(student, teacher, "logits", 1.0, inter_weight=1.0, intra_weight=1.0, temperature=4.0),
+            "dkd": DKD(
+                student,
+                teacher,
+                "logits",
+                1.0,
+                target_weight=1.0,
+                others_weight=8.0,
+                temperature=4.0,
+                ramp_epochs=2,
+            ),
+            "dist": DIST(
+                student, teacher, "logits", 1.0, inter_weight=1.0, intra_weight=1.0, temperature=4.0
+            ),
             "reviewkd": ReviewKD(student, teacher, ["stages", "embedding"], 1.0, max_width=64, ramp_epochs=2),
             "cc": CC(student, teacher, "embedding", 0.02, embedding_width=16),
             "rkd": RKD(student, teacher, "embedding", 1.0, distance_weight=25.0, angle_weight=50.0),
@@ -52,7 +80,9 @@ def trainer(mode: str, execution: Execution = Execution()) -> Trainer:  # noqa: 
         spots = spots_of(student, teacher, distillers.values())
         spot_mode = Fixed(spots, student, teacher)
         if mode == "adaptive":
-            spot_mode = Adaptive(spots, student, teacher, 5.0, 2.0, same_family_bias=10.0, other_family_bias=0.0)
+            spot_mode = Adaptive(
+                spots, student, teacher, 5.0, 2.0, same_family_bias=10.0, other_family_bias=0.0
+            )
     sgd = partial(SGD, lr=0.01, momentum=0.9)
     falling = partial(MultiStepLR, milestones=[2], gamma=0.1)
     return Trainer(

@@ -11,11 +11,10 @@ import time
 import pytest
 import torch
 
-from sakd import build
-from sakd.config import check
+from sakd.configuration import build, check
 from sakd.errors import CheckpointError, DataError, SakdError
-from sakd.job import execute
 from sakd.networks import resnet8, vgg8
+from sakd.runs.job import execute
 from tests.conftest import ROOT, TINY, compose_config
 
 UNTRACKED = (*TINY, "tracking=none")
@@ -57,14 +56,24 @@ def test_a_run_ends_with_its_table_and_answers_at_once_when_asked_again(launch, 
 def test_a_run_leaves_what_is_promised_in_its_folder(launch, tmp_path):
     launch(*UNTRACKED, "distiller=kd", "dataset.val_fraction=0.1")
     (folder,) = (tmp_path / "runs").glob("digits-resnet8-resnet8-kd-adaptive-seed0-*")
-    assert {"config.yaml", "metrics.jsonl", "last.pt", "student.safetensors", "result.json"} <= set(files(folder))
+    assert {"config.yaml", "metrics.jsonl", "last.pt", "student.safetensors", "result.json"} <= set(
+        files(folder)
+    )
     result = json.loads((folder / "result.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert result["student"]["accuracy"] == lines[-1]["test/accuracy"]
     assert result["student"]["best_accuracy"] == max(line["test/accuracy"] for line in lines)
     assert result["teacher"]["accuracy"] == lines[-1]["teacher/accuracy"]
     assert len(result["teacher"]["sha256"]) == 64
-    for key in ("loss/task", "loss/kd", "loss/policy", "kept/logits", "lr/student", "lr/policy", "images_per_second"):
+    for key in (
+        "loss/task",
+        "loss/kd",
+        "loss/policy",
+        "kept/logits",
+        "lr/student",
+        "lr/policy",
+        "images_per_second",
+    ):
         assert all(key in line for line in lines), key
     assert all("val/accuracy" in line for line in lines)
 
@@ -137,7 +146,8 @@ LATER_MISTAKES = {
     "+optimizer.momentun=1": "Did you mean 'momentum'?",
     "optimizer._target_=torch.optim.SDG": "Did you mean 'SGD'?",
     "distiller.losses.fitnet.where=stage5": "has no stage 'stage5'; it has stem, stage1, stage2, stage3",
-    "distiller.beta=-1": "distiller.losses.fitnet: weight of FitNet: found -1, expected a finite number of at least 0",
+    "distiller.beta=-1": "distiller.losses.fitnet: weight of FitNet: found -1, expected a finite number "
+    "of at least 0",
     "spot_mode.gamma=0": "spot_mode.gamma: found 0, expected a finite number above 0",
     "+schedule.gama=1": "Did you mean 'gamma'?",
     "teacher.training.optimizer.lr=-1": "optimizer: Invalid learning rate: -1",
@@ -145,7 +155,9 @@ LATER_MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", LATER_MISTAKES)
-def test_what_only_a_constructor_can_tell_is_found_before_any_data_is_read(mistake, tiny, tmp_path, monkeypatch):
+def test_what_only_a_constructor_can_tell_is_found_before_any_data_is_read(
+    mistake, tiny, tmp_path, monkeypatch
+):
     monkeypatch.setattr(build, "dataset", lambda config: pytest.fail("data was read"))
     with pytest.raises(SakdError) as raised:
         execute(tiny("distiller=fitnet", mistake))
@@ -191,7 +203,11 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_same_command_goes_on
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(launch, tmp_path):
-    blow_up = ("schedule._target_=torch.optim.lr_scheduler.ExponentialLR", "~schedule.milestones", "schedule.gamma=1e30")
+    blow_up = (
+        "schedule._target_=torch.optim.lr_scheduler.ExponentialLR",
+        "~schedule.milestones",
+        "schedule.gamma=1e30",
+    )
     done = launch(*UNTRACKED, "distiller=none", *blow_up, "epochs=4", expect=1)
     assert "loss/task became NaN or infinite at epoch 2" in done.stderr
     (folder,) = (tmp_path / "runs").glob("*")
@@ -236,7 +252,10 @@ def test_a_failing_cell_does_not_stop_a_sweep(launch, tmp_path):
 def test_an_interrupted_run_is_killed_and_goes_on(number, name, launch, tmp_path):
     overrides = (*UNTRACKED, "distiller=none", "epochs=200")
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "launch.py"), *overrides], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, str(ROOT / "launch.py"), *overrides],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 60
     while not list((tmp_path / "runs").glob("*/last.pt")) and time.monotonic() < deadline:

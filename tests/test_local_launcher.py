@@ -32,7 +32,9 @@ def checksums(folder: Path) -> dict[str, str]:
 
 def record(folder: Path, number: int = -1) -> dict:
     """What is known of a hand-over, by default the last one."""
-    paths = sorted(folder.glob("runs/.sweeps/*/submission.json"), key=lambda path: json.loads(path.read_text())["time"])
+    paths = sorted(
+        folder.glob("runs/.sweeps/*/submission.json"), key=lambda path: json.loads(path.read_text())["time"]
+    )
     return json.loads(paths[number].read_text())
 
 
@@ -68,10 +70,14 @@ def start(tmp_path):
     """Starts `python launch.py -m …` in a folder of the test's own, and ends what is left of it."""
     launchers = []
 
-    def started(*overrides: str, script: Path = ROOT / "launch.py", where: Path = tmp_path, **keys) -> subprocess.Popen:
+    def started(
+        *overrides: str, script: Path = ROOT / "launch.py", where: Path = tmp_path, **keys
+    ) -> subprocess.Popen:
         command = [sys.executable, str(script), "-m", *LOCAL, *overrides]
         launchers.append(
-            subprocess.Popen(command, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **keys)
+            subprocess.Popen(
+                command, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **keys
+            )
         )
         return launchers[-1]
 
@@ -83,7 +89,11 @@ def start(tmp_path):
         os.kill(process, signal.SIGKILL)
 
 
-def test_all_finish_by_the_copied_code_the_teacher_first_and_the_same_command_again_trains_nothing(launch, tmp_path, here):  # noqa: F811
+def test_all_finish_by_the_copied_code_the_teacher_first_and_the_same_command_again_trains_nothing(
+    launch,
+    tmp_path,
+    here,  # noqa: F811
+):
     overrides = (*TINY, "threads=1", "tracking=none", "distiller=kd", "spot_mode=fixed,adaptive")
     output = launch("-m", *LOCAL, *overrides).stdout
     assert "2 cells: 2 missing" in output
@@ -112,7 +122,7 @@ def test_all_finish_by_the_copied_code_the_teacher_first_and_the_same_command_ag
 
 @pytest.mark.slow
 def test_the_same_cells_by_plain_commands_one_after_another_have_the_same_weights(launch, tmp_path):
-    overrides = (*TINY, "threads=1", "tracking=none", "distiller=ft", "+dataset.recipe.warm_up_epochs=1")
+    overrides = (*TINY, "threads=1", "tracking=none", "distiller=ft", "+dataset.recipe.pretraining_epochs=1")
     launch("-m", *LOCAL, *overrides, "spot_mode=fixed,random", "seed=0,1")
     (tmp_path / "plain").mkdir()
     for mode in ("random", "fixed"):
@@ -137,7 +147,9 @@ def test_a_cell_that_fails_does_not_stop_the_others_and_mlflow_shows_its_traceba
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("sakd").experiment_id])
     by_folder = {Path(run.data.tags["sakd.folder"]).name: run for run in runs}
-    assert {name: run.info.status for name, run in by_folder.items()} == {failed: "FAILED"} | dict.fromkeys(others, "FINISHED")
+    assert {name: run.info.status for name, run in by_folder.items()} == {failed: "FAILED"} | dict.fromkeys(
+        others, "FINISHED"
+    )
     note = by_folder[failed].data.tags["mlflow.note.content"]
     assert note.startswith("```\nTraceback (most recent call last)")
     assert "Invalid learning rate: -1" in note
@@ -150,7 +162,13 @@ def test_a_cell_that_fails_does_not_stop_the_others_and_mlflow_shows_its_traceba
 
 @pytest.mark.slow
 def test_students_of_a_teacher_that_fails_are_left_out_and_say_why(launch, tmp_path, here):  # noqa: F811
-    overrides = (*TINY, "tracking=none", "distiller=kd", "spot_mode=fixed,anti", "teacher.training.optimizer.lr=-1,0.05")
+    overrides = (
+        *TINY,
+        "tracking=none",
+        "distiller=kd",
+        "spot_mode=fixed,anti",
+        "teacher.training.optimizer.lr=-1,0.05",
+    )
     output = launch("-m", *LOCAL, *overrides, expect=1).stdout
     told = cells(*overrides)
     assert [cell["state"] for cell in told.values()] == ["failed", "finished"] * 2
@@ -220,12 +238,14 @@ def test_when_the_launcher_is_killed_what_runs_goes_on_what_waits_is_lost_and_th
 
 def test_processes_that_write_one_file_at_once_all_succeed(tmp_path):
     """As students do that certify their teacher at the same moment."""
-    script = "import sys; from pathlib import Path; from sakd.runs import write_whole\n"
+    script = "import sys; from pathlib import Path; from sakd.files import write_whole\n"
     script += "for _ in range(300): write_whole(Path(sys.argv[1]), b'the same')"
     command = [sys.executable, "-c", script, str(tmp_path / "certificate.json")]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     assert [process.communicate()[1] for process in processes] == [""] * 4
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("certificate.json", "the same")]
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [
+        ("certificate.json", "the same")
+    ]
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import time
 import pytest
 from mlflow.tracking import MlflowClient
 
-from sakd import code
-from sakd.compose import sweep
+from sakd.configuration.compose import sweep
+from sakd.runs import code
 from sakd.sweeps import plan
 from tests.conftest import ROOT, TINY
 from tests.test_compare import finish
@@ -28,7 +28,7 @@ def thousand(tmp_path_factory):
     folder = tmp_path_factory.mktemp("thousand")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda file: None)  # runs are otherwise finished one by one
-        patch.setattr("sakd.code.of_this_process", lambda: (code.Code("c" * 40, False), ""))
+        patch.setattr("sakd.runs.code.of_this_process", lambda: (code.Code("c" * 40, False), ""))
         for i, job in enumerate(plan(sweep(THOUSAND)).jobs):
             config = job.run.config
             finish(folder / "runs", 90 + i % 89 / 10, config=config, seed=config["seed"])
@@ -36,9 +36,12 @@ def thousand(tmp_path_factory):
 
 
 def timed(folder, *command: str) -> str:
-    """The output of a whole process that is done in time; on a busy machine, in so much of the processors' time."""
+    """The output of a whole process that is done in time; on a busy machine, in so much of the processors'
+    time."""
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=200, check=False
+    )
     seconds, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stdout + done.stderr
     assert min(seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) < PATIENCE
@@ -66,16 +69,26 @@ def test_sixteen_processes_at_once_share_a_store_that_was_not_there(tmp_path):
     overrides = (*TINY, "threads=1", "distiller=none")
     command = [sys.executable, str(ROOT / "launch.py"), *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    keys = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    keys = {
+        "cwd": tmp_path,
+        "env": environment,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+    }
     processes = [subprocess.Popen([*command, f"seed={seed}"], **keys) for seed in range(16)]
     outputs = [process.communicate(timeout=550)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 16
     for output in outputs:
-        assert not re.search(r"error|cannot be reached|not got everything|Traceback", output, re.IGNORECASE), output
+        assert not re.search(
+            r"error|cannot be reached|not got everything|Traceback", output, re.IGNORECASE
+        ), output
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("sakd").experiment_id])
     assert sorted(int(run.data.params["seed"]) for run in runs) == list(range(16))
     assert {run.info.status for run in runs} == {"FINISHED"}
     for run in runs:
         for metric in ("epoch", "loss/task", "test/accuracy"):
-            assert [point.step for point in client.get_metric_history(run.info.run_id, metric)] == [1, 2], metric
+            assert [point.step for point in client.get_metric_history(run.info.run_id, metric)] == [1, 2], (
+                metric
+            )

@@ -1,4 +1,5 @@
-"""Every network of our own that conf/network offers: its size, its stages, how it is cut, and where its weights come from."""
+"""Every network of our own that conf/network offers: its size, its stages, how it is cut, and where its
+weights come from."""
 
 import csv
 import re
@@ -20,14 +21,17 @@ from sakd.networks.wrn import PreActivationBlock
 from sakd.streams import initialising
 
 HERE = Path(__file__).parent
-OFFERED = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((HERE.parent / "conf/network").glob("*.yaml"))}
+OFFERED = {
+    path.stem: yaml.safe_load(path.read_text())
+    for path in sorted((HERE.parent / "conf/network").glob("*.yaml"))
+}
 OFFERED = {name: node for name, node in OFFERED.items() if "build" not in node}  # foreign ones: test_cut.py
 with (HERE / "reference_networks.csv").open() as file:
     REFERENCE = {row["network"]: row for row in csv.DictReader(file)}
 
 
-# Parameters of the others, by number of classes: of RepDistiller's networks, and of torchvision's VGGs with batch norm;
-# vgg8's convolutions have 3,913,728, the larger head 123,642,856.
+# Parameters of the others, by number of classes: of RepDistiller's networks, and of torchvision's VGGs with
+# batch norm; vgg8's convolutions have 3,913,728, the larger head 123,642,856.
 COUNTED = {
     "ResNet101": (100, 42_697_380),
     "ResNet152": (100, 58_341_028),
@@ -39,12 +43,16 @@ COUNTED = {
     "vgg19_imagenet": (1000, 143_678_248),
 }
 # These have the blocks of shallower ones, only more of them.
-DEEPER = re.compile(r"resnet(14|20|32|44|56|110|32x4)|ResNet(34|101|152)|vgg(11|13|16|19)(_imagenet)?|wrn_(40_1|40_2|28_10)")
+DEEPER = re.compile(
+    r"resnet(14|20|32|44|56|110|32x4)|ResNet(34|101|152)|vgg(11|13|16|19)(_imagenet)?|wrn_(40_1|40_2|28_10)"
+)
 DISTINCT = [name for name in OFFERED if not DEEPER.fullmatch(name)]
 LARGE = [name for name in OFFERED if name.endswith("_imagenet")]  # for images of at least 32x32
 
 
-def make(name: str, num_classes: int = 100, in_channels: int = 3, image_size: int = 32, **others) -> StagedNet:
+def make(
+    name: str, num_classes: int = 100, in_channels: int = 3, image_size: int = 32, **others
+) -> StagedNet:
     node = {key: value for key, value in OFFERED[name].items() if key != "name"} | others
     return instantiate(node, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
 
@@ -104,7 +112,9 @@ def test_size_is_the_published_one(name):
 def test_stage_shapes_of_large_images():
     with torch.device("meta"):
         shapes = make("vgg8_imagenet", 1000, image_size=224).shapes
-    assert " ".join(map(dimensions, shapes.values())) == ("64x224x224 128x112x112 256x56x56 512x28x28 512x14x14 4096 1000")
+    assert " ".join(map(dimensions, shapes.values())) == (
+        "64x224x224 128x112x112 256x56x56 512x28x28 512x14x14 4096 1000"
+    )
 
 
 def test_half_a_mobilenet_has_half_its_channels_but_in_the_embedding():
@@ -116,7 +126,9 @@ def test_half_a_mobilenet_has_half_its_channels_but_in_the_embedding():
 
 
 def test_wrn_28_10_has_36_5_million_parameters():
-    def block(a: int, b: int) -> int:  # two batch norms, two convolutions, and a 1x1 shortcut where the width changes
+    def block(
+        a: int, b: int
+    ) -> int:  # two batch norms, two convolutions, and a 1x1 shortcut where the width changes
         return 2 * a + 9 * a * b + 2 * b + 9 * b * b + (a * b if a != b else 0)
 
     widths = (16, 160, 320, 640)
@@ -150,7 +162,9 @@ def test_vgg_halves_large_maps_alone_before_its_last_stage():
 large_vgg8 = partial(vgg8_imagenet, hidden=1, dropout=0.0)
 
 
-@pytest.mark.parametrize(("build", "image_size"), [(vgg8, 4), (vgg8, 1), (resnet8, 0), (large_vgg8, 8), (large_vgg8, 31)])
+@pytest.mark.parametrize(
+    ("build", "image_size"), [(vgg8, 4), (vgg8, 1), (resnet8, 0), (large_vgg8, 8), (large_vgg8, 31)]
+)
 def test_too_small_an_image_is_refused(build, image_size):
     with pytest.raises(ConfigError, match=rf"image_size.*\b{image_size}x{image_size}\b"):
         build(10, 3, image_size)
@@ -267,7 +281,9 @@ def test_pre_activation_block_arithmetic(channels, stride):
     state = randomised(block)
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     active = batch_norm(x, state, "bn1").clamp_min(0)
-    out = batch_norm(F.conv2d(active, state["conv1.weight"], stride=stride, padding=1), state, "bn2").clamp_min(0)
+    out = batch_norm(
+        F.conv2d(active, state["conv1.weight"], stride=stride, padding=1), state, "bn2"
+    ).clamp_min(0)
     out = F.conv2d(out, state["conv2.weight"], padding=1)
     beside = x if channels == 4 else F.conv2d(active, state["shortcut.weight"], stride=stride)
     assert_close(block(x), out + beside)

@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 
-from sakd import build
+from sakd.configuration import build
 from sakd.distillers import DKD
 from sakd.networks import resnet8, resnet14
 
@@ -26,7 +26,8 @@ def dkd(ramp_epochs):
 
 
 @pytest.mark.parametrize(
-    ("ramp_epochs", "epoch", "share"), [(20, 1, 0.05), (20, 10, 0.5), (20, 20, 1), (20, 21, 1), (0, 1, 1), (0.5, 1, 1)]
+    ("ramp_epochs", "epoch", "share"),
+    [(20, 1, 0.05), (20, 10, 0.5), (20, 20, 1), (20, 21, 1), (0, 1, 1), (0.5, 1, 1)],
 )
 def test_the_loss_rises_with_the_epochs(ramp_epochs, epoch, share):
     distiller = dkd(ramp_epochs)

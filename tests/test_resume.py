@@ -11,25 +11,32 @@ import pytest
 import safetensors.torch
 import torch
 
-from sakd import build
-from sakd.config import Config, teacher_config
+from sakd.configuration import Config, build, teacher_config
 from sakd.errors import CheckpointError, DataError, NonFiniteLossError, RunError
-from sakd.job import execute
 from sakd.networks import resnet8
 from sakd.networks.checkpoints import read_weights
 from sakd.runs import Run
+from sakd.runs.job import execute
 from tests.conftest import ROOT, TINY, compose_config
 from tests.kill_at import kill_at
 
 # Where in three epochs of the teacher and three of the student a SIGKILL strikes, one launch after the other.
 MOMENTS = (
-    ("sakd.trainer:Trainer.train_step", 2, "before"),  # in the teacher's first epoch: no checkpoint yet
-    ("sakd.runs:Run.append_metrics", 2, "after"),  # the teacher's second epoch is in metrics.jsonl, not in last.pt
+    (
+        "sakd.training.trainer:Trainer.train_step",
+        2,
+        "before",
+    ),  # in the teacher's first epoch: no checkpoint yet
+    (
+        "sakd.runs:Run.append_metrics",
+        2,
+        "after",
+    ),  # the teacher's second epoch is in metrics.jsonl, not in last.pt
     ("sakd.runs:Run.save_checkpoint", 1, "after"),  # between two of the teacher's epochs
     ("sakd.runs:Run.finish", 1, "before"),  # the teacher is trained, its weights are not stored
-    ("sakd.trainer:Trainer.train_step", 2, "after"),  # in the student's first epoch
-    ("sakd.runs:os.replace", 3, "before"),  # last.pt is written beside, not renamed
-    ("sakd.runs:os.fsync", 5, "before"),  # in the midst of a write
+    ("sakd.training.trainer:Trainer.train_step", 2, "after"),  # in the student's first epoch
+    ("sakd.files:os.replace", 3, "before"),  # last.pt is written beside, not renamed
+    ("sakd.files:os.fsync", 5, "before"),  # in the midst of a write
     ("sakd.runs:Run.save_checkpoint", 1, "after"),
     ("sakd.runs:Run.finish", 1, "before"),
 )
@@ -63,7 +70,9 @@ def assert_same_runs(found: Run, expected: Run) -> None:
     assert_same(found.load_checkpoint(sources), expected.load_checkpoint(sources))
     times = ("seconds", "time", "images_per_second")
     for line, other in zip(found.metrics(), expected.metrics(), strict=True):
-        assert {k: v for k, v in line.items() if k not in times} == {k: v for k, v in other.items() if k not in times}
+        assert {k: v for k, v in line.items() if k not in times} == {
+            k: v for k, v in other.items() if k not in times
+        }
     assert [line["epoch"] for line in found.metrics()] == list(range(1, found.config["epochs"] + 1))
 
 
@@ -77,7 +86,9 @@ def _execute(config: Config, *moment: object) -> None:
 def in_a_process(config: Config, *moment: object) -> int:
     """Execute in a fresh process; its exit code."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sakd.job", "sklearn.datasets", "torch._dynamo"])  # a second a process, not six
+    context.set_forkserver_preload(
+        ["sakd.runs.job", "sklearn.datasets", "torch._dynamo"]
+    )  # a second a process, not six
     process = context.Process(target=_execute, args=(config, *moment))
     process.start()
     process.join(120)
@@ -141,7 +152,9 @@ def test_a_teacher_that_was_changed_is_refused(tiny):
 def test_another_teacher_cannot_go_on_where_one_left_off(tiny):
     config = tiny("distiller=kd", "epochs=3")
     assert in_a_process(config, "sakd.runs:Run.save_checkpoint", 4, "after") == KILLED
-    with pytest.raises(CheckpointError, match=r"last.pt: found a teacher with checksum \w+ in the epochs so far"):
+    with pytest.raises(
+        CheckpointError, match=r"last.pt: found a teacher with checksum \w+ in the epochs so far"
+    ):
         Run(config).load_checkpoint({"data set": build.dataset(config).checksum, "teacher": "0" * 64})
 
 
@@ -150,7 +163,9 @@ def test_other_images_of_the_same_name_cannot_go_on_where_the_first_left_off(tin
     assert in_a_process(config, "sakd.runs:Run.save_checkpoint", 2, "after") == KILLED
     dataset = build.dataset(config)
     dataset.train.images[0, 0, 0, 0] += 1
-    with pytest.raises(CheckpointError, match=r"last.pt: found a data set with checksum \w+ in the epochs so far"):
+    with pytest.raises(
+        CheckpointError, match=r"last.pt: found a data set with checksum \w+ in the epochs so far"
+    ):
         execute(config, dataset)
 
 
@@ -159,7 +174,9 @@ def test_a_teacher_of_other_images_of_the_same_name_does_not_teach(tiny):
     config = tiny("distiller=kd", "epochs=1", "seed=1")
     dataset = build.dataset(config)
     dataset.test.labels[:2] = dataset.test.labels[:2].flip(0)
-    with pytest.raises(DataError, match=r"none-none-seed0-\w+: learned from images with checksum .* dataset.name"):
+    with pytest.raises(
+        DataError, match=r"none-none-seed0-\w+: learned from images with checksum .* dataset.name"
+    ):
         execute(config, dataset)
     assert not Run(config).folder.exists()
 
@@ -187,7 +204,9 @@ def test_damaged_metrics_are_named_with_the_way_out(content, tiny):
     config = tiny("distiller=none", "epochs=3")
     assert in_a_process(config, "sakd.runs:Run.save_checkpoint", 2, "after") == KILLED
     (Run(config).folder / "metrics.jsonl").write_bytes(content)
-    with pytest.raises(RunError, match=r"metrics.jsonl: found epochs \[\], expected 1 to 2 as in last.pt; move last.pt away"):
+    with pytest.raises(
+        RunError, match=r"metrics.jsonl: found epochs \[\], expected 1 to 2 as in last.pt; move last.pt away"
+    ):
         execute(config)
 
 
@@ -224,13 +243,18 @@ def test_a_torn_last_line_and_epochs_past_the_checkpoint_are_dropped(tiny):
         with (run.folder / "metrics.jsonl").open("a") as file:
             file.write('{"epoch": 4, "loss/ta')
         run.keep_metrics(2)
-        assert [json.loads(line)["epoch"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+        assert [
+            json.loads(line)["epoch"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()
+        ] == [1, 2]
 
 
 def test_one_process_at_a_time_works_in_a_folder(tmp_path):
     """Two launches of one command at once: both end well, one trained."""
     command = [sys.executable, str(ROOT / "launch.py"), *TINY, "tracking=none", "distiller=kd"]
-    both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in "ab"]
+    both = [
+        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in "ab"
+    ]
     outputs = [process.communicate(timeout=200)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     lines = [line for output in outputs for line in output.splitlines() if "epoch 2/2" in line]

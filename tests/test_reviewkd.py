@@ -1,4 +1,5 @@
-"""ReviewKD against the fusion and the distance written out in plain steps, with a mask of its own at every spot."""
+"""ReviewKD against the fusion and the distance written out in plain steps, with a mask of its own at every
+spot."""
 
 from copy import deepcopy
 
@@ -23,7 +24,9 @@ WHERE = ("stages", "embedding")
 def build(teacher=resnet14, student=resnet8, where=WHERE, weight=2.5, max_width=16, ramp_epochs=0):
     torch.manual_seed(0)
     networks = student(10, 1, 8), teacher(10, 1, 8)
-    distiller = ReviewKD(*networks, list(where), weight, max_width=max_width, ramp_epochs=ramp_epochs).double()
+    distiller = ReviewKD(
+        *networks, list(where), weight, max_width=max_width, ramp_epochs=ramp_epochs
+    ).double()
     for parameter in distiller.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return distiller
@@ -31,7 +34,9 @@ def build(teacher=resnet14, student=resnet8, where=WHERE, weight=2.5, max_width=
 
 def features(distiller, dtype=torch.float64):
     """Random features at every spot, by stage: the student's take gradients."""
-    student = {s.student: torch.randn(BATCH, *s.student_shape, dtype=dtype).requires_grad_() for s in distiller.spots}
+    student = {
+        s.student: torch.randn(BATCH, *s.student_shape, dtype=dtype).requires_grad_() for s in distiller.spots
+    }
     return student, {s.teacher: torch.randn(BATCH, *s.teacher_shape, dtype=dtype) for s in distiller.spots}
 
 
@@ -62,7 +67,8 @@ def nearest(x, size):
 
 
 def plain_distance(a, b):
-    """The mean squared error of maps, plus half that of their blocks' means, a quarter …, over the sum of these weights."""
+    """The mean squared error of maps, plus half that of their blocks' means, a quarter …, over the sum of
+    these weights."""
     size, weight = a.shape[-1], 1.0
     total, weights = ((a - b) ** 2).mean(), 1.0
     for blocks in (4, 2, 1):
@@ -193,7 +199,9 @@ def test_batch_norm_does_not_depend_on_what_is_kept():
 
 @pytest.mark.parametrize(("max_width", "width"), [(16, 16), (512, 64)])
 def test_levels_are_fused_in_no_more_channels_than_the_deepest_has(max_width, width):
-    assert {fusion.reduce[0].out_channels for fusion in build(max_width=max_width).fusions.values()} == {width}
+    assert {fusion.reduce[0].out_channels for fusion in build(max_width=max_width).fusions.values()} == {
+        width
+    }
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,22 @@ from torch.testing import assert_close
 from sakd.data import Augmentation, Dataset, ImageSet, train_batches
 from sakd.distillers import AT, KD, PKT, SP, FitNet
 from sakd.errors import ConfigError
-from sakd.grafts import Grafts, adapter, frozen_alias
 from sakd.networks import StagedNet, resnet8, resnet20, vgg8
-from sakd.spot_modes import Adaptive, Anti, Fixed, Random, router_loss, straight_through_gumbel
-from sakd.spots import all_spots, spots_at
+from sakd.spots import (
+    Adaptive,
+    Anti,
+    Fixed,
+    Grafts,
+    Random,
+    adapter,
+    all_spots,
+    frozen_alias,
+    router_loss,
+    spots_at,
+    straight_through_gumbel,
+)
 from sakd.streams import initialising, stream
-from sakd.trainer import Trainer, spots_of
+from sakd.training import Trainer, spots_of
 
 BATCH, CLASSES = 6, 4
 PAIRS = {
@@ -55,7 +65,9 @@ def settled(network):
 
 
 def spots_for(places, student, teacher):
-    return all_spots([spot for where in places for spot in spots_at(where, student, teacher)], student, teacher)
+    return all_spots(
+        [spot for where in places for spot in spots_at(where, student, teacher)], student, teacher
+    )
 
 
 class Routed:
@@ -74,7 +86,8 @@ class Routed:
         return self.grafts(self.student, self.teacher, self.images, self.teacher_features, route)
 
     def straight_line(self, route):
-        """Logits stage by stage and sample by sample: after each spot a sample goes on from where its route says."""
+        """Logits stage by stage and sample by sample: after each spot a sample goes on from where its route
+        says."""
 
         def run(network, before, upto, sample):
             first = 0 if before is None else network.names.index(before) + 1
@@ -90,7 +103,9 @@ class Routed:
             before_s, before_t = spot.student, spot.teacher
             chosen = [bool(choice) for choice in route[:, k]]
             if k == len(self.spots) - 1:
-                return torch.cat([t if teacher else s for s, t, teacher in zip(f_s, f_t, chosen, strict=True)])
+                return torch.cat(
+                    [t if teacher else s for s, t, teacher in zip(f_s, f_t, chosen, strict=True)]
+                )
             # The adapters' batch norm is in train mode: it sees all samples, also those that go another way.
             h = self.grafts.to_teacher[k](torch.cat(f_s)).split(1)
             a = self.grafts.to_student[k](torch.cat(f_t)).split(1)
@@ -245,7 +260,8 @@ def test_a_routed_pass_through_the_alias_leaves_the_students_statistics_and_grad
 def features(student, teacher, batch=BATCH):
     """Random embeddings and logits of both networks, as a policy sees them."""
     return [
-        {name: torch.randn(batch, *network.shapes[name]) for name in ("embedding", "logits")} for network in (student, teacher)
+        {name: torch.randn(batch, *network.shapes[name]) for name in ("embedding", "logits")}
+        for network in (student, teacher)
     ]
 
 
@@ -309,10 +325,14 @@ def test_random_refuses_what_is_no_probability_for_each_spot(p, found):
         Random(spots_for(["hint"], student, teacher), student, teacher, p=p)
 
 
-@pytest.mark.parametrize(("key", "value"), [("temperature", 0), ("temperature", -5.0), ("gamma", 0), ("gamma", -2.0)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("temperature", 0), ("temperature", -5.0), ("gamma", 0), ("gamma", -2.0)]
+)
 def test_adaptive_refuses_a_temperature_or_gamma_of_zero_or_less(key, value):
     student, teacher = make(resnet8), make(resnet20)
-    numbers = {"temperature": 5.0, "gamma": 1.0, "same_family_bias": 10.0, "other_family_bias": 0.0} | {key: value}
+    numbers = {"temperature": 5.0, "gamma": 1.0, "same_family_bias": 10.0, "other_family_bias": 0.0} | {
+        key: value
+    }
     with pytest.raises(ConfigError, match=f"spot_mode.{key}: found {value}"):
         Adaptive(spots_for(["hint"], student, teacher), student, teacher, **numbers)
 
@@ -410,7 +430,9 @@ def test_a_new_policy_chooses_the_teacher_nearly_always_in_a_family_and_about_ha
         pytest.param(1.5, 2.0, 0, 0.75 + 3, id="none-through-the-teacher"),
     ],
 )
-def test_the_router_loss_weighs_with_gamma_and_asks_for_half_a_batch_of_teachers(routed_loss, task_loss, chosen, expected):
+def test_the_router_loss_weighs_with_gamma_and_asks_for_half_a_batch_of_teachers(
+    routed_loss, task_loss, chosen, expected
+):
     route = torch.tensor([1.0] * chosen + [0.0] * (BATCH - chosen))
     assert router_loss(torch.tensor(routed_loss), torch.tensor(task_loss), route, gamma=2.0) == expected
 
@@ -472,7 +494,8 @@ sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=5e-4)
 
 
 def trainer(*methods, kind=None, teacher=resnet20, bias=1e4):
-    """A resnet8 under KD and the methods named, or alone without them; the same weights for every spot mode."""
+    """A resnet8 under KD and the methods named, or alone without them; the same weights for every spot
+    mode."""
     with initialising(0, "student"):
         student = make(resnet8)
     if not methods:
@@ -488,7 +511,15 @@ def trainer(*methods, kind=None, teacher=resnet20, bias=1e4):
         if kind is Fixed:
             mode = Fixed(spots, student, teacher)
         else:
-            mode = kind(spots, student, teacher, temperature=5.0, gamma=2.0, same_family_bias=bias, other_family_bias=bias)
+            mode = kind(
+                spots,
+                student,
+                teacher,
+                temperature=5.0,
+                gamma=2.0,
+                same_family_bias=bias,
+                other_family_bias=bias,
+            )
     return Trainer(student, teacher, distillers, mode, optimizer=sgd, policy_optimizer=partial(sgd, lr=0.025))
 
 
@@ -561,7 +592,9 @@ def test_a_policy_sure_of_the_teacher_makes_adaptive_fixed_and_anti_a_student_al
 
 
 @pytest.mark.parametrize("kind", [Adaptive, Anti])
-@pytest.mark.parametrize(("teacher", "methods"), [(resnet20, list(DISTILLERS)), (vgg8, ["fitnet", "sp", "pkt"])])
+@pytest.mark.parametrize(
+    ("teacher", "methods"), [(resnet20, list(DISTILLERS)), (vgg8, ["fitnet", "sp", "pkt"])]
+)
 def test_a_step_gives_everything_trainable_a_gradient_and_leaves_the_teacher(kind, teacher, methods):
     made = trainer(*methods, kind=kind, teacher=teacher, bias=0.0)
     teacher_before, parts_before = deepcopy(made.teacher), deepcopy(trained_parts(made))
@@ -581,7 +614,8 @@ def test_a_step_gives_everything_trainable_a_gradient_and_leaves_the_teacher(kin
 
 
 def test_a_step_distils_only_the_rows_that_the_mode_keeps():
-    """One step's measurements are those of distillers called with the mode's mask; the policy's stream alone decides."""
+    """One step's measurements are those of distillers called with the mode's mask; the policy's stream alone
+    decides."""
     made = trainer("at", "pkt", kind=Anti, bias=0.0)
     copy = deepcopy(made)
     indices = torch.arange(16)

@@ -1,4 +1,5 @@
-"""SemCKD against attention, projections and distances written out in plain steps, with a mask of its own at every spot."""
+"""SemCKD against attention, projections and distances written out in plain steps, with a mask of its own at
+every spot."""
 
 from copy import deepcopy
 
@@ -11,7 +12,8 @@ from sakd.networks import resnet8, resnet8x4, resnet14, vgg8
 from tests.test_distillers import BATCH, INDICES, KEEPS, close, pooled
 from tests.test_reviewkd import normalised, pointwise
 
-# Teacher and student. With 8x8 images a ResNet's three stages give maps of 8x8, 4x4 and 2x2, VGG's four 4x4, 2x2, 1x1 and 1x1.
+# Teacher and student. With 8x8 images a ResNet's three stages give maps of 8x8, 4x4 and 2x2, VGG's four 4x4,
+# 2x2, 1x1 and 1x1.
 PAIRS = {
     "equal": (resnet14, resnet8),
     "wider-teacher": (resnet8x4, resnet8),
@@ -80,7 +82,9 @@ def plain_semckd(distiller, student, teacher, keep):
             if rows[b]:
                 scores = torch.stack([(queries[i][b] * key[b]).sum() for key in keys]).exp()
                 total = (
-                    total + sum(score * error[b].mean() for score, error in zip(scores, errors, strict=True)) / scores.sum()
+                    total
+                    + sum(score * error[b].mean() for score, error in zip(scores, errors, strict=True))
+                    / scores.sum()
                 )
     return 2.5 * total / (BATCH * len(student))
 
@@ -106,7 +110,8 @@ def test_a_smaller_batch_is_as_one_whose_other_rows_resemble_nothing():
 def test_a_larger_batch_is_refused_by_name():
     distiller = build(batch_size=BATCH - 1)
     with pytest.raises(
-        ConfigError, match=f"batch_size of SemCKD: found {BATCH - 1}, expected at least a batch's {BATCH} rows"
+        ConfigError,
+        match=f"batch_size of SemCKD: found {BATCH - 1}, expected at least a batch's {BATCH} rows",
     ):
         distiller(*features(), masks(distiller, "all"), INDICES)
 

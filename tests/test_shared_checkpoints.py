@@ -1,8 +1,8 @@
-"""Checkpoints in the names that the field shares: read into every network, written from every network, as others' tools do.
+"""Checkpoints in the names that the field shares: read into every network, written from every network, as
+others' tools do.
 
-``shared_state_dicts.json`` has names and shapes of RepDistiller's networks of 100 classes for 32x32 colour images. What the
-weights of those names compute is written out plainly below, stage by stage.
-"""
+``shared_state_dicts.json`` has names and shapes of RepDistiller's networks of 100 classes for 32x32 colour
+images. What the weights of those names compute is written out plainly below, stage by stage."""
 
 import argparse
 import json
@@ -19,10 +19,10 @@ from torch.testing import assert_close
 from sakd import networks
 from sakd.cli import main as cli
 from sakd.errors import CheckpointError
-from sakd.job import execute
 from sakd.networks import StagedNet, resnet8, vgg8_imagenet
 from sakd.networks.checkpoints import load_weights, read_weights, shared_weights
 from sakd.runs import Run
+from sakd.runs.job import execute
 from sakd.streams import initialising
 
 SHARED = json.loads((Path(__file__).parent / "shared_state_dicts.json").read_text())
@@ -34,7 +34,12 @@ def randomised(network: StagedNet) -> StagedNet:
     """In eval, with other batch norms than a fresh network's."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            for values, mean in ((module.running_mean, 0), (module.running_var, 1), (module.weight, 1), (module.bias, 0)):
+            for values, mean in (
+                (module.running_mean, 0),
+                (module.running_var, 1),
+                (module.weight, 1),
+                (module.bias, 0),
+            ):
                 nn.init.trunc_normal_(values, mean, 0.2, mean - 0.5, mean + 0.5)
             module.num_batches_tracked += 7
     return network.eval()
@@ -57,7 +62,9 @@ class Plain:
     def conv(self, x: Tensor, name: str, stride: int = 1) -> Tensor:
         weight = self.weights[f"{name}.weight"]
         groups = x.shape[1] // weight.shape[1]
-        return F.conv2d(x, weight, self.weights.get(f"{name}.bias"), stride, weight.shape[-1] // 2, groups=groups)
+        return F.conv2d(
+            x, weight, self.weights.get(f"{name}.bias"), stride, weight.shape[-1] // 2, groups=groups
+        )
 
     def norm(self, x: Tensor, name: str) -> Tensor:
         keys = ("running_mean", "running_var", "weight", "bias")
@@ -70,7 +77,9 @@ class Plain:
     def linear(self, x: Tensor, name: str) -> Tensor:
         return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
 
-    def blocks(self, x: Tensor, stage: str, block: Callable[[Tensor, str, int], Tensor], stride: int) -> Tensor:
+    def blocks(
+        self, x: Tensor, stage: str, block: Callable[[Tensor, str, int], Tensor], stride: int
+    ) -> Tensor:
         """``stage``'s blocks 0, 1, … in order; the first has the stride."""
         number = 0
         while f"{stage}.{number}" in self:
@@ -107,7 +116,9 @@ def wide_residual(plain: Plain, x: Tensor) -> list[Tensor]:
         active = plain.norm(x, f"{name}.bn1").clamp_min(0)
         out = plain.conv(active, f"{name}.conv1", stride)
         out = plain.conv(plain.norm(out, f"{name}.bn2").clamp_min(0), f"{name}.conv2")
-        return out + (plain.conv(active, f"{name}.convShortcut", stride) if f"{name}.convShortcut" in plain else x)
+        return out + (
+            plain.conv(active, f"{name}.convShortcut", stride) if f"{name}.convShortcut" in plain else x
+        )
 
     outputs = [plain.conv(x, "conv1")]
     for number in (1, 2, 3):
@@ -235,7 +246,9 @@ def test_a_vgg_for_large_images_computes_what_its_weights_names_say():
             expected.append(x)
             x = F.max_pool2d(x, 2)
         x = F.adaptive_avg_pool2d(x, 7).flatten(1)
-        expected.append(plain.linear(plain.linear(x, "classifier.0").clamp_min(0), "classifier.3").clamp_min(0))
+        expected.append(
+            plain.linear(plain.linear(x, "classifier.0").clamp_min(0), "classifier.3").clamp_min(0)
+        )
         expected.append(plain.linear(expected[-1], "classifier.6"))
         for stage, output in zip(network.features(images).values(), expected, strict=True):
             assert_close(stage, output, rtol=0, atol=2e-5 * float(output.abs().max()))
@@ -261,7 +274,9 @@ def assert_loads(path: Path, expected: Weights):
 
 
 def test_a_file_with_a_training_script_s_options_and_optimizer_loads(tmp_path, shared):
-    options = argparse.Namespace(model="resnet8", lr_decay_epochs=[150, 180, 210], learning_rate=0.05, rotate=None)
+    options = argparse.Namespace(
+        model="resnet8", lr_decay_epochs=[150, 180, 210], learning_rate=0.05, rotate=None
+    )
     network = resnet8(10, 3, 32)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
     network(torch.rand(2, 3, 32, 32)).sum().backward()
@@ -279,7 +294,9 @@ def test_a_file_in_the_format_of_old_pytorch_loads(tmp_path, shared):
 
 
 def test_weights_of_data_parallel_load(tmp_path, shared):
-    assert_loads(saved(tmp_path / "a.pth", {f"module.{name}": value for name, value in shared.items()}), shared)
+    assert_loads(
+        saved(tmp_path / "a.pth", {f"module.{name}": value for name, value in shared.items()}), shared
+    )
 
 
 class Options(argparse.Namespace):
@@ -291,7 +308,9 @@ class Runs:
         return exec, ("raise SystemExit('executed')",)
 
 
-@pytest.mark.parametrize("options", [Options(), argparse.Namespace(hook=Runs())], ids=["other_class", "code_inside"])
+@pytest.mark.parametrize(
+    "options", [Options(), argparse.Namespace(hook=Runs())], ids=["other_class", "code_inside"]
+)
 def test_options_that_could_execute_something_are_refused(tmp_path, shared, options):
     path = saved(tmp_path / "a.pth", shared, opt=options)
     with pytest.raises(CheckpointError, match=f"{path}: cannot be read"):
@@ -307,7 +326,9 @@ def test_loading_shared_names_is_strict_and_speaks_of_them(shared, change):
         del shared["layer3.0.downsample.1.weight"]
     else:
         shared["layer3.0.downsample.2.weight"] = torch.ones(64)
-    with pytest.raises(CheckpointError, match=r"^/a/b\.pth: .* (1|0) are missing.*layer3\.0\.downsample\.\d\.weight"):
+    with pytest.raises(
+        CheckpointError, match=r"^/a/b\.pth: .* (1|0) are missing.*layer3\.0\.downsample\.\d\.weight"
+    ):
         load_weights(make("resnet8", num_classes=10), shared, "resnet8", Path("/a/b.pth"))
 
 
@@ -379,11 +400,17 @@ def assert_refused(done, folder: Path, message: str):
 
 def test_what_cannot_be_exported_is_named_and_nothing_is_written(finished, tmp_path, monkeypatch):
     folder = finished.folder
-    assert_refused(export(tmp_path / "none"), tmp_path, f"{tmp_path}/none: found no config.yaml, expected a run's folder")
-    assert_refused(export(folder, "--output", tmp_path / "no/such.pth"), tmp_path, f"cannot write {tmp_path}/no/such.pth")
+    assert_refused(
+        export(tmp_path / "none"), tmp_path, f"{tmp_path}/none: found no config.yaml, expected a run's folder"
+    )
+    assert_refused(
+        export(folder, "--output", tmp_path / "no/such.pth"), tmp_path, f"cannot write {tmp_path}/no/such.pth"
+    )
     with monkeypatch.context() as patched:
         patched.setattr(StagedNet, "shared_names", lambda network: {})
-        assert_refused(export(folder), tmp_path, f"{folder}: found resnet8, expected a network whose weights have names")
+        assert_refused(
+            export(folder), tmp_path, f"{folder}: found resnet8, expected a network whose weights have names"
+        )
     weights = finished.weights.read_bytes()
     finished.weights.write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     assert_refused(export(folder), tmp_path, f"{finished.weights}: expected checksum")

@@ -1,4 +1,5 @@
-"""Sweeps on a real SLURM, as `tests/slurm-up` starts one, with a real MLflow server and all that a cluster does to jobs."""
+"""Sweeps on a real SLURM, as `tests/slurm-up` starts one, with a real MLflow server and all that a cluster
+does to jobs."""
 
 import json
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from sakd import compose
+from sakd.configuration import compose
 from sakd.sweeps import Plan, plan, survey
 from tests.conftest import ROOT
 from tests.servers import MlflowServer
@@ -27,18 +28,22 @@ SMALL = (
     *("teacher=wrn_16_2", "teacher.training.epochs=10", "dataset.train_samples=192", "threads=1"),
     *("hydra/launcher=slurm", "hydra.launcher.mem_gb=2"),
 )
-WARM_UP = "+dataset.recipe.warm_up_epochs=2"
+WARM_UP = "+dataset.recipe.pretraining_epochs=2"
 EPOCH = re.compile(r"(\w+) to \w+, (\w+) (\w+), seed (\d+)  epoch (\d+)/")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _slurm():
     answers = (
-        shutil.which("sinfo") and subprocess.run(["sinfo", "--noheader"], capture_output=True, check=False).returncode == 0
+        shutil.which("sinfo")
+        and subprocess.run(["sinfo", "--noheader"], capture_output=True, check=False).returncode == 0
     )
     if not answers:
         if os.environ.get("SAKD_REQUIRE_SLURM"):
-            pytest.fail("SLURM does not answer, and SAKD_REQUIRE_SLURM is set; expected tests/slurm-up to have started it")
+            pytest.fail(
+                "SLURM does not answer, and SAKD_REQUIRE_SLURM is set; expected tests/slurm-up to have "
+                "started it"
+            )
         pytest.skip("SLURM does not answer; tests/slurm-up starts one")
 
 
@@ -50,7 +55,9 @@ class Login:
 
     def start(self, *overrides: str) -> subprocess.Popen:
         command = [sys.executable, str(ROOT / "launch.py"), "-m", *overrides]
-        return subprocess.Popen(command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     def launch(self, *overrides: str, expect: int = 0) -> str:
         process = self.start(*overrides)
@@ -60,7 +67,9 @@ class Login:
 
     def sakd(self, *arguments: str, expect: int = 0) -> str:
         command = [sys.executable, "-m", "sakd.cli", *arguments]
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=200, check=False)
+        done = subprocess.run(
+            command, cwd=self.folder, capture_output=True, text=True, timeout=200, check=False
+        )
         assert done.returncode == expect, done.stdout + done.stderr
         return done.stdout if expect == 0 else done.stderr
 
@@ -106,7 +115,14 @@ def until(condition: Callable, patience: float, every: float = 0.3):
 
 def sacct(name: str) -> dict[str, str]:
     """SLURM's own account of a submission's jobs, by job."""
-    command = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State", f"--name={name}"]
+    command = [
+        "sacct",
+        "--noheader",
+        "--allocations",
+        "--parsable2",
+        "--format=JobID,State",
+        f"--name={name}",
+    ]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return dict(line.split("|")[:2] for line in told.splitlines())
 
@@ -153,7 +169,9 @@ def metrics_in(uri: str, experiment: str, metric: str) -> dict[str, list[int]]:
     runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     assert len({run.data.tags["sakd.folder"] for run in runs}) == len(runs)
     return {
-        Path(run.data.tags["sakd.folder"]).name: [point.step for point in client.get_metric_history(run.info.run_id, metric)]
+        Path(run.data.tags["sakd.folder"]).name: [
+            point.step for point in client.get_metric_history(run.info.run_id, metric)
+        ]
         for run in runs
     }
 
@@ -167,13 +185,27 @@ def mlflow_states(uri: str, experiment: str) -> dict[str, str]:
 def test_a_small_digits_sweep_is_handed_over_at_once_and_finishes_and_all_accounts_agree(login):
     """With a teacher, and a paraphraser that needs it, before the students that need them."""
     # FSP fails: its networks have unequal channels.
-    sweep = ("sweeps=digits", "distiller=sp,ft,fsp", "spot_mode=fixed,adaptive", "seed=0", "epochs=3", WARM_UP)
+    sweep = (
+        "sweeps=digits",
+        "distiller=sp,ft,fsp",
+        "spot_mode=fixed,adaptive",
+        "seed=0",
+        "epochs=3",
+        WARM_UP,
+    )
     start = time.monotonic()
     told = login.launch(*sweep, "hydra/launcher=slurm")
     assert time.monotonic() - start < 30
     assert "submitted 8 jobs in 3 arrays" in told
     status = login.until_done(*sweep)
-    assert status["counts"] == {"finished": 4, "running": 0, "queued": 0, "failed": 2, "lost": 0, "missing": 0}
+    assert status["counts"] == {
+        "finished": 4,
+        "running": 0,
+        "queued": 0,
+        "failed": 2,
+        "lost": 0,
+        "missing": 0,
+    }
     assert {cell["state"] for cell in status["first"]} == {"finished"}
     mlflow = mlflow_states(f"sqlite:///{login.folder}/mlflow.db", "sakd")
     places = {run: (array, index) for array in arrays(login) for index, run in enumerate(array["runs"])}
@@ -181,9 +213,13 @@ def test_a_small_digits_sweep_is_handed_over_at_once_and_finishes_and_all_accoun
     def in_slurm(run: str) -> str:
         array, index = places[run]
         jobs = sacct(array["name"])
-        return next((state for job, state in jobs.items() if len(array["runs"]) == 1 or job.endswith(f"_{index}")), "")
+        return next(
+            (state for job, state in jobs.items() if len(array["runs"]) == 1 or job.endswith(f"_{index}")), ""
+        )
 
-    until(lambda: {in_slurm(run) for run in places} <= {"COMPLETED", "FAILED"}, 30)  # SLURM's books are a little behind
+    until(
+        lambda: {in_slurm(run) for run in places} <= {"COMPLETED", "FAILED"}, 30
+    )  # SLURM's books are a little behind
     slurm = {run: in_slurm(run) for run in places}
     expected = {"finished": ("FINISHED", "COMPLETED"), "failed": ("FAILED", "FAILED")}
     for cell in status["cells"]:
@@ -206,7 +242,8 @@ def test_a_small_digits_sweep_is_handed_over_at_once_and_finishes_and_all_accoun
 
 
 def test_a_sweep_to_which_everything_happens_ends_as_one_to_which_nothing_did(login, tmp_path):
-    """A job killed, one cancelled, one out of time, one that cannot work, the server away, the login process killed."""
+    """A job killed, one cancelled, one out of time, one that cannot work, the server away, the login process
+    killed."""
     port_and_store = MlflowServer(tmp_path / "server")
     good = ("distiller=fitnet,sp,rkd", "spot_mode=fixed,adaptive", "seed=0,1")
     with_bad = ("distiller=fitnet,sp,rkd,fsp", *good[1:])  # FSP needs equal channels
@@ -222,21 +259,33 @@ def test_a_sweep_to_which_everything_happens_ends_as_one_to_which_nothing_did(lo
     first.communicate()
     port_and_store.stop(server)
     out_of_time = until(lambda: at_work(planned, 1, running), 200)[0]
-    subprocess.run(["scancel", "--signal=USR2", "--full", out_of_time], check=False)  # which may find it gone meanwhile
+    subprocess.run(
+        ["scancel", "--signal=USR2", "--full", out_of_time], check=False
+    )  # which may find it gone meanwhile
     start_now(out_of_time)
     time.sleep(10)  # epochs that the server does not hear of
     server = port_and_store.start()
     try:
-        # The same command while the rest still runs, and once more for what may have failed to be sent or has ended since.
+        # The same command while the rest still runs, and once more for what may have failed to be sent or has
+        # ended since.
         told = login.launch(*sweep)
         assert re.search(r"submitted \d+ jobs", told)
         login.until_done(*sweep)
         login.launch(*sweep)
         status = login.until_done(*sweep)
-        assert status["counts"] == {"finished": 12, "running": 0, "queued": 0, "failed": 4, "lost": 0, "missing": 0}
+        assert status["counts"] == {
+            "finished": 12,
+            "running": 0,
+            "queued": 0,
+            "failed": 4,
+            "lost": 0,
+            "missing": 0,
+        }
 
         login.launch(*common, *good, "runs=undisturbed", "tracking=none", "hydra.launcher.wait=true")
-        undisturbed = {name: result["student_sha256"] for name, result in login.results("undisturbed").items()}
+        undisturbed = {
+            name: result["student_sha256"] for name, result in login.results("undisturbed").items()
+        }
         assert {name: result["student_sha256"] for name, result in login.results().items()} == undisturbed
 
         login.sakd("sync", "runs")
@@ -259,7 +308,8 @@ def test_a_sweep_to_which_everything_happens_ends_as_one_to_which_nothing_did(lo
 
 
 def at_work(planned: Plan, number: int, besides: Collection[str] = ()) -> list[str]:
-    """So many of the cells' jobs that have done some epochs and are not near their end; none if there are fewer."""
+    """So many of the cells' jobs that have done some epochs and are not near their end; none if there are
+    fewer."""
     standings = survey(planned.cells, planned.runs).values()
     jobs = [cell.job for cell in standings if cell.state == "running" and cell.job and 2 <= cell.epoch <= 140]
     jobs = [job for job in jobs if job not in besides]
@@ -276,7 +326,14 @@ def test_what_slurm_preempts_goes_on_later_bit_for_bit(login):
 
     job = until(started, 200)
     cpus = str(os.cpu_count())
-    urgent = ["sbatch", "--parsable", "--partition=urgent", f"--cpus-per-task={cpus}", "--wrap=sleep 3", "--output=/dev/null"]
+    urgent = [
+        "sbatch",
+        "--parsable",
+        "--partition=urgent",
+        f"--cpus-per-task={cpus}",
+        "--wrap=sleep 3",
+        "--output=/dev/null",
+    ]
     subprocess.run(urgent, check=True, capture_output=True, cwd=login.folder)
 
     def preempted() -> bool:
@@ -296,7 +353,14 @@ def test_what_slurm_preempts_goes_on_later_bit_for_bit(login):
 
 
 def test_students_of_a_teacher_that_fails_never_start_and_say_why(login):
-    sweep = (*SMALL, "distiller=kd,sp", "seed=0,1", "epochs=2", "teacher.training.optimizer.lr=-1", "tracking=none")
+    sweep = (
+        *SMALL,
+        "distiller=kd,sp",
+        "seed=0,1",
+        "epochs=2",
+        "teacher.training.optimizer.lr=-1",
+        "tracking=none",
+    )
     login.launch(*sweep)
     status = login.until_done(*sweep)
     assert status["counts"]["failed"] == 4
@@ -318,7 +382,14 @@ def test_cancel_ends_the_jobs_that_it_is_given_and_retry_takes_them_up(login):
     told = login.sakd("cancel", *common, "distiller=sp", "seed=1")
     assert told == "1 jobs cancelled\n", "and not the teacher, which others wait for"
     status = login.until_done(*wide)
-    assert status["counts"] == {"finished": 3, "running": 0, "queued": 0, "failed": 1, "lost": 0, "missing": 0}
+    assert status["counts"] == {
+        "finished": 3,
+        "running": 0,
+        "queued": 0,
+        "failed": 1,
+        "lost": 0,
+        "missing": 0,
+    }
     (cancelled,) = [cell for cell in status["cells"] if cell["state"] == "failed"]
     assert (cancelled["distiller"], cancelled["seed"], cancelled["error"]) == ("sp", "1", "cancelled")
     wider = (*common, "distiller=kd,sp", "seed=0,1,2")
@@ -342,7 +413,8 @@ def test_cancel_ends_the_jobs_that_it_is_given_and_retry_takes_them_up(login):
 
 
 REFUSED = {
-    "hydra.launcher.partition=nowhere": "hydra.launcher.partition: found nowhere, expected one of main, urgent, wide",
+    "hydra.launcher.partition=nowhere": "hydra.launcher.partition: found nowhere, expected one of main, "
+    "urgent, wide",
     "hydra.launcher.gpus_per_node=7": "hydra.launcher: sbatch refused these keys",
     "hydra.launcher.acount=me": "no key 'hydra.launcher.acount'",
     "hydra.launcher.partition=wide": "expected a server. Start one",
@@ -362,7 +434,13 @@ def test_what_cannot_be_submitted_is_refused_by_name_and_nothing_is_queued(key, 
 
 def test_a_server_serves_several_nodes_and_may_be_away_at_submission_and_all_the_time(login, tmp_path):
     server = MlflowServer(tmp_path / "server")
-    sweep = (*SMALL, "distiller=sp", "epochs=3", "hydra.launcher.partition=wide", f"tracking.uri={server.uri}")
+    sweep = (
+        *SMALL,
+        "distiller=sp",
+        "epochs=3",
+        "hydra.launcher.partition=wide",
+        f"tracking.uri={server.uri}",
+    )
     assert f"MLflow at {server.uri} cannot be reached" in " ".join(login.launch(*sweep).split())
     assert login.until_done(*sweep)["counts"]["finished"] == 1
     process = server.start()

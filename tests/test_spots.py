@@ -1,4 +1,5 @@
-"""Which stages each kind of spot pairs, for networks of equal and of unequal depth, and what cannot be paired."""
+"""Which stages each kind of spot pairs, for networks of equal and of unequal depth, and what cannot be
+paired."""
 
 import pytest
 
@@ -66,8 +67,14 @@ def test_kinds_for_networks_of_unequal_depth_whichever_is_the_deeper(unequal, wh
         ("stage3", [("stage3", "stage3")]),
         ("stem", [("stem", "stem")]),
         ("stage3:stage4", [("stage3", "stage4")]),
-        (["stage1", "stage3:stage4", "embedding"], [("stage1", "stage1"), ("stage3", "stage4"), ("embedding", "embedding")]),
-        (["hint", "last_stage", "logits"], [("stage2", "stage2"), ("stage3", "stage4"), ("logits", "logits")]),
+        (
+            ["stage1", "stage3:stage4", "embedding"],
+            [("stage1", "stage1"), ("stage3", "stage4"), ("embedding", "embedding")],
+        ),
+        (
+            ["hint", "last_stage", "logits"],
+            [("stage2", "stage2"), ("stage3", "stage4"), ("logits", "logits")],
+        ),
     ],
 )
 def test_stages_by_name_the_student_first_and_lists_of_names_and_kinds(unequal, where, expected):
@@ -83,23 +90,38 @@ def test_a_spot_has_each_networks_shape(unequal):
 
 
 def test_a_spots_name_is_its_stages_where_they_agree_else_both(unequal):
-    assert [spot.name for spot in spots_at(["stage2", "stage3:stage4"], *unequal)] == ["stage2", "stage3-stage4"]
+    assert [spot.name for spot in spots_at(["stage2", "stage3:stage4"], *unequal)] == [
+        "stage2",
+        "stage3-stage4",
+    ]
 
 
 @pytest.mark.parametrize(
     ("where", "suggestion"),
-    [("embeding", "embedding"), ("last_stag", "last_stage"), ("stage33", "stage3"), ("hints", "hint"), (["logit"], "logits")],
+    [
+        ("embeding", "embedding"),
+        ("last_stag", "last_stage"),
+        ("stage33", "stage3"),
+        ("hints", "hint"),
+        (["logit"], "logits"),
+    ],
 )
 def test_a_misspelled_spot_is_named_and_a_near_one_suggested(equal, where, suggestion):
     name = where if isinstance(where, str) else where[0]
-    with pytest.raises(ConfigError, match=rf"the student \(resnet\) has no stage '{name}'.*Did you mean '{suggestion}'\?"):
+    with pytest.raises(
+        ConfigError, match=rf"the student \(resnet\) has no stage '{name}'.*Did you mean '{suggestion}'\?"
+    ):
         spots_at(where, *equal)
 
 
 @pytest.mark.parametrize("where", ["stage4", "stage4:stage3", "stage3:stage5"])
 def test_a_stage_that_one_of_the_networks_lacks_is_named_with_that_network(unequal, where):
-    role, family, stage = ("teacher", "vgg", "stage5") if "stage5" in where else ("student", "resnet", "stage4")
-    with pytest.raises(ConfigError, match=rf"the {role} \({family}\) has no stage '{stage}'; it has stem, stage1"):
+    role, family, stage = (
+        ("teacher", "vgg", "stage5") if "stage5" in where else ("student", "resnet", "stage4")
+    )
+    with pytest.raises(
+        ConfigError, match=rf"the {role} \({family}\) has no stage '{stage}'; it has stem, stage1"
+    ):
         spots_at(where, *unequal)
 
 
@@ -124,7 +146,9 @@ def test_a_pair_listed_twice_is_refused(equal, where):
 
 
 def test_all_spots_are_distinct_in_order_of_depth_with_the_logits_last(unequal):
-    used = spots_at(["embedding", "stage2", "stage3:stage4", "stage1"], *unequal) + spots_at("stage2", *unequal)
+    used = spots_at(["embedding", "stage2", "stage3:stage4", "stage1"], *unequal) + spots_at(
+        "stage2", *unequal
+    )
     expected = ["stage1", "stage2", "stage3-stage4", "embedding", "logits"]
     assert [spot.name for spot in all_spots(used, *unequal)] == expected
 
@@ -146,6 +170,7 @@ def test_the_logits_are_a_spot_once_whether_asked_for_or_not(equal, used):
 )
 def test_spots_that_no_sample_can_be_routed_through_in_order_are_refused(equal, used, named):
     with pytest.raises(
-        ConfigError, match=f"spots {named}: expected stages in the same order in both networks, each used once"
+        ConfigError,
+        match=f"spots {named}: expected stages in the same order in both networks, each used once",
     ):
         all_spots(spots_at(used, *equal), *equal)

@@ -12,18 +12,23 @@ import pytest
 from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
 
-from sakd import code
 from sakd.cli import main as cli
-from sakd.compose import sweep
+from sakd.configuration.compose import sweep
 from sakd.errors import SakdError
-from sakd.job import execute
-from sakd.runs import read_metrics
+from sakd.runs import code, read_metrics
+from sakd.runs.job import execute
 from sakd.sweeps import Plan, plan, submissions, survey
 from sakd.sweeps.submissions import Array, Submission
 from sakd.sweeps.work import Work
 from tests.conftest import ROOT, TINY
 
-SMALL = ("teacher=resnet8", "student=resnet8", "dataset.train_samples=192", "dataset.test_samples=32", "threads=1")
+SMALL = (
+    "teacher=resnet8",
+    "student=resnet8",
+    "dataset.train_samples=192",
+    "dataset.test_samples=32",
+    "threads=1",
+)
 FOREVER = 5000  # epochs
 
 
@@ -64,8 +69,9 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def as_a_job(here, monkeypatch):
-    """This process passes for one that runs a copy of the code, as a job must: a process for each would take long."""
-    monkeypatch.setattr("sakd.code.of_this_process", lambda: (code.Code("c" * 40, False, "copied"), ""))
+    """This process passes for one that runs a copy of the code, as a job must: a process for each would take
+    long."""
+    monkeypatch.setattr("sakd.runs.code.of_this_process", lambda: (code.Code("c" * 40, False, "copied"), ""))
     return here
 
 
@@ -91,7 +97,11 @@ def test_finished_running_lost_and_missing_cells_are_told_apart_and_mlflow_learn
     told = cells(*overrides)
     assert list(told) == names
     assert [told[name]["state"] for name in names] == ["finished", "running", "missing"]
-    assert [standing.state for standing in survey(sweep.jobs, sweep.runs).values()] == ["finished", "running", "missing"]
+    assert [standing.state for standing in survey(sweep.jobs, sweep.runs).values()] == [
+        "finished",
+        "running",
+        "missing",
+    ]
     assert 2 < told[running]["epoch"] <= len(read_metrics(here / "runs" / running))
     assert told[running]["epochs"] == FOREVER
     measured = [line["test/accuracy"] for line in read_metrics(here / "runs" / running)]
@@ -105,7 +115,9 @@ def test_finished_running_lost_and_missing_cells_are_told_apart_and_mlflow_learn
 
     until((here / "mlflow.db").exists)
     client = MlflowClient(f"sqlite:///{here}/mlflow.db")
-    (known,) = until(lambda: (found := client.get_experiment_by_name("sakd")) and client.search_runs([found.experiment_id]))
+    (known,) = until(
+        lambda: (found := client.get_experiment_by_name("sakd")) and client.search_runs([found.experiment_id])
+    )
     assert known.info.status == "RUNNING"
     at_work.send_signal(signal.SIGKILL)
     at_work.wait()
@@ -160,7 +172,9 @@ def test_cells_that_fail_alike_are_told_together_with_their_logs(as_a_job):
     assert "failed (1): optimizer: Invalid learning rate: -2" in text
     told_together = text[text.index("failed (7): optimizer: Invalid learning rate: -1\n") :].splitlines()
     assert [line.split()[0] for line in told_together[1:6]] == alike[:5]
-    assert all(line.split()[1].endswith(f"{name}.log") for name, line in zip(alike, told_together[1:6], strict=False))
+    assert all(
+        line.split()[1].endswith(f"{name}.log") for name, line in zip(alike, told_together[1:6], strict=False)
+    )
     assert told_together[6] == "  and 2 more"
     assert "14 cells: 8 failed, 6 lost" in text
     each = status(*overrides, "--cells")
@@ -179,7 +193,9 @@ def test_a_failure_is_forgotten_when_the_cell_finishes(as_a_job):
     assert states(*overrides) == ["finished", "lost"]
 
 
-def test_what_needs_a_failed_teacher_failed_too_and_says_why_and_what_waits_for_a_living_launcher_is_queued(as_a_job):
+def test_what_needs_a_failed_teacher_failed_too_and_says_why_and_what_waits_for_a_living_launcher_is_queued(
+    as_a_job,
+):
     overrides = (*LOCAL, "distiller=kd", "spot_mode=fixed,anti", "teacher.training.optimizer.lr=-1")
     sweep = planned(*overrides)
     (teacher,) = sweep.first
@@ -190,7 +206,9 @@ def test_what_needs_a_failed_teacher_failed_too_and_says_why_and_what_waits_for_
     work(submission, teacher.name)
     for cell in cells(*overrides).values():
         assert cell["state"] == "failed"
-        assert cell["error"] == f"{teacher.name}, which it needs, failed: optimizer: Invalid learning rate: -1"
+        assert (
+            cell["error"] == f"{teacher.name}, which it needs, failed: optimizer: Invalid learning rate: -1"
+        )
         assert cell["log"].endswith(f"{teacher.name}.log")
     text = status(*overrides)
     assert re.search(rf"^{teacher.name} +failed", text, re.MULTILINE)

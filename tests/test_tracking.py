@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
 
 from sakd.cli import main as cli
-from sakd.config import teacher_config
-from sakd.job import execute
+from sakd.configuration import teacher_config
 from sakd.runs import Run
-from sakd.tracking import synchronise
+from sakd.runs.job import execute
+from sakd.runs.tracking import synchronise
 from tests.conftest import ROOT, TINY, compose_config
 from tests.servers import MlflowServer, free_port
 
@@ -29,7 +29,11 @@ def store(tmp_path_factory):
 
 def tracked(tmp_path, uri: str, *overrides: str) -> dict:
     return compose_config(
-        *TINY, f"runs={tmp_path}/runs", f"tracking.uri={uri}", f"tracking.experiment={tmp_path.name}", *overrides
+        *TINY,
+        f"runs={tmp_path}/runs",
+        f"tracking.uri={uri}",
+        f"tracking.experiment={tmp_path.name}",
+        *overrides,
     )
 
 
@@ -50,12 +54,19 @@ def test_a_finished_run_is_in_mlflow_with_names_metrics_and_artifacts(store, tmp
     assert run.info.run_name == "at-adaptive-seed0-resnet8-resnet8-digits"
     assert run.data.tags["sakd.folder"] == str(Run(config).folder)
     expected = {"dataset": "digits", "teacher": "resnet8", "student": "resnet8", "distiller": "at"}
-    expected |= {"spot_mode": "adaptive", "seed": "0", "optimizer.lr": "0.05", "distiller.losses.at.weight": "1000.0"}
+    expected |= {
+        "spot_mode": "adaptive",
+        "seed": "0",
+        "optimizer.lr": "0.05",
+        "distiller.losses.at.weight": "1000.0",
+    }
     assert expected.items() <= run.data.params.items()
     lines = Run(config).metrics()
     for metric in set(lines[0]) - {"time"}:
         points = MlflowClient(store).get_metric_history(run.info.run_id, metric)
-        assert [(point.step, point.value) for point in points] == [(line["epoch"], line[metric]) for line in lines], metric
+        assert [(point.step, point.value) for point in points] == [
+            (line["epoch"], line[metric]) for line in lines
+        ], metric
     artifacts = {artifact.path for artifact in MlflowClient(store).list_artifacts(run.info.run_id)}
     assert artifacts - {"code.diff"} == {"config.yaml", "result.json"}  # that one where there are changes
     assert run.data.tags["sakd.teacher_sha256"] == result["teacher"]["sha256"]
@@ -84,7 +95,7 @@ def test_a_kill_between_creating_the_run_and_noting_its_id_leads_to_one_run(stor
 
 
 def test_a_failed_run_is_failed_with_its_traceback_in_its_own_log(store, tmp_path, monkeypatch):
-    from sakd.trainer import Trainer
+    from sakd.training import Trainer
 
     config = tracked(tmp_path, store, "distiller=none", "epochs=3")
     train_epoch = Trainer.train_epoch
@@ -110,7 +121,7 @@ def test_a_failed_run_is_failed_with_its_traceback_in_its_own_log(store, tmp_pat
 
 
 def test_an_interrupted_run_is_killed_in_mlflow(store, tmp_path, monkeypatch):
-    from sakd.trainer import Trainer
+    from sakd.training import Trainer
 
     config = tracked(tmp_path, store, "distiller=none", "epochs=3")
     train_epoch = Trainer.train_epoch
@@ -128,7 +139,9 @@ def test_an_interrupted_run_is_killed_in_mlflow(store, tmp_path, monkeypatch):
     assert run.info.status == "KILLED"
 
 
-def test_a_server_that_is_down_does_no_harm_and_says_so_and_a_sync_brings_the_rest(store, tmp_path, caplog, monkeypatch):
+def test_a_server_that_is_down_does_no_harm_and_says_so_and_a_sync_brings_the_rest(
+    store, tmp_path, caplog, monkeypatch
+):
     config = tracked(tmp_path, f"http://127.0.0.1:{free_port()}", "distiller=none")
     monkeypatch.setattr(logging.getLogger("sakd"), "propagate", True)
     start = time.monotonic()
@@ -138,14 +151,19 @@ def test_a_server_that_is_down_does_no_harm_and_says_so_and_a_sync_brings_the_re
     assert "cannot be reached" in caplog.text
     assert "sakd sync" in caplog.text
     state = Run(config).folder / "mlflow.json"
-    state.write_text(state.read_text().replace(config["tracking"]["uri"], store))  # a store that is there again
+    state.write_text(
+        state.read_text().replace(config["tracking"]["uri"], store)
+    )  # a store that is there again
     told = CliRunner().invoke(cli, ["sync", str(tmp_path / "runs")])
     assert told.output == "1 runs, 2 epochs sent, 0 runs failed\n"
     assert told.exit_code == 0
     (run,) = runs_of(store, tmp_path.name)
     assert run.info.status == "FINISHED"
     assert steps(store, run.info.run_id, "test/accuracy") == [1, 2]
-    assert CliRunner().invoke(cli, ["sync", str(tmp_path / "runs")]).output == "1 runs, 0 epochs sent, 0 runs failed\n"
+    assert (
+        CliRunner().invoke(cli, ["sync", str(tmp_path / "runs")]).output
+        == "1 runs, 0 epochs sent, 0 runs failed\n"
+    )
 
 
 def test_sync_marks_a_run_killed_without_warning(store, tmp_path):
@@ -171,7 +189,9 @@ def test_what_finished_untracked_comes_to_mlflow_when_it_is_asked_for(store, tmp
 def test_a_kill_between_the_result_and_the_store_is_mended_by_the_same_command(store, tmp_path, launch):
     overrides = (*TINY, "distiller=none", f"tracking.uri={store}", f"tracking.experiment={tmp_path.name}")
     script = (str(ROOT / "tests/kill_at.py"),)
-    launch("sakd.tracking:Mirror.close", "1", "before", *overrides, script=script, expect=-signal.SIGKILL)
+    launch(
+        "sakd.runs.tracking:Mirror.close", "1", "before", *overrides, script=script, expect=-signal.SIGKILL
+    )
     assert "finished before" in launch(*overrides).stdout
     (run,) = runs_of(store, tmp_path.name)
     assert run.info.status == "FINISHED"
@@ -222,7 +242,9 @@ def test_a_real_server_that_goes_away_and_comes_back_has_each_epoch_once(tmp_pat
     uri = store.uri
     overrides = [*TINY, "distiller=none", "epochs=60", f"tracking.uri={uri}", "dataset.train_samples=1400"]
     server = store.start()
-    job = subprocess.Popen([sys.executable, str(ROOT / "launch.py"), *overrides], cwd=tmp_path, stdout=subprocess.PIPE)
+    job = subprocess.Popen(
+        [sys.executable, str(ROOT / "launch.py"), *overrides], cwd=tmp_path, stdout=subprocess.PIPE
+    )
     metrics = None
     while metrics is None or len(metrics.read_text().splitlines()) < 8:
         metrics = next((tmp_path / "runs").glob("*/metrics.jsonl"), None)

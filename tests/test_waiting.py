@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sakd import build
+from sakd.configuration import build
 from sakd.data import train_batches
 from sakd.streams import stream
 from tests.test_every_config import DISTILLERS, overrides
@@ -39,7 +39,9 @@ class Watch(TorchDispatchMode):
         by_mask = name in ("index", "index_put", "index_put_") and any(
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in arguments[1]
         )
-        by_repeats = name == "repeat_interleave" and isinstance(arguments[0], torch.Tensor) and len(arguments) == 1
+        by_repeats = (
+            name == "repeat_interleave" and isinstance(arguments[0], torch.Tensor) and len(arguments) == 1
+        )
         if name in WAITING or by_mask or by_repeats:
             self.waiting.append(str(function))
         return function(*arguments, **(keys or {}))

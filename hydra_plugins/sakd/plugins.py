@@ -38,7 +38,7 @@ class Sweeper(BasicSweeper):
         super().__init__(None, params)
 
     def sweep(self, arguments: list[str]) -> Any:
-        from sakd.compose import sweep_of
+        from sakd.configuration.compose import sweep_of
 
         planned = sweep_of(self.config, arguments)
         if isinstance(self.launcher, _Launcher):

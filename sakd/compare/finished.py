@@ -9,10 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from sakd.config import check_choice, parameters
+from sakd.configuration import check_choice, parameters
 from sakd.errors import ConfigError, RunError, did_you_mean
-from sakd.runs import read_json
-from sakd.tracking import finished_runs
+from sakd.files import read_json
+from sakd.runs.tracking import finished_runs
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML was built with it
 ABSENT = "None"  # a key that is not there is a key that is null
@@ -22,8 +22,8 @@ LAST_BYTES = 1 << 16  # hold the last line of any metrics.jsonl
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run. ``facts`` are its parameters as text, and how the checksums of its teacher and images begin;
-    ``metrics`` are the last epoch's."""
+    """A finished run. ``facts`` are its parameters as text, and how the checksums of its teacher and images
+    begin; ``metrics`` are the last epoch's."""
 
     name: str
     facts: Mapping[str, str]
@@ -33,12 +33,15 @@ class Finished:
 
 
 def read(source: str) -> list[Finished]:
-    """Every finished student in a folder of runs, in an MLflow store by its URI, or, by the name ``mlflow``, where
-    MLFLOW_TRACKING_URI says. Teachers, warm-ups and debugging runs are none. Raises RunError for what cannot be read."""
+    """Every finished student in a folder of runs, in an MLflow store by its URI, or, by the name ``mlflow``,
+    where MLFLOW_TRACKING_URI says. Teachers, pretrainings and debugging runs are none. Raises RunError for
+    what cannot be read."""
     if source == "mlflow":
         source = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     elif not STORES.match(source) and not Path(source).is_dir():
-        raise RunError(f"--from: found {source!r}, expected a folder of runs, an MLflow store's URI, or mlflow")
+        raise RunError(
+            f"--from: found {source!r}, expected a folder of runs, an MLflow store's URI, or mlflow"
+        )
     found = _from_store(source) if STORES.match(source) else _from_folders(Path(source))
     return sorted(found, key=lambda run: run.name)
 
@@ -50,8 +53,13 @@ def _from_folders(runs: Path) -> Iterator[Finished]:
             facts = parameters(yaml.load((folder / "config.yaml").read_bytes(), Loader))
             if _is_student(facts):
                 metrics = _last_line(folder / "metrics.jsonl")
-                taught = {"teacher.sha256": result["teacher"]["sha256"], "dataset.sha256": result["data_sha256"]}
-                yield _finished(folder.name, facts | taught, metrics, result["student_sha256"], result["code"]["commit"])
+                taught = {
+                    "teacher.sha256": result["teacher"]["sha256"],
+                    "dataset.sha256": result["data_sha256"],
+                }
+                yield _finished(
+                    folder.name, facts | taught, metrics, result["student_sha256"], result["code"]["commit"]
+                )
         except OSError as error:
             raise RunError(f"cannot read {error.filename}: {error.strerror}") from error
         except (yaml.YAMLError, ValueError, LookupError, TypeError) as error:
@@ -73,7 +81,7 @@ def _from_store(uri: str) -> Iterator[Finished]:
 
 
 def _is_student(facts: Mapping[str, str]) -> bool:
-    return facts["spot_mode"] != "none" and facts["dataset"] != "debug" and "distiller.warms_up" not in facts
+    return facts["spot_mode"] != "none" and facts["dataset"] != "debug" and "distiller.pretrains" not in facts
 
 
 def _finished(
@@ -81,11 +89,16 @@ def _finished(
 ) -> Finished:
     if metrics.get("epoch") != int(facts["epochs"]):
         raise RunError(
-            f"{name}: found measurements up to epoch {metrics.get('epoch', 0):g}, expected {facts['epochs']} as in its "
+            f"{name}: found measurements up to epoch {metrics.get('epoch', 0):g}, expected "
+            f"{facts['epochs']} as in its "
             "configuration; `sakd sync` sends to MLflow what it lacks"
         )
-    facts = {key: value[:12] if key.endswith(".sha256") else _canonical(value) for key, value in facts.items()}
-    return Finished(name, facts, {key: value for key, value in metrics.items() if key != "time"}, student_sha256, commit)
+    facts = {
+        key: value[:12] if key.endswith(".sha256") else _canonical(value) for key, value in facts.items()
+    }
+    return Finished(
+        name, facts, {key: value for key, value in metrics.items() if key != "time"}, student_sha256, commit
+    )
 
 
 def _canonical(text: str) -> str:
@@ -98,7 +111,8 @@ def _canonical(text: str) -> str:
 
 
 def select(runs: Sequence[Finished], filters: Sequence[str]) -> list[Finished]:
-    """The runs that fit every ``key=value[,value…]``. Raises ConfigError for a key, or a value, that no run has."""
+    """The runs that fit every ``key=value[,value…]``. Raises ConfigError for a key, or a value, that no run
+    has."""
     keys = sorted({key for run in runs for key in run.facts})
     for text in filters:
         key, equals, values = text.partition("=")

@@ -1,4 +1,5 @@
-"""A comparison as text: for a terminal, Markdown and LaTeX in two tables and notes, for programs as CSV and JSON."""
+"""A comparison as text: for a terminal, Markdown and LaTeX in two tables and notes, for programs as CSV and
+JSON."""
 
 import io
 import json
@@ -18,7 +19,13 @@ from sakd.compare.table import BASELINE, CELL, PAIR, ROW, Comparison, ordered
 ABSENT, MINUS, UNREACHABLE = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{DAGGER}"
 LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": "$<$",
+        ">": "$>$",
+    }
     | {"\N{PLUS-MINUS SIGN}": r"$\pm$", MINUS: "$-$", UNREACHABLE: r"$^\dagger$", ABSENT: "--"}
 )
 
@@ -71,7 +78,11 @@ def csv(comparison: Comparison, with_runs: bool = False) -> str:
 
 
 def as_json(comparison: Comparison, with_runs: bool = False) -> str:
-    content = {"metric": comparison.metric, "cells": _records(comparison.cells), "missing": _records(comparison.missing)}
+    content = {
+        "metric": comparison.metric,
+        "cells": _records(comparison.cells),
+        "missing": _records(comparison.missing),
+    }
     if with_runs:
         content["runs"] = _records(comparison.runs)
     return json.dumps(content | {"notes": comparison.notes}, indent=2, allow_nan=False) + "\n"
@@ -104,7 +115,9 @@ def _tables(comparison: Comparison) -> Iterator[Lines]:
         for mode in modes
         if cells.loc[cells["spot_mode"] == mode, column].notna().any()
     ]
-    values: Lines = [[*named, *modes, *(f"{column.replace(' ', f' {mode}, ', 1)}" for column, mode in figures)]]
+    values: Lines = [
+        [*named, *modes, *(f"{column.replace(' ', f' {mode}, ', 1)}" for column, mode in figures)]
+    ]
     for _, row in cells.groupby(ROW, sort=False):
         by_mode = row.set_index("spot_mode")
         line = [_mean(by_mode.loc[mode], show) if mode in by_mode.index else ABSENT for mode in modes]
@@ -127,7 +140,11 @@ def _mean(cell: pd.Series, show: Callable[..., str]) -> str:
 
 
 def _difference(cell: pd.Series, show: Callable[..., str]) -> list[str]:
-    interval = ABSENT if math.isnan(cell["low"]) else f"{show(cell['low'], sign=True)} to {show(cell['high'], sign=True)}"
+    interval = (
+        ABSENT
+        if math.isnan(cell["low"])
+        else f"{show(cell['low'], sign=True)} to {show(cell['high'], sign=True)}"
+    )
     unreachable = UNREACHABLE if cell["wilcoxon_least_p_holm"] > LEVEL else ""
     return [
         show(cell["difference"], sign=True),

@@ -1,4 +1,5 @@
-"""Differences to ``fixed`` with their intervals, as a figure: a panel for each pair, a line for each distiller."""
+"""Differences to ``fixed`` with their intervals, as a figure: a panel for each pair, a line for each
+distiller."""
 
 import io
 import itertools
@@ -16,8 +17,16 @@ from sakd.compare.table import BASELINE, PAIR, Comparison, ordered
 from sakd.errors import ConfigError
 
 SUFFIXES = (".svg", ".png")
-# Okabe and Ito's colours, apart for the colour-blind too, with markers that tell the modes without any colour.
-LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#000000", "P"))
+# Okabe and Ito's colours, apart for the colour-blind too, with markers that tell the modes without any
+# colour.
+LOOKS = (
+    ("#0072B2", "o"),
+    ("#D55E00", "s"),
+    ("#009E73", "^"),
+    ("#CC79A7", "D"),
+    ("#E69F00", "v"),
+    ("#000000", "P"),
+)
 COLUMNS = 3  # panels side by side
 WIDTH, LINE, HEAD = 3.6, 0.17, 1.1  # inches: of a panel, of a mode's line, of a panel's title and axis
 SETTINGS = {"font.size": 8, "svg.hashsalt": "sakd", "axes.spines.top": False, "axes.spines.right": False}
@@ -26,14 +35,18 @@ SETTINGS = {"font.size": 8, "svg.hashsalt": "sakd", "axes.spines.top": False, "a
 def check_plot(path: Path) -> None:
     """Raise ConfigError for what is neither an SVG nor a PNG file."""
     if path.suffix not in SUFFIXES:
-        raise ConfigError(f"--plot: found {str(path)!r}, expected a file that ends in {' or '.join(SUFFIXES)}")
+        raise ConfigError(
+            f"--plot: found {str(path)!r}, expected a file that ends in {' or '.join(SUFFIXES)}"
+        )
 
 
 def plot(comparison: Comparison, suffix: str) -> bytes:
     """The figure as a file's content. Raises ConfigError where there are no differences."""
     cells = comparison.cells[comparison.cells["pairs"] > 0]
     if cells.empty:
-        raise ConfigError(f"--plot: found no mode with a seed in common with {BASELINE}, expected differences to draw")
+        raise ConfigError(
+            f"--plot: found no mode with a seed in common with {BASELINE}, expected differences to draw"
+        )
     looks = dict(zip(ordered(cells["spot_mode"]), itertools.cycle(LOOKS), strict=False))
     panels = [panel for _, panel in cells.groupby(PAIR, sort=False)]
     across = min(COLUMNS, len(panels))
@@ -49,12 +62,19 @@ def plot(comparison: Comparison, suffix: str) -> bytes:
         for axis in axes[len(panels) :]:
             axis.remove()
         unit = ", percentage points" if comparison.metric.endswith("accuracy") else ""
-        figure.supxlabel(f"{comparison.metric}: difference to {BASELINE}{unit}, with {1 - LEVEL:.0%} interval", fontsize=8)
-        handles = [Line2D([], [], color=color, marker=marker, label=mode) for mode, (color, marker) in looks.items()]
+        figure.supxlabel(
+            f"{comparison.metric}: difference to {BASELINE}{unit}, with {1 - LEVEL:.0%} interval", fontsize=8
+        )
+        handles = [
+            Line2D([], [], color=color, marker=marker, label=mode) for mode, (color, marker) in looks.items()
+        ]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
         content = io.BytesIO()
         figure.savefig(
-            content, format=suffix.removeprefix("."), dpi=300, metadata={"Date": None} if suffix == ".svg" else None
+            content,
+            format=suffix.removeprefix("."),
+            dpi=300,
+            metadata={"Date": None} if suffix == ".svg" else None,
         )
     return content.getvalue()
 

@@ -1,4 +1,5 @@
-"""Published figures, to stand beside measured ones: percent on the test images, at the best epoch, of one run."""
+"""Published figures, to stand beside measured ones: percent on the test images, at the best epoch, of one
+run."""
 
 from pathlib import Path
 
@@ -13,12 +14,16 @@ METRICS = ("test/accuracy", "test/best_accuracy")  # what the figures may stand 
 
 
 def read_published(path: Path) -> pd.DataFrame:
-    """Its columns are source, dataset, teacher, student, distiller, spot_mode, top1; networks alone are the distillers
-    ``teacher`` and ``student``, with mode ``none``. Raises DataError for another format."""
+    """Its columns are source, dataset, teacher, student, distiller, spot_mode, top1; networks alone are the
+    distillers ``teacher`` and ``student``, with mode ``none``. Raises DataError for another format."""
     try:
-        figures = pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(COLUMNS[:-1], str) | {"top1": float})
+        figures = pd.read_csv(
+            path, keep_default_na=False, dtype=dict.fromkeys(COLUMNS[:-1], str) | {"top1": float}
+        )
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); expected CSV with the columns {', '.join(COLUMNS)}") from error
+        raise DataError(
+            f"{path}: cannot be read ({error}); expected CSV with the columns {', '.join(COLUMNS)}"
+        ) from error
     if list(figures) != COLUMNS:
         raise DataError(f"{path}: found the columns {', '.join(figures)}, expected {', '.join(COLUMNS)}")
     figures[["teacher", "student"]] = figures[["teacher", "student"]].replace(NETWORKS)

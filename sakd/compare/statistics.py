@@ -9,14 +9,17 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.05  # of the tests; 1 - LEVEL is the intervals' confidence
-DECIMALS = 9  # differences equal to these are equal: subtraction makes 0.3 of 97.3 - 97.0 and not of 98.6 - 98.3
+DECIMALS = (
+    9  # differences equal to these are equal: subtraction makes 0.3 of 97.3 - 97.0 and not of 98.6 - 98.3
+)
 ENUMERATED = 13  # up to this many differences all their signs are enumerated where ranks are tied
 TABULATED = 50  # up to this many, scipy knows the distribution without ties
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Of n differences: their mean, its t interval, and two-sided p values, each NaN where n or the variance gives none."""
+    """Of n differences: their mean, its t interval, and two-sided p values, each NaN where n or the variance
+    gives none."""
 
     pairs: int
     difference: float
@@ -43,7 +46,8 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:
 
 
 def signed_rank(differences: np.ndarray) -> float:
-    """Two-sided p of Wilcoxon's test; zeros are dropped. Exact, but for ties among more than 13 and for more than 50."""
+    """Two-sided p of Wilcoxon's test; zeros are dropped. Exact, but for ties among more than 13 and for more
+    than 50."""
     differences = differences[differences != 0]
     n = len(differences)
     if n == 0:
@@ -57,12 +61,14 @@ def signed_rank(differences: np.ndarray) -> float:
 
 
 def least_signed_rank(pairs: Any) -> Any:
-    """The smallest p that Wilcoxon's test can give (for each of an array): all differences of one sign, two of 2^n cases."""
+    """The smallest p that Wilcoxon's test can give (for each of an array): all differences of one sign, two
+    of 2^n cases."""
     return 2.0 ** (1 - pairs)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Adjusted for all of them together (Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979).
+    """Adjusted for all of them together (Holm, "A Simple Sequentially Rejective Multiple Test Procedure",
+    1979).
 
     NaN is no test: it stays, and does not count. Adjusted values grow with each p, so those of the smallest
     possible p values are the smallest possible.

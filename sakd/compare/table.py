@@ -10,7 +10,7 @@ import pandas as pd
 from sakd.compare import published
 from sakd.compare.finished import ABSENT, Finished
 from sakd.compare.statistics import LEVEL, Paired, holm, least_signed_rank, paired, pairs_needed
-from sakd.config import NOT_IDENTITY
+from sakd.configuration import NOT_IDENTITY
 from sakd.errors import ConfigError, did_you_mean
 
 PAIR = ["dataset", "teacher", "student"]
@@ -23,8 +23,9 @@ MODES = (BASELINE, "adaptive", "anti", "random")  # and then others, by name
 
 @dataclass(frozen=True)
 class Comparison:
-    """``cells``: a line for each, also for those that nothing is known of; ``runs``: a line for each run, with its value;
-    ``missing``: the seeds that cells lack; ``notes``: how to read it, and what should be known of it."""
+    """``cells``: a line for each, also for those that nothing is known of; ``runs``: a line for each run,
+    with its value; ``missing``: the seeds that cells lack; ``notes``: how to read it, and what should be
+    known of it."""
 
     metric: str
     cells: pd.DataFrame
@@ -41,15 +42,16 @@ def compare(
 ) -> Comparison:
     """The comparison of ``runs`` by the last epoch's ``metric``, beside published ``figures``.
 
-    ``expected``: the cells that there should be, as `sakd.config.short_names` has them; by default all distillers in
-    all modes with all seeds for each pair, as far as they are among the runs. Raises ConfigError where runs of a cell, or
-    of a row but for its spot mode, differ in more than the seed.
-    """
+    ``expected``: the cells that there should be, as `sakd.config.short_names` has them; by default all
+    distillers in all modes with all seeds for each pair, as far as they are among the runs. Raises
+    ConfigError where runs of a cell, or of a row but for its spot mode, differ in more than the seed."""
     if not runs:
         raise ConfigError("found no finished run to compare, expected some; `python launch.py` makes them")
     metrics = {name for run in runs for name in run.metrics}
     if metric not in metrics:
-        raise ConfigError(f"--metric: found {metric!r}, expected what the runs measured.{did_you_mean(metric, metrics)}")
+        raise ConfigError(
+            f"--metric: found {metric!r}, expected what the runs measured.{did_you_mean(metric, metrics)}"
+        )
     for row, members in _grouped(runs, ROW):
         _check_agreement(members, _called(row), besides="spot_mode")
         for cell, alike in _grouped(members, CELL):
@@ -62,11 +64,18 @@ def compare(
     missing = missing[missing["value"].isna()][[*CELL, "seed"]].reset_index(drop=True)
     shown = figures if metric in published.METRICS else figures.iloc[:0]
     cells = _beside(cells, shown)
-    notes = [*_reading(cells, metric), *_missing(missing), *_doubts(runs, metric), *_baselines(runs, cells, shown)]
+    notes = [
+        *_reading(cells, metric),
+        *_missing(missing),
+        *_doubts(runs, metric),
+        *_baselines(runs, cells, shown),
+    ]
     return Comparison(metric, cells, measured, missing, notes)
 
 
-def _grouped(runs: Iterable[Finished], keys: Sequence[str]) -> Iterator[tuple[tuple[str, ...], list[Finished]]]:
+def _grouped(
+    runs: Iterable[Finished], keys: Sequence[str]
+) -> Iterator[tuple[tuple[str, ...], list[Finished]]]:
     groups = defaultdict(list)
     for run in runs:
         groups[tuple(run.facts[key] for key in keys)].append(run)
@@ -79,7 +88,8 @@ def _called(names: Sequence[str]) -> str:
 
 
 def _differing(runs: Sequence[Finished], besides: str = "seed") -> dict[str, dict[str, list[str]]]:
-    """What a result depends on, but for the seed and ``besides``, where it is not the same: names of runs by value by key."""
+    """What a result depends on, but for the seed and ``besides``, where it is not the same: names of runs by
+    value by key."""
     ignored = ("seed", besides, *NOT_IDENTITY)
     if len({run.facts["teacher.sha256"] for run in runs}) == 1:
         ignored += ("teacher.training",)  # the same teacher, whatever made it
@@ -104,7 +114,8 @@ def _check_agreement(runs: Sequence[Finished], called: str, besides: str = "seed
         most = max(values, key=lambda value: len(values[value]))
         allowed = "seed" if besides == "seed" else f"seed and {besides}"
         raise ConfigError(
-            f"{called}: found runs that differ in more than {allowed}, expected one configuration: {'; '.join(told)}. "
+            f"{called}: found runs that differ in more than {allowed}, expected one configuration: "
+            f"{'; '.join(told)}. "
             f"Choose among them, for example with {key}={most}"
         )
 
@@ -114,22 +125,26 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _once(runs: Iterable[Finished]) -> list[Finished]:
-    """One run for each cell and seed: the same result found twice counts once. Raises ConfigError for two results."""
+    """One run for each cell and seed: the same result found twice counts once. Raises ConfigError for two
+    results."""
     found: dict[tuple[str, ...], Finished] = {}
     for run in runs:
         key = tuple(run.facts[name] for name in (*CELL, "seed"))
         other = found.setdefault(key, run)
         if other.student_sha256 != run.student_sha256:
             raise ConfigError(
-                f"{_called(key)}: found two results of one configuration and seed, {other.name} with checksum "
-                f"{other.student_sha256} and {run.name} with {run.student_sha256}, expected one; move one away"
+                f"{_called(key)}: found two results of one configuration and seed, {other.name} with "
+                "checksum "
+                f"{other.student_sha256} and {run.name} with {run.student_sha256}, expected one; move "
+                "one away"
             )
     return list(found.values())
 
 
 def _frame(runs: Iterable[Finished], metric: str) -> pd.DataFrame:
     lines = [
-        {key: run.facts[key] for key in CELL} | {"seed": int(run.facts["seed"]), "value": run.metrics[metric], "run": run.name}
+        {key: run.facts[key] for key in CELL}
+        | {"seed": int(run.facts["seed"]), "value": run.metrics[metric], "run": run.name}
         for run in runs
     ]
     return pd.DataFrame(lines).sort_values([*CELL, "seed"], key=_rank, ignore_index=True)
@@ -157,7 +172,8 @@ def _wanted(measured: pd.DataFrame, expected: Iterable[Mapping[str, str]] | None
 
 
 def _cells(measured: pd.DataFrame, wanted: pd.DataFrame) -> pd.DataFrame:
-    """Mean, sample standard deviation and number of each cell; its difference to the baseline, and what the tests say."""
+    """Mean, sample standard deviation and number of each cell; its difference to the baseline, and what the
+    tests say."""
     all_of = pd.concat([wanted, measured[[*CELL, "seed"]]]).drop_duplicates().groupby(CELL)["seed"].count()
     summary = measured.groupby(CELL)["value"].agg(["mean", "std", "count"])
     cells = summary.reindex(all_of.index)
@@ -174,7 +190,9 @@ def _cells(measured: pd.DataFrame, wanted: pd.DataFrame) -> pd.DataFrame:
     cells = cells.reset_index().merge(differences, how="left", on=CELL)
     cells["pairs"] = cells["pairs"].fillna(0).astype(int)
     cells["t_p_holm"], cells["wilcoxon_p_holm"] = holm(cells["t_p"]), holm(cells["wilcoxon_p"])
-    cells["wilcoxon_least_p_holm"] = holm(least_signed_rank(cells["pairs"]).where(cells["wilcoxon_p"].notna()))
+    cells["wilcoxon_least_p_holm"] = holm(
+        least_signed_rank(cells["pairs"]).where(cells["wilcoxon_p"].notna())
+    )
     return cells.sort_values(CELL, key=_rank, ignore_index=True)
 
 
@@ -198,7 +216,8 @@ def _reading(cells: pd.DataFrame, metric: str) -> Iterator[str]:
         return
     t_tests, tests = tested[["t_p", "wilcoxon_p"]].notna().sum()
     yield (
-        f"Differences to {BASELINE} are paired by seed; their {1 - LEVEL:.0%} t intervals hold for each by itself. "
+        f"Differences to {BASELINE} are paired by seed; their {1 - LEVEL:.0%} t intervals hold for each "
+        "by itself. "
         "The p values are two-sided and Holm-corrected over all differences here, in all rows and modes: "
         f"{t_tests} paired t-tests, {tests} Wilcoxon signed-rank tests."
     )
@@ -217,7 +236,8 @@ def _reading(cells: pd.DataFrame, metric: str) -> Iterator[str]:
         yield (
             f"\N{DAGGER} Wilcoxon's test cannot reach {LEVEL} here, whatever the differences. "
             f"Its smallest possible p: {least}. "
-            f"It takes {pairs_needed(tests)} pairs for each of {tests} differences, {pairs_needed(1)} for one alone."
+            f"It takes {pairs_needed(tests)} pairs for each of {tests} differences, {pairs_needed(1)} "
+            "for one alone."
         )
 
 
@@ -225,12 +245,17 @@ def _listed(cells: pd.DataFrame) -> str:
     """What tells cells apart; the first few."""
     names = cells[CELL].drop_duplicates()
     several = len(names[PAIR].drop_duplicates()) > 1
-    told = [_called(name) if several else " ".join(name[len(PAIR) :]) for name in names.itertuples(index=False, name=None)]
+    told = [
+        _called(name) if several else " ".join(name[len(PAIR) :])
+        for name in names.itertuples(index=False, name=None)
+    ]
     return "; ".join(told[:LISTED]) + (f"; and {len(told) - LISTED} more" if len(told) > LISTED else "")
 
 
 def _missing(missing: pd.DataFrame) -> Iterator[str]:
-    for seeds, alike in missing.groupby(missing.groupby(CELL)["seed"].transform(lambda seeds: ", ".join(map(str, seeds)))):
+    for seeds, alike in missing.groupby(
+        missing.groupby(CELL)["seed"].transform(lambda seeds: ", ".join(map(str, seeds)))
+    ):
         yield f"Missing, seed {seeds}: {_listed(alike)}."
 
 
@@ -244,7 +269,8 @@ def _doubts(runs: Sequence[Finished], metric: str) -> Iterator[str]:
         for key, values in _differing(rows, besides="spot_mode").items():
             if key.partition(".")[0] != "distiller":
                 told = "; ".join(
-                    f"{value} for {', '.join(run.facts['distiller'] for run in rows if run.facts.get(key, ABSENT) == value)}"
+                    f"{value} for "
+                    f"{', '.join(run.facts['distiller'] for run in rows if run.facts.get(key, ABSENT) == value)}"
                     for value in values
                 )
                 yield f"The distillers of {_called(pair)} do not share {key}: {told}."
@@ -256,7 +282,9 @@ def _doubts(runs: Sequence[Finished], metric: str) -> Iterator[str]:
 def _baselines(runs: Sequence[Finished], cells: pd.DataFrame, figures: pd.DataFrame) -> Iterator[str]:
     """What the teachers, and the students alone, reach."""
     for pair, members in _grouped(runs, PAIR):
-        accuracies = sorted({f"{run.metrics['teacher/accuracy']:.2f}" for run in members if "teacher/accuracy" in run.metrics})
+        accuracies = sorted(
+            {f"{run.metrics['teacher/accuracy']:.2f}" for run in members if "teacher/accuracy" in run.metrics}
+        )
         alone = figures[(figures[PAIR] == list(pair)).all(axis=1) & (figures["spot_mode"] == "none")]
         told = [f"the teacher has {' and '.join(accuracies)} %"] if accuracies else []
         for source, lines in alone.groupby("source", sort=False):

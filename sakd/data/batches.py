@@ -18,16 +18,18 @@ class Batch(NamedTuple):
 
 
 def train_batches(dataset: Dataset, batch_size: int, stream: torch.Generator) -> Generator[Batch, None, None]:
-    """One epoch of the training images, each once, in an order drawn from ``stream``, augmented by draws from it.
+    """One epoch of the training images, each once, in an order drawn from ``stream``, augmented by draws from
+    it.
 
-    The last batch is smaller where the size does not divide their number; a single image left over is dropped, since batch
-    norm cannot use it.
-    """
+    The last batch is smaller where the size does not divide their number; a single image left over is
+    dropped, since batch norm cannot use it."""
     train = dataset.train
     order = torch.randperm(len(train), generator=stream)
     if len(train) % batch_size == 1 < min(batch_size, len(train)):
         order = order[:-1]
-    yield from _batches(train, dataset, order, batch_size, train.augmented(order, batch_size, stream, dataset.augmentation))
+    yield from _batches(
+        train, dataset, order, batch_size, train.augmented(order, batch_size, stream, dataset.augmentation)
+    )
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
@@ -39,13 +41,17 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
 MOST_IMAGES, MOST_PIXELS = 512, 2**23  # of a batch that is only evaluated
 
 
-def evaluation_batches(images: Images, dataset: Dataset, batch_size: int | None = None) -> Generator[Batch, None, None]:
+def evaluation_batches(
+    images: Images, dataset: Dataset, batch_size: int | None = None
+) -> Generator[Batch, None, None]:
     """All ``images`` in their order, not augmented; null: as many at once as a device takes easily."""
     batch_size = batch_size or min(MOST_IMAGES, max(1, MOST_PIXELS // dataset.image_size**2))
     yield from _batches(images, dataset, torch.arange(len(images)), batch_size, images.plain(batch_size))
 
 
-def _batches(part: Images, dataset: Dataset, order: Tensor, batch_size: int, images: Iterator[Tensor]) -> Iterator[Batch]:
+def _batches(
+    part: Images, dataset: Dataset, order: Tensor, batch_size: int, images: Iterator[Tensor]
+) -> Iterator[Batch]:
     device = part.labels.device
     mean, std = channel_moments(dataset, device)
     for indices, pixels in zip(order.to(device, non_blocking=True).split(batch_size), images, strict=True):

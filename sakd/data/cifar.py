@@ -32,11 +32,14 @@ def _read(reader: type[CIFAR10], root: str, download: bool) -> tuple[ImageSet, I
         path = folder / name
         if not path.is_file():
             raise DataError(
-                f"dataset.root={root}: no file {path}; expected {reader.__name__}'s python version unpacked there "
+                f"dataset.root={root}: no file {path}; expected {reader.__name__}'s python version "
+                "unpacked there "
                 "(dataset.download=true fetches it)"
             )
         if not check_integrity(path, md5):
-            raise DataError(f"{path}: found another MD5 checksum than {md5}, which is expected; the file is damaged")
+            raise DataError(
+                f"{path}: found another MD5 checksum than {md5}, which is expected; the file is damaged"
+            )
     return tuple(_image_set(reader(root, train=train)) for train in (True, False))
 
 

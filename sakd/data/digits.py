@@ -1,8 +1,7 @@
 """scikit-learn's handwritten digits: 1,797 real images of 8x8, inside the package, no download.
 
-Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998 (its
-test part).
-"""
+Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
+Repository, 1998 (its test part)."""
 
 from collections.abc import Mapping
 
@@ -27,8 +26,8 @@ def digits() -> tuple[ImageSet, ImageSet]:
 
 
 def stand_in(like: Mapping[str, int], **_: object) -> tuple[ImageSet, ImageSet]:
-    """The digits in place of another data set: enlarged to ``like``'s ``image_size`` with its ``channels``, and labels
-    below its ``classes``. The other set's own keys are not used."""
+    """The digits in place of another data set: enlarged to ``like``'s ``image_size`` with its ``channels``,
+    and labels below its ``classes``. The other set's own keys are not used."""
 
     def disguised(read: ImageSet) -> ImageSet:
         images = F.interpolate(read.images, size=like["image_size"]).expand(-1, like["channels"], -1, -1)

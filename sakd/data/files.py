@@ -23,7 +23,8 @@ from sakd.streams import drawing_from
 
 Transform = Callable[[Image.Image], Image.Image | Tensor]
 
-# Workers start for every pass over the images; one that does not begin as a copy of this process imports PyTorch for seconds.
+# Workers start for every pass over the images; one that does not begin as a copy of this process imports
+# PyTorch for seconds.
 START = "fork" if sys.platform == "linux" else None
 
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
@@ -35,10 +36,12 @@ MODES = {1: "L", 3: "RGB"}  # Pillow's names, by channels
 class ImageFiles:
     """Images that are read when they are needed, and become uint8 of ``shape`` by one of two transforms.
 
-    ``paths``: [N] bytes, from ``folder`` on; an array, since worker processes would copy a list of strings object by object.
+    ``paths``: [N] bytes, from ``folder`` on; an array, since worker processes would copy a list of strings
+    object by object.
 
-    What ``augmentation`` draws for a sample depends on the epoch's stream and the sample's position in the epoch alone, not on
-    the number of ``workers`` (0: this process decodes). ``pin_memory``: for CUDA, to transfer while the device computes.
+    What ``augmentation`` draws for a sample depends on the epoch's stream and the sample's position in the
+    epoch alone, not on the number of ``workers`` (0: this process decodes). ``pin_memory``: for CUDA, to
+    transfer while the device computes.
 
     Batches raise DataError naming the file that cannot be decoded or transformed.
     """
@@ -61,17 +64,21 @@ class ImageFiles:
     def to(self, device: torch.device) -> "ImageFiles":
         return replace(self, labels=self.labels.to(device))
 
-    def augmented(self, order: Tensor, batch_size: int, stream: torch.Generator, augmentation: object) -> Iterator[Tensor]:
+    def augmented(
+        self, order: Tensor, batch_size: int, stream: torch.Generator, augmentation: object
+    ) -> Iterator[Tensor]:
         seeds = torch.randint(2**63 - 1, (len(self),), generator=stream)
-        return self._decoded(zip(order.split(batch_size), seeds.split(batch_size), strict=False), self.augmentation)
+        return self._decoded(
+            zip(order.split(batch_size), seeds.split(batch_size), strict=False), self.augmentation
+        )
 
     def plain(self, batch_size: int) -> Iterator[Tensor]:
         batches = torch.arange(len(self)).split(batch_size)
         return self._decoded(zip(batches, batches, strict=True), self.evaluation)
 
     def checksum(self) -> str:
-        """Of the files' names, sizes and labels, and of how they are transformed: to read them all would take as long as to
-        evaluate them."""
+        """Of the files' names, sizes and labels, and of how they are transformed: to read them all would take
+        as long as to evaluate them."""
         total = hashlib.sha256(self.paths.tobytes() + self.labels.cpu().numpy().tobytes())
         for path in self.paths:
             total.update(os.path.getsize(os.path.join(self.folder, os.fsdecode(path))).to_bytes(8, "big"))
@@ -105,13 +112,16 @@ class ImageFiles:
 
 @contextmanager
 def _interruptions_wait() -> Iterator[None]:
-    """Ctrl-C and SIGTERM act when the block is left: what a handler raises inside fork's callbacks or a ``__del__`` is lost.
+    """Ctrl-C and SIGTERM act when the block is left: what a handler raises inside fork's callbacks or a
+    ``__del__`` is lost.
 
-    Workers started inside get neither at first, and Ctrl-C never: it is for this process, which ends its workers.
-    """
+    Workers started inside get neither at first, and Ctrl-C never: it is for this process, which ends its
+    workers."""
     arrived, before = [], {}
     if threading.current_thread() is threading.main_thread():  # no other may set handlers
-        before = {number: signal.signal(number, lambda own, _: arrived.append(own)) for number in INTERRUPTIONS}
+        before = {
+            number: signal.signal(number, lambda own, _: arrived.append(own)) for number in INTERRUPTIONS
+        }
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTIONS)
     try:
         yield
@@ -124,14 +134,16 @@ def _interruptions_wait() -> Iterator[None]:
 
 
 def _end_when_told(worker: int) -> None:
-    """SIGTERM ends a worker with 0: of a worker that fails, the main process would hear before its own SIGTERM."""
+    """SIGTERM ends a worker with 0: of a worker that fails, the main process would hear before its own
+    SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
 
 
 @dataclass(frozen=True)
 class _Decoder:
-    """What a worker has: ``decoder[places, seeds]`` is the batch of the images there, each augmented from its own seed."""
+    """What a worker has: ``decoder[places, seeds]`` is the batch of the images there, each augmented from its
+    own seed."""
 
     folder: str
     paths: np.ndarray
@@ -152,17 +164,21 @@ class _Decoder:
             with drawing_from(seed):
                 transformed = v2.functional.to_image(self.transform(image))
         except Exception as error:  # any transform may be configured
-            raise DataError(f"{path}: found an image of {_size(image)}, which cannot be transformed ({error})") from error
+            raise DataError(
+                f"{path}: found an image of {_size(image)}, which cannot be transformed ({error})"
+            ) from error
         if transformed.shape != self.shape:
             raise DataError(
-                f"{path}: found an image of {_size(image)}, which the transforms make {tuple(transformed.shape)}; "
+                f"{path}: found an image of {_size(image)}, which the transforms make "
+                f"{tuple(transformed.shape)}; "
                 f"expected {self.shape}"
             )
         return transformed
 
 
 def decode(path: str | Path, channels: int) -> Image.Image:
-    """The image, converted to grey (1) or RGB (3). Raises DataError naming the file if it is missing or damaged."""
+    """The image, converted to grey (1) or RGB (3). Raises DataError naming the file if it is missing or
+    damaged."""
     try:
         with Image.open(path) as image:
             return image.convert(MODES[channels])
@@ -186,12 +202,14 @@ def image_folder(
     workers: int,
     pin_memory: bool,
 ) -> tuple[ImageFiles, ImageFiles]:
-    """Images in ``root/train/<class>/…`` and ``root/test/<class>/…``, as torchvision's ImageFolder finds them.
+    """Images in ``root/train/<class>/…`` and ``root/test/<class>/…``, as torchvision's ImageFolder finds
+    them.
 
-    Classes are in the order of their folders' names. Images may differ in size. Transforms are applied in their order.
+    Classes are in the order of their folders' names. Images may differ in size. Transforms are applied in
+    their order.
 
-    Raises ConfigError for values that cannot be used, DataError if folders or classes are missing, empty or too many.
-    """
+    Raises ConfigError for values that cannot be used, DataError if folders or classes are missing, empty or
+    too many."""
     if channels not in MODES:
         raise ConfigError(f"dataset.channels: found {channels}, expected 1 (grey) or 3 (RGB)")
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
@@ -204,11 +222,14 @@ def image_folder(
     for folder in folders:
         if not folder.is_dir():
             raise DataError(
-                f"dataset.root={root}: no folder {folder}; expected {train} and {test}, with a folder for each class"
+                f"dataset.root={root}: no folder {folder}; expected {train} and {test}, with a folder "
+                "for each class"
             )
     names = subfolders(folders[0])
     if len(names) != classes:
-        raise DataError(f"{folders[0]}: found {len(names)} folders, expected one for each of dataset.classes={classes}")
+        raise DataError(
+            f"{folders[0]}: found {len(names)} folders, expected one for each of dataset.classes={classes}"
+        )
     parts = []
     for folder in folders:
         paths, labels = images_of(folder, names)
@@ -218,9 +239,12 @@ def image_folder(
 
 
 def _composed(key: str, transforms: Mapping[str, Transform], shape: tuple[int, ...]) -> Transform:
-    """One transform of all. Raises ConfigError unless it makes an image of another size ``shape``, in bytes."""
+    """One transform of all. Raises ConfigError unless it makes an image of another size ``shape``, in
+    bytes."""
     if not isinstance(transforms, Mapping) or not transforms or not all(map(callable, transforms.values())):
-        raise ConfigError(f"dataset.{key}: found {transforms!r}, expected torchvision's transforms, each under a name")
+        raise ConfigError(
+            f"dataset.{key}: found {transforms!r}, expected torchvision's transforms, each under a name"
+        )
     composed = v2.Compose(list(transforms.values()))
     probe = Image.new(MODES[shape[0]], (2 * shape[2] + 1, 3 * shape[1]))
     try:
@@ -230,7 +254,8 @@ def _composed(key: str, transforms: Mapping[str, Transform], shape: tuple[int, .
         raise ConfigError(f"dataset.{key}: fails on an image of {_size(probe)} ({error})") from error
     if found.shape != shape or found.dtype != torch.uint8:
         raise ConfigError(
-            f"dataset.{key}: found that it makes {tuple(found.shape)} of {found.dtype} of an image, expected {shape} of "
+            f"dataset.{key}: found that it makes {tuple(found.shape)} of {found.dtype} of an image, "
+            f"expected {shape} of "
             "torch.uint8, as dataset.channels and dataset.image_size say"
         )
     return composed
@@ -247,15 +272,21 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def images_of(folder: Path, names: list[str]) -> tuple[list[str], Tensor]:
-    """Paths of the images in the folder of each class, at any depth, and labels, int64 [N]: places in ``names``.
+    """Paths of the images in the folder of each class, at any depth, and labels, int64 [N]: places in
+    ``names``.
 
     Raises DataError unless ``folder`` has exactly those folders, with images in each.
     """
     found = subfolders(folder)
     for wrong, what in ((set(names) - set(found), "no"), (set(found) - set(names), "one more")):
         if wrong:
-            raise DataError(f"{folder}: found {what} folder {min(wrong)}, expected one for each of the {len(names)} classes")
-    labelled = make_dataset(str(folder), {name: label for label, name in enumerate(names)}, IMG_EXTENSIONS, allow_empty=True)
+            raise DataError(
+                f"{folder}: found {what} folder {min(wrong)}, expected one for each of the {len(names)} "
+                "classes"
+            )
+    labelled = make_dataset(
+        str(folder), {name: label for label, name in enumerate(names)}, IMG_EXTENSIONS, allow_empty=True
+    )
     labels = torch.tensor([label for _, label in labelled], dtype=torch.int64)
     for name, count in zip(names, labels.bincount(minlength=len(names)).tolist(), strict=True):
         if not count:

@@ -19,7 +19,8 @@ UNSIGNED_BYTES = 0x08
 def fashion_mnist(root: str, download: bool) -> tuple[ImageSet, ImageSet]:
     """60,000 training and 10,000 test images of 28x28.
 
-    The idx files, gzipped or not, may lie in ``root`` itself or where torchvision puts them, ``root/FashionMNIST/raw``.
+    The idx files, gzipped or not, may lie in ``root`` itself or where torchvision puts them,
+    ``root/FashionMNIST/raw``.
 
     Raises DataError naming the file that is missing or damaged.
     """
@@ -48,7 +49,9 @@ def _find(folder: Path, part: str) -> Path | None:
 def _read_pair(folder: Path, part: str) -> ImageSet:
     images, labels = (_read(folder, f"{part}-{what}") for what in ("images", "labels"))
     if len(images) != len(labels):
-        raise DataError(f"{folder}: found {len(images)} {part} images and {len(labels)} labels, expected as many of both")
+        raise DataError(
+            f"{folder}: found {len(images)} {part} images and {len(labels)} labels, expected as many of both"
+        )
     return ImageSet(images[:, None], labels.long())
 
 
@@ -72,10 +75,14 @@ def parse_idx(content: bytes, path: Path) -> Tensor:
     Raises DataError naming ``path`` if the content is of another type or length.
     """
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != UNSIGNED_BYTES:
-        raise DataError(f"{path}: found a header {content[:4].hex()}, expected an idx file of unsigned bytes (000008..)")
+        raise DataError(
+            f"{path}: found a header {content[:4].hex()}, expected an idx file of unsigned bytes (000008..)"
+        )
     header = 4 + 4 * content[3]
     sizes = struct.unpack(f">{content[3]}I", content[4:header]) if len(content) >= header else ()
     expected = header + int(torch.tensor(sizes, dtype=torch.int64).prod()) if sizes else header
     if not sizes or len(content) != expected or expected == header:
-        raise DataError(f"{path}: found {len(content)} bytes, expected {expected} from its header; the file is damaged")
+        raise DataError(
+            f"{path}: found {len(content)} bytes, expected {expected} from its header; the file is damaged"
+        )
     return torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8).reshape(sizes)

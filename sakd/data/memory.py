@@ -1,7 +1,7 @@
 """Images in memory, best on the device that trains: cropped and flipped there, without workers.
 
-All draws of an epoch are made at its start from the data stream on the CPU, so that every device sees the same batches.
-"""
+All draws of an epoch are made at its start from the data stream on the CPU, so that every device sees the
+same batches."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop after zero-padding by ``crop_padding`` pixels (0: none), and horizontal ``flip`` with probability ½."""
+    """Random crop after zero-padding by ``crop_padding`` pixels (0: none), and horizontal ``flip`` with
+    probability ½."""
 
     crop_padding: int = 0
     flip: bool = False
@@ -54,12 +55,14 @@ class ImageSet:
         yield from self.images.split(batch_size)
 
     def checksum(self) -> str:
-        return hashlib.sha256(self.images.cpu().numpy().tobytes() + self.labels.cpu().numpy().tobytes()).hexdigest()
+        return hashlib.sha256(
+            self.images.cpu().numpy().tobytes() + self.labels.cpu().numpy().tobytes()
+        ).hexdigest()
 
 
 def augment(images: Tensor, augmentation: Augmentation, shifts: Tensor, flips: Tensor) -> Tensor:
-    """Crop and flip each image by its own draw: images [B, C, H, W]; shifts [B, 2] from 0 to 2 * padding, rows first;
-    flips [B] bool."""
+    """Crop and flip each image by its own draw: images [B, C, H, W]; shifts [B, 2] from 0 to 2 * padding,
+    rows first; flips [B] bool."""
     batch, channels, height, width = images.shape
     padding = augmentation.crop_padding
     if not padding and not augmentation.flip:

@@ -17,10 +17,11 @@ from sakd.streams import stream
 
 
 class Images(Protocol):
-    """One part of a data set, wherever its images are: they know how to become batches. A sample's index is its place here.
+    """One part of a data set, wherever its images are: they know how to become batches. A sample's index is
+    its place here.
 
-    ``labels``: int64 [N], on the device on which batches arrive. ``shape``: of each image in a batch, C, H, W.
-    """
+    ``labels``: int64 [N], on the device on which batches arrive. ``shape``: of each image in a batch, C, H,
+    W."""
 
     labels: Tensor
     shape: tuple[int, ...]
@@ -105,7 +106,9 @@ def check_promises(
             raise ConfigError(f"dataset.{key}: found {count!r}, expected a whole number of at least {least}")
     for key, values in (("mean", mean), ("std", std)):
         if not isinstance(values, (list, tuple)) or len(values) != channels:
-            raise ConfigError(f"dataset.{key}: found {values!r}, expected a list of {channels}: a number for each channel")
+            raise ConfigError(
+                f"dataset.{key}: found {values!r}, expected a list of {channels}: a number for each channel"
+            )
     for value in mean:
         check_number("dataset.mean", value)
     for value in std:
@@ -117,7 +120,9 @@ def check_promises(
         raise ConfigError(f"dataset.val_fraction: found {val_fraction}, expected a number from 0 to below 1")
     for key, count in (("train_samples", train_samples), ("test_samples", test_samples)):
         if count is not None and (not isinstance(count, int) or count < 2):
-            raise ConfigError(f"dataset.{key}: found {count!r}, expected a whole number of at least 2, or null for all")
+            raise ConfigError(
+                f"dataset.{key}: found {count!r}, expected a whole number of at least 2, or null for all"
+            )
 
 
 def assemble(
@@ -136,10 +141,11 @@ def assemble(
     train_samples: int | None = None,
     test_samples: int | None = None,
 ) -> Dataset:
-    """A Dataset from what was read and what its config promises, with parts taken where the config asks for them.
+    """A Dataset from what was read and what its config promises, with parts taken where the config asks for
+    them.
 
-    Validation images are a stratified ``val_fraction`` of the training images; ``train_samples`` and ``test_samples`` take a
-    stratified part (null: all); the choice is the same at every seed.
+    Validation images are a stratified ``val_fraction`` of the training images; ``train_samples`` and
+    ``test_samples`` take a stratified part (null: all); the choice is the same at every seed.
 
     Raises ConfigError for an impossible part, DataError if images or labels are not as promised.
     """
@@ -155,7 +161,8 @@ def assemble(
         held_out = round(val_fraction * len(train))
         if not 0 < held_out < len(train) - 1:
             raise ConfigError(
-                f"dataset.val_fraction: found {val_fraction}, which holds out {held_out} of {len(train)} images; "
+                f"dataset.val_fraction: found {val_fraction}, which holds out {held_out} of "
+                f"{len(train)} images; "
                 "expected some, and some to train on"
             )
         chosen = stratified(train.labels, held_out)
@@ -167,7 +174,8 @@ def assemble(
 
 
 def fetch(reader: Callable[..., object], root: str) -> None:
-    """Download with torchvision's ``reader``. Raises DataError if that fails; an empty folder made for it is removed."""
+    """Download with torchvision's ``reader``. Raises DataError if that fails; an empty folder made for it is
+    removed."""
     try:
         reader(root, download=True)
     except (OSError, RuntimeError) as error:
@@ -187,7 +195,8 @@ def _part(images: Images, count: int | None, key: str) -> Images:
 
 
 def stratified(labels: Tensor, count: int) -> Tensor:
-    """A fixed random choice of ``count`` samples, each class within one sample of its share in the whole: bool [N]."""
+    """A fixed random choice of ``count`` samples, each class within one sample of its share in the whole:
+    bool [N]."""
     shuffled = torch.randperm(len(labels), generator=stream(0, "data/split"))
     in_turn = labels[shuffled]
     classes, sizes = labels.unique(return_counts=True)

@@ -15,9 +15,11 @@ FOLDER = "tiny-imagenet-200"
 
 
 def tiny_imagenet(root: str, classes: int, channels: int, image_size: int) -> tuple[ImageSet, ImageSet]:
-    """100,000 training images and the 10,000 official validation images, as test images, in the order of their paths.
+    """100,000 training images and the 10,000 official validation images, as test images, in the order of
+    their paths.
 
-    Labels follow the sorted wnids, as in the field. Some of the files are grey; all images get three channels.
+    Labels follow the sorted wnids, as in the field. Some of the files are grey; all images get three
+    channels.
 
     Raises DataError naming the file or folder that is missing, damaged, too many or of another size.
     """
@@ -26,7 +28,9 @@ def tiny_imagenet(root: str, classes: int, channels: int, image_size: int) -> tu
         raise DataError(f"dataset.root={root}: no folder {folder}; expected {FOLDER}.zip unpacked there")
     wnids = sorted(_lines(folder / "wnids.txt"))
     if len(set(wnids)) != classes:
-        raise DataError(f"{folder / 'wnids.txt'}: found {len(set(wnids))} wnids, expected dataset.classes={classes}")
+        raise DataError(
+            f"{folder / 'wnids.txt'}: found {len(set(wnids))} wnids, expected dataset.classes={classes}"
+        )
     paths, labels = images_of(folder / "train", wnids)
     _check_even(labels, wnids, folder / "train")
     test_paths, test_labels = _annotated(folder / "val", wnids)
@@ -52,7 +56,9 @@ def _annotated(folder: Path, wnids: list[str]) -> tuple[list[Path], Tensor]:
         name, _, rest = line.partition("\t")
         wnid = rest.split("\t")[0]
         if wnid not in places:
-            raise DataError(f"{path}, line {number}: found {wnid!r}, expected an image and one of the wnids in wnids.txt")
+            raise DataError(
+                f"{path}, line {number}: found {wnid!r}, expected an image and one of the wnids in wnids.txt"
+            )
         if name in labels:
             raise DataError(f"{path}, line {number}: found {name} again, expected each image once")
         labels[name] = places[wnid]
@@ -63,7 +69,9 @@ def _annotated(folder: Path, wnids: list[str]) -> tuple[list[Path], Tensor]:
     if there - labels.keys():
         raise DataError(f"{images / min(there - labels.keys())}: found no annotation of it in {path}")
     names = sorted(labels)
-    return [images / name for name in names], torch.tensor([labels[name] for name in names], dtype=torch.int64)
+    return [images / name for name in names], torch.tensor(
+        [labels[name] for name in names], dtype=torch.int64
+    )
 
 
 def _check_even(labels: Tensor, wnids: list[str], folder: Path) -> None:
@@ -72,19 +80,23 @@ def _check_even(labels: Tensor, wnids: list[str], folder: Path) -> None:
     fewest, most = int(counts.argmin()), int(counts.argmax())
     if counts[fewest] < counts[most]:
         raise DataError(
-            f"{folder}: found {counts[fewest]} images of {wnids[fewest]} and {counts[most]} of {wnids[most]}, "
+            f"{folder}: found {counts[fewest]} images of {wnids[fewest]} and {counts[most]} of "
+            f"{wnids[most]}, "
             "expected as many of each class"
         )
 
 
 def _decoded(paths: list[str] | list[Path], channels: int, size: int) -> Tensor:
-    """uint8 [N, channels, size, size], by as many threads as PyTorch uses: Pillow lets them work side by side."""
+    """uint8 [N, channels, size, size], by as many threads as PyTorch uses: Pillow lets them work side by
+    side."""
     images = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
 
     def read(place: int) -> None:
         image = decode(paths[place], channels)
         if image.size != (size, size):
-            raise DataError(f"{paths[place]}: found an image of {image.width}x{image.height}, expected {size}x{size}")
+            raise DataError(
+                f"{paths[place]}: found an image of {image.width}x{image.height}, expected {size}x{size}"
+            )
         images[place] = pil_to_tensor(image)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:

@@ -23,6 +23,8 @@ class AT(Distiller):
 
     takes = "map"
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
+    def spot_loss(
+        self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor
+    ) -> Tensor:
         student, teacher = to_common_size(student, teacher)
         return kept_mean((attention_maps(student) - attention_maps(teacher)).square().mean(dim=1), keep)

@@ -15,20 +15,20 @@ Features = Mapping[str, Tensor]
 class Distiller(nn.Module):
     """*What* to distil: a published loss at each spot of a kind, over the rows kept there.
 
-    A distiller sees features and masks; never labels' cross-entropy, optimizers, the policy or the networks. A new one gives
-    ``spot_loss``; a method that compares spots with each other overrides ``forward``. Modules that a spot needs are
-    built in ``__init__`` from ``self.spots``; what depends on the training set (a memory bank) is built in ``prepare``.
-    The teacher's features need no detaching: it runs without gradients.
+    A distiller sees features and masks; never labels' cross-entropy, optimizers, the policy or the networks.
+    A new one gives ``spot_loss``; a method that compares spots with each other overrides ``forward``. Modules
+    that a spot needs are built in ``__init__`` from ``self.spots``; what depends on the training set (a
+    memory bank) is built in ``prepare``. The teacher's features need no detaching: it runs without gradients.
 
-    ``takes`` says which features the loss is defined for: "map", "vector" or "both". A method with a stage of training before
-    the student's own gives ``warmed`` and ``warm_up_loss``; where that needs the teacher alone, ``warm_up_shared`` says
-    that one warm-up serves all its students.
+    ``takes`` says which features the loss is defined for: "map", "vector" or "both". A method with a stage of
+    training before the student's own gives ``pretrained`` and ``pretraining_loss``; where that needs the
+    teacher alone, ``pretraining_shared`` says that one pretraining serves all its students.
 
     Raises ConfigError for a weight below 0, or a spot with other features than it takes.
     """
 
     takes = "both"
-    warm_up_shared = False
+    pretraining_shared = False
 
     def __init__(self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float):
         super().__init__()
@@ -37,15 +37,18 @@ class Distiller(nn.Module):
         for spot in self.spots:
             found = "map" if len(spot.student_shape) == 3 else "vector"
             if self.takes not in (found, "both"):
-                raise ConfigError(f"where={where}: found a {found} at {spot.name}, {type(self).__name__} takes {self.takes}s")
+                raise ConfigError(
+                    f"where={where}: found a {found} at {spot.name}, {type(self).__name__} takes "
+                    f"{self.takes}s"
+                )
         self.weight = float(weight)
 
     def prepare(self, labels: Tensor, classes: int, stream: torch.Generator) -> None:
         """Called once, before training or the loading of a saved state, on the device that trains.
 
-        ``labels``: [N], of the whole training set: ``self.labels[indices]`` are a batch's. A loss that draws random numbers
-        in training draws them from ``stream`` alone; the trainer starts it anew each epoch. What is built here are buffers:
-        the optimizer knows the parameters already.
+        ``labels``: [N], of the whole training set: ``self.labels[indices]`` are a batch's. A loss that draws
+        random numbers in training draws them from ``stream`` alone; the trainer starts it anew each epoch.
+        What is built here are buffers: the optimizer knows the parameters already.
 
         Raises ConfigError if there is nothing to learn from such a training set.
         """
@@ -56,7 +59,9 @@ class Distiller(nn.Module):
     def begin_epoch(self, epoch: int) -> None:
         """Called before each epoch, counted from 1."""
 
-    def forward(self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor) -> Tensor:
+    def forward(
+        self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor
+    ) -> Tensor:
         """The weighted loss, a scalar, summed over the spots.
 
         ``keep[spot]``: [B] bool. ``indices``: [B], the samples' places in the training set.
@@ -67,39 +72,53 @@ class Distiller(nn.Module):
             losses.append(self.spot_loss(spot, f_s, f_t, keep[spot], indices))
         return self.weight * torch.stack(losses).sum()
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
+    def spot_loss(
+        self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor
+    ) -> Tensor:
         """n_kept / B times the published loss on the kept rows, as a scalar; exactly 0 where none is kept.
 
-        ``student``, ``teacher``: features [B, …] at the spot, float32 or more; ``indices``: [B], the samples' places in the
-        training set. Shapes must not depend on ``keep``.
-        """
+        ``student``, ``teacher``: features [B, …] at the spot, float32 or more; ``indices``: [B], the samples'
+        places in the training set. Shapes must not depend on ``keep``."""
         raise NotImplementedError
 
-    def warmed(self, student: StagedNet) -> nn.Module:
-        """What a warm-up trains: modules of this distiller, or stages of the student."""
-        raise ConfigError(f"{type(self).__name__} has no warm-up")
+    def pretrained(self, student: StagedNet) -> nn.Module:
+        """What a pretraining trains: modules of this distiller, or stages of the student."""
+        raise ConfigError(f"{type(self).__name__} has no pretraining")
 
-    def warm_up_loss(self, student: StagedNet, images: Tensor, teacher: Features) -> Tensor:
-        """The scalar that a warm-up minimises. ``images``: [B, C, H, W]; ``teacher``: its features of them."""
+    def pretraining_loss(self, student: StagedNet, images: Tensor, teacher: Features) -> Tensor:
+        """The scalar that a pretraining minimises. ``images``: [B, C, H, W]; ``teacher``: its features of
+        them."""
         raise NotImplementedError
 
 
 class Ramped(Distiller):
-    """A distiller whose loss begins small: at epoch e of the first ``ramp_epochs`` it counts e / ramp_epochs of the whole.
+    """A distiller whose loss begins small: at epoch e of the first ``ramp_epochs`` it counts e / ramp_epochs
+    of the whole.
 
     Raises ConfigError also for ``ramp_epochs`` below 0.
     """
 
-    def __init__(self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float, ramp_epochs: float):
+    def __init__(
+        self,
+        student: StagedNet,
+        teacher: StagedNet,
+        where: str | Sequence[str],
+        weight: float,
+        ramp_epochs: float,
+    ):
         super().__init__(student, teacher, where, weight)
         check_number(f"ramp_epochs of {type(self).__name__}", ramp_epochs, least=0)
         self.ramp_epochs = ramp_epochs
-        self.register_buffer("share", torch.ones(()), persistent=False)  # a tensor, so that a captured step sees it change
+        self.register_buffer(
+            "share", torch.ones(()), persistent=False
+        )  # a tensor, so that a captured step sees it change
 
     def begin_epoch(self, epoch: int) -> None:
         self.share.fill_(min(epoch / self.ramp_epochs, 1) if self.ramp_epochs else 1)
 
-    def forward(self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor) -> Tensor:
+    def forward(
+        self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor
+    ) -> Tensor:
         return self.share * super().forward(student, teacher, keep, indices)
 
 

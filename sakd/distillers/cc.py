@@ -1,5 +1,5 @@
-"""Correlation congruence (Peng, Jin, Liu, Li, Wu, Liu, Zhou, Zhang, "Correlation Congruence for Knowledge Distillation",
-ICCV 2019), in the form that its authors gave to the field's shared code."""
+"""Correlation congruence (Peng, Jin, Liu, Li, Wu, Liu, Zhou, Zhang, "Correlation Congruence for Knowledge
+Distillation", ICCV 2019), in the form that its authors gave to the field's shared code."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,8 @@ from sakd.spots import Spot
 
 
 def neighbours_mean(differences: Tensor, keep: Tensor) -> Tensor:
-    """n_kept / B times the mean, over consecutive kept rows of [B, d], of their inner product; 0 with fewer than two."""
+    """n_kept / B times the mean, over consecutive kept rows of [B, d], of their inner product; 0 with fewer
+    than two."""
     kept_first = differences[torch.argsort(~keep, stable=True)]
     products = (kept_first[:-1] * kept_first[1:]).sum(dim=1)
     count = keep.sum()
@@ -21,18 +22,30 @@ def neighbours_mean(differences: Tensor, keep: Tensor) -> Tensor:
 
 
 class CC(Distiller):
-    """Products of neighbouring rows' absolute differences between linear embeddings of both networks, both learned."""
+    """Products of neighbouring rows' absolute differences between linear embeddings of both networks, both
+    learned."""
 
     takes = "vector"
 
     def __init__(
-        self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float, embedding_width: int
+        self,
+        student: StagedNet,
+        teacher: StagedNet,
+        where: str | Sequence[str],
+        weight: float,
+        embedding_width: int,
     ):
         super().__init__(student, teacher, where, weight)
         widths = {spot.name: (spot.student_shape[0], spot.teacher_shape[0]) for spot in self.spots}
-        self.embed_student = nn.ModuleDict({name: nn.Linear(s, embedding_width) for name, (s, _) in widths.items()})
-        self.embed_teacher = nn.ModuleDict({name: nn.Linear(t, embedding_width) for name, (_, t) in widths.items()})
+        self.embed_student = nn.ModuleDict(
+            {name: nn.Linear(s, embedding_width) for name, (s, _) in widths.items()}
+        )
+        self.embed_teacher = nn.ModuleDict(
+            {name: nn.Linear(t, embedding_width) for name, (_, t) in widths.items()}
+        )
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
+    def spot_loss(
+        self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor
+    ) -> Tensor:
         differences = (self.embed_student[spot.name](student) - self.embed_teacher[spot.name](teacher)).abs()
         return neighbours_mean(differences, keep)

@@ -1,4 +1,5 @@
-"""Contrastive representation distillation (Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020)."""
+"""Contrastive representation distillation (Tian, Krishnan, Isola, "Contrastive Representation Distillation",
+ICLR 2020)."""
 
 from collections.abc import Callable, Sequence
 from math import log, sqrt
@@ -28,14 +29,15 @@ def similarities(anchors: Tensor, bank: Tensor, samples: Tensor) -> Tensor:
 def noise_contrastive_losses(scores: Tensor, log_z: Tensor, n: int) -> Tensor:
     """Loss of each row of scores [B, 1 + K], the positive's first: [B].
 
-    It is a logistic regression: the model's probability exp(score) / Z of a sample, against K draws of noise with 1 / n each.
-    """
+    It is a logistic regression: the model's probability exp(score) / Z of a sample, against K draws of noise
+    with 1 / n each."""
     logits = scores - log_z - log((scores.shape[1] - 1) / n)
     return -F.logsigmoid(-logits).sum(dim=1) - logits[:, 0]
 
 
 def differentiated(loss_of: Callable[[Tensor], Tensor], anchors: Tensor) -> Tensor:
-    """The scalar ``loss_of(anchors)`` with its gradient taken at once: what it reads may be overwritten before backward."""
+    """The scalar ``loss_of(anchors)`` with its gradient taken at once: what it reads may be overwritten
+    before backward."""
     leaf = anchors.detach().requires_grad_()
     with torch.enable_grad():
         loss = loss_of(leaf)
@@ -44,7 +46,8 @@ def differentiated(loss_of: Callable[[Tensor], Tensor], anchors: Tensor) -> Tens
 
 
 class Bank(nn.Module):
-    """One network's embeddings [n, d] of all training samples, and the constant Z of what is compared with them."""
+    """One network's embeddings [n, d] of all training samples, and the constant Z of what is compared with
+    them."""
 
     def __init__(self, samples: int, width: int, temperature: float, momentum: float):
         super().__init__()
@@ -55,7 +58,8 @@ class Bank(nn.Module):
         self.register_buffer("z_is_fixed", torch.zeros((), dtype=torch.bool))
 
     def contrast(self, anchors: Tensor, samples: Tensor, keep: Tensor) -> Tensor:
-        """n_kept / B times the mean loss of the kept anchors [B, d], each with samples [B, 1 + K], the positive first.
+        """n_kept / B times the mean loss of the kept anchors [B, d], each with samples [B, 1 + K], the
+        positive first.
 
         The first call that keeps a row fixes Z.
         """
@@ -75,14 +79,16 @@ class Bank(nn.Module):
         self.z_is_fixed.logical_or_(keep.any())
 
     def update(self, indices: Tensor, embeddings: Tensor, keep: Tensor) -> None:
-        """Move the kept samples' entries towards their new embeddings [B, d], in place; no index may be there twice."""
+        """Move the kept samples' entries towards their new embeddings [B, d], in place; no index may be there
+        twice."""
         old = self.embeddings[indices]
         new = F.normalize(self.momentum * old + (1 - self.momentum) * embeddings.detach(), dim=1)
         self.embeddings.index_copy_(0, indices, torch.where(keep[:, None], new, old))
 
 
 class CRD(Distiller):
-    """A network's embedding of a sample must tell the sample from those of other classes in the other network's bank.
+    """A network's embedding of a sample must tell the sample from those of other classes in the other
+    network's bank.
 
     The embeddings are linear and learned, for both networks. Banks change at the kept rows alone.
     """
@@ -111,18 +117,24 @@ class CRD(Distiller):
         self.embedding_width, self.negatives = embedding_width, negatives
         self.temperature, self.momentum = temperature, momentum
         widths = {spot.name: (spot.student_shape[0], spot.teacher_shape[0]) for spot in self.spots}
-        self.embed_student = nn.ModuleDict({name: nn.Linear(s, embedding_width) for name, (s, _) in widths.items()})
-        self.embed_teacher = nn.ModuleDict({name: nn.Linear(t, embedding_width) for name, (_, t) in widths.items()})
+        self.embed_student = nn.ModuleDict(
+            {name: nn.Linear(s, embedding_width) for name, (s, _) in widths.items()}
+        )
+        self.embed_teacher = nn.ModuleDict(
+            {name: nn.Linear(t, embedding_width) for name, (_, t) in widths.items()}
+        )
 
     def prepare(self, labels: Tensor, classes: int, stream: torch.Generator) -> None:
         super().prepare(labels, classes, stream)
         sizes = labels.bincount(minlength=classes)
         if sizes.max() == len(labels):
             raise ConfigError(
-                f"CRD contrasts samples of different classes: found {len(labels)} training samples, all of class "
+                f"CRD contrasts samples of different classes: found {len(labels)} training samples, all "
+                "of class "
                 f"{int(labels[0])}; expected at least two classes"
             )
-        # Samples sorted by class, twice over: from the end of a class's block on, the next n - size are all the others.
+        # Samples sorted by class, twice over: from the end of a class's block on, the next n - size are all
+        # the others.
         self.register_buffer("by_class", labels.argsort(stable=True).repeat(2), persistent=False)
         self.register_buffer("block_end", sizes.cumsum(0), persistent=False)
         self.register_buffer("others", len(labels) - sizes, persistent=False)
@@ -141,7 +153,9 @@ class CRD(Distiller):
         draws = torch.randint(2**62, shape, generator=self.stream, device=labels.device) % self.others[labels]
         return self.by_class[self.block_end[labels] + draws]
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
+    def spot_loss(
+        self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor
+    ) -> Tensor:
         student_bank, teacher_bank = self.student_banks[spot.name], self.teacher_banks[spot.name]
         samples = torch.cat([indices[:, None], self.draw_negatives(indices)], dim=1)
         # Similarities are divided by a small temperature, and banks accumulate: both need all their digits.

@@ -26,8 +26,8 @@ def centred_columns(rows: Tensor, keep: Tensor) -> Tensor:
 
 
 class DIST(Distiller):
-    """How far the networks' class probabilities are from correlated: within each row, between classes; and within each
-    class, between the kept rows, which takes two of them: with fewer this part is 0."""
+    """How far the networks' class probabilities are from correlated: within each row, between classes; and
+    within each class, between the kept rows, which takes two of them: with fewer this part is 0."""
 
     takes = "vector"
 
@@ -47,9 +47,13 @@ class DIST(Distiller):
         check_number("temperature of DIST", temperature, least=0, above=True)
         self.inter_weight, self.intra_weight, self.temperature = inter_weight, intra_weight, temperature
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
+    def spot_loss(
+        self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor
+    ) -> Tensor:
         p_s, p_t = ((logits / self.temperature).softmax(dim=1) for logits in (student, teacher))
-        within_rows = correlation(p_s - p_s.mean(dim=1, keepdim=True), p_t - p_t.mean(dim=1, keepdim=True), dim=1)
+        within_rows = correlation(
+            p_s - p_s.mean(dim=1, keepdim=True), p_t - p_t.mean(dim=1, keepdim=True), dim=1
+        )
         within_classes = correlation(centred_columns(p_s, keep), centred_columns(p_t, keep), dim=0)
         count = keep.sum()
         inter = kept_mean(1 - within_rows, keep)

@@ -1,4 +1,5 @@
-"""Decoupled knowledge distillation (Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", CVPR 2022)."""
+"""Decoupled knowledge distillation (Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", CVPR
+2022)."""
 
 from collections.abc import Sequence
 
@@ -13,8 +14,9 @@ from sakd.spots import Spot
 
 
 def decoupled(logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the target class and of all others together [B, 2], and of the others among themselves
-    [B, classes] with 0 at the target. ``logits``: [B, classes]; ``is_target``: the same, True once a row."""
+    """Log-probabilities of the target class and of all others together [B, 2], and of the others among
+    themselves [B, classes] with 0 at the target. ``logits``: [B, classes]; ``is_target``: the same, True once
+    a row."""
     others = logits.masked_fill(is_target, -torch.inf)
     target = torch.where(is_target, logits, 0).sum(dim=1)
     either = torch.stack([target, others.logsumexp(dim=1)], dim=1).log_softmax(dim=1)
@@ -27,10 +29,11 @@ def divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
 
 
 class DKD(Ramped):
-    """KD taken apart: the target class against the rest, and the rest among themselves, each with a weight of its own.
+    """KD taken apart: the target class against the rest, and the rest among themselves, each with a weight of
+    its own.
 
-    It stands in the place of KD. Raises ConfigError for a spot that is not the logits: labels name their entries.
-    """
+    It stands in the place of KD. Raises ConfigError for a spot that is not the logits: labels name their
+    entries."""
 
     takes = "vector"
 
@@ -54,9 +57,13 @@ class DKD(Ramped):
         check_number("temperature of DKD", temperature, least=0, above=True)
         self.target_weight, self.others_weight, self.temperature = target_weight, others_weight, temperature
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
+    def spot_loss(
+        self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor
+    ) -> Tensor:
         is_target = self.labels[indices, None] == torch.arange(student.shape[1], device=student.device)
         either_s, others_s = decoupled(student / self.temperature, is_target)
         either_t, others_t = decoupled(teacher / self.temperature, is_target)
-        rows = self.target_weight * divergence(either_s, either_t) + self.others_weight * divergence(others_s, others_t)
+        rows = self.target_weight * divergence(either_s, either_t) + self.others_weight * divergence(
+            others_s, others_t
+        )
         return self.temperature**2 * kept_mean(rows, keep)

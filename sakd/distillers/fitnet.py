@@ -1,13 +1,13 @@
-"""FitNets (Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", ICLR 2015)."""
+"""FitNets (Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", ICLR
+2015)."""
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from sakd.distillers.base import Distiller, kept_mean
-from sakd.grafts import adapter
 from sakd.networks import StagedNet
-from sakd.spots import Spot
+from sakd.spots import Spot, adapter
 
 
 class FitNet(Distiller):
@@ -18,8 +18,12 @@ class FitNet(Distiller):
 
     def __init__(self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float):
         super().__init__(student, teacher, where, weight)
-        self.regressors = nn.ModuleDict({spot.name: adapter(spot.student_shape, spot.teacher_shape) for spot in self.spots})
+        self.regressors = nn.ModuleDict(
+            {spot.name: adapter(spot.student_shape, spot.teacher_shape) for spot in self.spots}
+        )
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
+    def spot_loss(
+        self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor
+    ) -> Tensor:
         squared_error = (self.regressors[spot.name](student) - teacher).square()
         return kept_mean(squared_error.flatten(1).mean(dim=1), keep)

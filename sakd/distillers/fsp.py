@@ -1,5 +1,5 @@
-"""Flow of the solution procedure (Yim, Joo, Bae, Kim, "A Gift from Knowledge Distillation: Fast Optimization, Network
-Minimization and Transfer Learning", CVPR 2017)."""
+"""Flow of the solution procedure (Yim, Joo, Bae, Kim, "A Gift from Knowledge Distillation: Fast Optimization,
+Network Minimization and Transfer Learning", CVPR 2017)."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -24,11 +24,11 @@ def flow(lower: Tensor, upper: Tensor) -> Tensor:
 
 
 class FSP(Distiller):
-    """Mean squared difference of the flows between consecutive stages, from the stem on. A flow is kept where its upper
-    stage's spot is.
+    """Mean squared difference of the flows between consecutive stages, from the stem on. A flow is kept where
+    its upper stage's spot is.
 
-    Both networks need the same channels at each stage. The paper lets the student begin with this loss alone; so does a
-    warm-up with it.
+    Both networks need the same channels at each stage. The paper lets the student begin with this loss alone;
+    so does a pretraining with it.
 
     Raises ConfigError for stages with different channels, or the stem alone.
     """
@@ -41,16 +41,21 @@ class FSP(Distiller):
         stem = [spot for spot in spots_at("stem", student, teacher) if spot not in self.spots]
         self.flows = list(pairwise([*stem, *self.spots]))
         if not self.flows:
-            raise ConfigError(f"where={where}: found one stage, expected two or more; a flow is between stages")
+            raise ConfigError(
+                f"where={where}: found one stage, expected two or more; a flow is between stages"
+            )
         for spot in [*stem, *self.spots]:
             (of_student, *_), (of_teacher, *_) = spot.student_shape, spot.teacher_shape
             if of_student != of_teacher:
                 raise ConfigError(
-                    f"where={where}: found {of_student} channels in the student and {of_teacher} in the teacher at "
+                    f"where={where}: found {of_student} channels in the student and {of_teacher} in the "
+                    "teacher at "
                     f"{spot.name}; FSP compares channel with channel and needs as many in both networks"
                 )
 
-    def forward(self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor) -> Tensor:
+    def forward(
+        self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor
+    ) -> Tensor:
         return self.weight * self.differences(student, teacher, keep)
 
     def differences(self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor]) -> Tensor:
@@ -62,9 +67,9 @@ class FSP(Distiller):
             losses.append(kept_mean((of_student - of_teacher).square().mean(dim=(1, 2)), keep[upper]))
         return torch.stack(losses).sum()
 
-    def warmed(self, student: StagedNet) -> nn.Module:
+    def pretrained(self, student: StagedNet) -> nn.Module:
         return student.between(None, self.spots[-1].student)
 
-    def warm_up_loss(self, student: StagedNet, images: Tensor, teacher: Features) -> Tensor:
+    def pretraining_loss(self, student: StagedNet, images: Tensor, teacher: Features) -> Tensor:
         everything = torch.ones(len(images), dtype=torch.bool, device=images.device)
         return self.differences(student.features(images), teacher, dict.fromkeys(self.spots, everything))

@@ -1,4 +1,5 @@
-"""Factor transfer (Kim, Park, Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018)."""
+"""Factor transfer (Kim, Park, Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer",
+NeurIPS 2018)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +16,8 @@ SLOPE = 0.1  # of the leaky ReLUs, the published code's
 
 
 def encoder(channels: int, factors: int, norm: bool) -> nn.Sequential:
-    """Three 3x3 convolutions with leaky ReLU from ``channels`` to ``factors``, each with a batch norm where asked."""
+    """Three 3x3 convolutions with leaky ReLU from ``channels`` to ``factors``, each with a batch norm where
+    asked."""
     layers: list[nn.Module] = []
     for before, after in ((channels, channels), (channels, factors), (factors, factors)):
         layers.append(nn.Conv2d(before, after, 3, padding=1))
@@ -34,7 +36,8 @@ def decoder(factors: int, channels: int) -> nn.Sequential:
 
 
 class Paraphraser(nn.Module):
-    """A convolutional auto-encoder of a teacher's maps [B, C, H, W]; its code are the factors [B, factors, H, W]."""
+    """A convolutional auto-encoder of a teacher's maps [B, C, H, W]; its code are the factors [B, factors, H,
+    W]."""
 
     def __init__(self, channels: int, factors: int):
         super().__init__()
@@ -43,21 +46,30 @@ class Paraphraser(nn.Module):
 
 
 class FT(Distiller):
-    """Mean absolute difference of the factors' attention maps: the teacher's by a paraphraser that learned before, the
-    student's by a translator that learns beside it.
+    """Mean absolute difference of the factors' attention maps: the teacher's by a paraphraser that learned
+    before, the student's by a translator that learns beside it.
 
     ``factor_share``: the factors' channels, as a share of the teacher's.
     """
 
     takes = "map"
-    warm_up_shared = True
+    pretraining_shared = True
 
-    def __init__(self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float, factor_share: float):
+    def __init__(
+        self,
+        student: StagedNet,
+        teacher: StagedNet,
+        where: str | Sequence[str],
+        weight: float,
+        factor_share: float,
+    ):
         super().__init__(student, teacher, where, weight)
         check_number("factor_share of FT", factor_share, least=0, above=True)
         factors = {spot.name: int(spot.teacher_shape[0] * factor_share) for spot in self.spots}
         if 0 in factors.values():
-            raise ConfigError(f"factor_share of FT: found {factor_share}, which leaves no channel; expected more")
+            raise ConfigError(
+                f"factor_share of FT: found {factor_share}, which leaves no channel; expected more"
+            )
         # The paraphrasers come first: their initial weights are then the same beside every student.
         self.paraphrasers = nn.ModuleDict(
             {spot.teacher: Paraphraser(spot.teacher_shape[0], factors[spot.name]) for spot in self.spots}
@@ -66,10 +78,10 @@ class FT(Distiller):
             {spot.name: encoder(spot.student_shape[0], factors[spot.name], norm=True) for spot in self.spots}
         )
 
-    def warmed(self, student: StagedNet) -> nn.Module:
+    def pretrained(self, student: StagedNet) -> nn.Module:
         return self.paraphrasers
 
-    def warm_up_loss(self, student: StagedNet, images: Tensor, teacher: Mapping[str, Tensor]) -> Tensor:
+    def pretraining_loss(self, student: StagedNet, images: Tensor, teacher: Mapping[str, Tensor]) -> Tensor:
         """Mean squared error of the paraphrased maps, summed over the spots."""
         losses = []
         for stage, paraphraser in self.paraphrasers.items():
@@ -77,8 +89,12 @@ class FT(Distiller):
             losses.append(F.mse_loss(paraphraser.decoder(paraphraser.encoder(maps)), maps))
         return sum(losses)
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
+    def spot_loss(
+        self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor
+    ) -> Tensor:
         # The translator's batch norms see the whole batch before rows are masked.
-        factors = to_common_size(self.translators[spot.name](student), self.paraphrasers[spot.teacher].encoder(teacher))
+        factors = to_common_size(
+            self.translators[spot.name](student), self.paraphrasers[spot.teacher].encoder(teacher)
+        )
         student_map, teacher_map = (attention_maps(part) for part in factors)
         return kept_mean((student_map - teacher_map).abs().mean(dim=1), keep)

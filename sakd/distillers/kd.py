@@ -1,4 +1,5 @@
-"""Logit distillation (Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531)."""
+"""Logit distillation (Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv
+1503.02531)."""
 
 from collections.abc import Sequence
 
@@ -23,10 +24,19 @@ class KD(Distiller):
 
     takes = "vector"
 
-    def __init__(self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float, temperature: float):
+    def __init__(
+        self,
+        student: StagedNet,
+        teacher: StagedNet,
+        where: str | Sequence[str],
+        weight: float,
+        temperature: float,
+    ):
         super().__init__(student, teacher, where, weight)
         check_number("temperature of KD", temperature, least=0, above=True)
         self.temperature = temperature
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
+    def spot_loss(
+        self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor
+    ) -> Tensor:
         return kept_mean(softened_divergence(student, teacher, self.temperature), keep)

@@ -1,5 +1,5 @@
-"""Neuron selectivity transfer (Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer",
-2017, arXiv 1707.01219), with the squared polynomial kernel."""
+"""Neuron selectivity transfer (Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity
+Transfer", 2017, arXiv 1707.01219), with the squared polynomial kernel."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,6 +22,8 @@ class NST(Distiller):
 
     takes = "map"
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
+    def spot_loss(
+        self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor
+    ) -> Tensor:
         s, t = (F.normalize(maps.flatten(2), dim=2) for maps in to_common_size(student, teacher))
         return kept_mean(kernel_means(t, t) + kernel_means(s, s) - 2 * kernel_means(s, t), keep)

@@ -15,17 +15,21 @@ POOLED = (4, 2, 1)  # heights and widths; each counts half of the one before
 
 
 def hierarchical_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Weighted mean of the mean squared differences of maps [B, C, H, W], and of the maps pooled to smaller ones: [B]."""
+    """Weighted mean of the mean squared differences of maps [B, C, H, W], and of the maps pooled to smaller
+    ones: [B]."""
     sizes = [size for size in POOLED if size < min(a.shape[-2:])]
     pairs = [(a, b), *((F.adaptive_avg_pool2d(a, size), F.adaptive_avg_pool2d(b, size)) for size in sizes)]
     weights = [0.5**level for level in range(len(pairs))]
-    distances = [weight * (a - b).square().flatten(1).mean(dim=1) for weight, (a, b) in zip(weights, pairs, strict=True)]
+    distances = [
+        weight * (a - b).square().flatten(1).mean(dim=1)
+        for weight, (a, b) in zip(weights, pairs, strict=True)
+    ]
     return torch.stack(distances).sum(dim=0) / sum(weights)
 
 
 class Fusion(nn.Module):
-    """A student's level fused with what comes down from the deeper ones, by attention maps of both; and, from that, the
-    teacher's level."""
+    """A student's level fused with what comes down from the deeper ones, by attention maps of both; and, from
+    that, the teacher's level."""
 
     def __init__(self, student_shape: Shape, teacher_shape: Shape, width: int, deepest: bool):
         super().__init__()
@@ -38,8 +42,8 @@ class Fusion(nn.Module):
             nn.init.kaiming_uniform_(convolution.weight, a=1)
 
     def forward(self, level: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The fused level in the teacher's shape, and as it is handed down. ``level``: [B, C, H, W]; ``deeper``: what the
-        next deeper fusion handed down, None at the deepest."""
+        """The fused level in the teacher's shape, and as it is handed down. ``level``: [B, C, H, W];
+        ``deeper``: what the next deeper fusion handed down, None at the deepest."""
         fused = self.reduce(level)
         if self.attend is not None:
             deeper = F.interpolate(deeper, fused.shape[-2:])
@@ -57,10 +61,11 @@ def as_map(shape: Shape) -> Shape:
 class ReviewKD(Ramped):
     """The student's levels, fused from the deepest up, each compared with the teacher's of the same spot.
 
-    A spot's mask takes rows out of its own comparison alone: whether a row is kept at one spot does not change what that row
-    hands to the shallower ones. Fusions, with their batch norms, see the whole batch. The levels are the spots, so that of
-    networks of unequal depth the deeper one's last stages are left out; a vector is a map of one position. Maps are
-    compared as stages give them, behind their activation (the published code takes the teacher's before it).
+    A spot's mask takes rows out of its own comparison alone: whether a row is kept at one spot does not
+    change what that row hands to the shallower ones. Fusions, with their batch norms, see the whole batch.
+    The levels are the spots, so that of networks of unequal depth the deeper one's last stages are left out;
+    a vector is a map of one position. Maps are compared as stages give them, behind their activation (the
+    published code takes the teacher's before it).
 
     ``max_width``: channels in which levels are fused, if the student's deepest level has not fewer.
     """
@@ -81,12 +86,16 @@ class ReviewKD(Ramped):
         width = min(max_width, deepest.student_shape[0])
         self.fusions = nn.ModuleDict(
             {
-                spot.name: Fusion(as_map(spot.student_shape), as_map(spot.teacher_shape), width, spot is deepest)
+                spot.name: Fusion(
+                    as_map(spot.student_shape), as_map(spot.teacher_shape), width, spot is deepest
+                )
                 for spot in self.spots
             }
         )
 
-    def forward(self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor) -> Tensor:
+    def forward(
+        self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor
+    ) -> Tensor:
         losses, handed_down = [], None
         for spot in self.spots:
             f_s = at_least_float32(student[spot.student]).reshape(-1, *as_map(spot.student_shape))

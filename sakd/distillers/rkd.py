@@ -12,7 +12,8 @@ from sakd.spots import Spot
 
 
 def relative_distances(embeddings: Tensor, keep: Tensor) -> Tensor:
-    """Euclidean distances [B, B] between rows [B, d], divided by the mean of the positive ones among kept rows."""
+    """Euclidean distances [B, B] between rows [B, d], divided by the mean of the positive ones among kept
+    rows."""
     squared = embeddings.square().sum(dim=1)
     distances = (squared[:, None] + squared[None, :] - 2 * embeddings @ embeddings.T).clamp_min(1e-12).sqrt()
     others = ~torch.eye(len(keep), dtype=torch.bool, device=keep.device)
@@ -42,9 +43,15 @@ class RKD(Distiller):
         super().__init__(student, teacher, where, weight)
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
+    def spot_loss(
+        self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor
+    ) -> Tensor:
         student, teacher = student.flatten(1), teacher.flatten(1)
-        by_distance = F.smooth_l1_loss(relative_distances(student, keep), relative_distances(teacher, keep), reduction="none")
+        by_distance = F.smooth_l1_loss(
+            relative_distances(student, keep), relative_distances(teacher, keep), reduction="none"
+        )
         by_angle = F.smooth_l1_loss(angles(student), angles(teacher), reduction="none")
         at_vertex = torch.where(keep, by_angle, 0).sum(dim=2) / keep.sum().clamp_min(1)
-        return self.distance_weight * kept_pair_mean(by_distance, keep) + self.angle_weight * kept_pair_mean(at_vertex, keep)
+        return self.distance_weight * kept_pair_mean(by_distance, keep) + self.angle_weight * kept_pair_mean(
+            at_vertex, keep
+        )

@@ -1,4 +1,5 @@
-"""SemCKD (Chen, Mei, Zhang, Wang, Feng, Chen, "Cross-Layer Distillation with Semantic Calibration", AAAI 2021)."""
+"""SemCKD (Chen, Mei, Zhang, Wang, Feng, Chen, "Cross-Layer Distillation with Semantic Calibration", AAAI
+2021)."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -15,18 +16,21 @@ from sakd.spots import Spot
 
 
 def similarities(features: Tensor, width: int) -> Tensor:
-    """Inner products of the batch's rows [B, …] with one another, and 0 for the rows that a batch of ``width`` would have
-    more: [B, width]."""
+    """Inner products of the batch's rows [B, …] with one another, and 0 for the rows that a batch of
+    ``width`` would have more: [B, width]."""
     flat = features.flatten(1)
     return F.pad(flat @ flat.T, (0, width - len(flat)))
 
 
 def relation_embedding(width_in: int, width_out: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(width_in, 2 * width_out), nn.ReLU(inplace=True), nn.Linear(2 * width_out, width_out))
+    return nn.Sequential(
+        nn.Linear(width_in, 2 * width_out), nn.ReLU(inplace=True), nn.Linear(2 * width_out, width_out)
+    )
 
 
 def projection(student_channels: int, width: int, teacher_channels: int) -> nn.Module:
-    """From the student's channels to the teacher's, by convolutions of 1x1, 3x3 and 1x1 with ``width`` between."""
+    """From the student's channels to the teacher's, by convolutions of 1x1, 3x3 and 1x1 with ``width``
+    between."""
     return nn.Sequential(
         nn.Conv2d(student_channels, width, 1, bias=False),
         nn.BatchNorm2d(width),
@@ -39,17 +43,19 @@ def projection(student_channels: int, width: int, teacher_channels: int) -> nn.M
 
 
 class SemCKD(Distiller):
-    """Mean squared error between every stage of the student, projected, and every stage of the teacher, weighed for each
-    sample by an attention of the student's stages to the teacher's, which is learned from the batch's similarities.
+    """Mean squared error between every stage of the student, projected, and every stage of the teacher,
+    weighed for each sample by an attention of the student's stages to the teacher's, which is learned from
+    the batch's similarities.
 
-    All stages of both networks take part, whatever the spots: these say which rows are kept. A spot's mask takes rows out of
-    all comparisons of its student stage; a student stage without a spot of its own (beyond the teacher's depth) goes
-    by the nearest. Where to look in the teacher remains the attention's to say. Attention and projections see the whole
-    batch, as batch norm must: given both, each stage's term is n_kept / B times the published loss of the kept rows.
+    All stages of both networks take part, whatever the spots: these say which rows are kept. A spot's mask
+    takes rows out of all comparisons of its student stage; a student stage without a spot of its own (beyond
+    the teacher's depth) goes by the nearest. Where to look in the teacher remains the attention's to say.
+    Attention and projections see the whole batch, as batch norm must: given both, each stage's term is n_kept
+    / B times the published loss of the kept rows.
 
-    ``batch_size``: the width of a row of similarities; a smaller batch is as one whose other rows resemble nothing (the
-    published code skips it). ``reduction``: by what queries and keys are narrower than that. ``widening``: of the
-    projections over the teacher's channels.
+    ``batch_size``: the width of a row of similarities; a smaller batch is as one whose other rows resemble
+    nothing (the published code skips it). ``reduction``: by what queries and keys are narrower than that.
+    ``widening``: of the projections over the teacher's channels.
 
     Raises ConfigError, when it sees it, for a larger batch.
     """
@@ -84,10 +90,14 @@ class SemCKD(Distiller):
         }
 
     def attention(self, student: Features, teacher: Features) -> Tensor:
-        """How much each student stage attends to each of the teacher's, of each sample: [B, S, T], over T in sum 1."""
+        """How much each student stage attends to each of the teacher's, of each sample: [B, S, T], over T in
+        sum 1."""
         queries, keys = (
             torch.stack(
-                [F.normalize(embed(similarities(features[stage], self.batch_size))) for stage, embed in embeddings.items()],
+                [
+                    F.normalize(embed(similarities(features[stage], self.batch_size)))
+                    for stage, embed in embeddings.items()
+                ],
                 dim=1,
             )
             for features, embeddings in ((student, self.queries), (teacher, self.keys))
@@ -100,15 +110,20 @@ class SemCKD(Distiller):
         projected = self.projections[f"{student_stage}-{teacher_stage}"](student)
         return (projected - teacher).square().flatten(1).mean(dim=1)
 
-    def forward(self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor) -> Tensor:
+    def forward(
+        self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor
+    ) -> Tensor:
         if len(indices) > self.batch_size:
             raise ConfigError(
-                f"batch_size of SemCKD: found {self.batch_size}, expected at least a batch's {len(indices)} rows"
+                f"batch_size of SemCKD: found {self.batch_size}, expected at least a batch's "
+                f"{len(indices)} rows"
             )
         student = {stage: at_least_float32(student[stage]) for stage in self.queries}
         teacher = {stage: at_least_float32(teacher[stage]) for stage in self.keys}
         losses = []
-        for (s, f_s), attention in zip(student.items(), self.attention(student, teacher).unbind(1), strict=True):
+        for (s, f_s), attention in zip(
+            student.items(), self.attention(student, teacher).unbind(1), strict=True
+        ):
             distances = torch.stack([self.distance(s, t, f_s, f_t) for t, f_t in teacher.items()], dim=1)
             losses.append(kept_mean((attention * distances).sum(dim=1), keep[self.spot_of[s]]))
         return self.weight * torch.stack(losses).mean()

@@ -1,5 +1,5 @@
-"""Variational information distillation (Ahn, Hu, Damianou, Lawrence, Dai, "Variational Information Distillation for
-Knowledge Transfer", CVPR 2019)."""
+"""Variational information distillation (Ahn, Hu, Damianou, Lawrence, Dai, "Variational Information
+Distillation for Knowledge Transfer", CVPR 2019)."""
 
 from collections.abc import Sequence
 from math import expm1, log
@@ -17,7 +17,8 @@ EPSILON = 1e-5  # the least variance
 
 
 class VariationalBound(nn.Module):
-    """A Gaussian of the teacher's features given the student's: a mean by three 1x1 convolutions, a variance per channel."""
+    """A Gaussian of the teacher's features given the student's: a mean by three 1x1 convolutions, a variance
+    per channel."""
 
     def __init__(self, student_channels: int, teacher_channels: int, initial_variance: float):
         super().__init__()
@@ -28,7 +29,9 @@ class VariationalBound(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False),
         )
-        self.scale = nn.Parameter(torch.full((teacher_channels, 1, 1), log(expm1(initial_variance - EPSILON))))
+        self.scale = nn.Parameter(
+            torch.full((teacher_channels, 1, 1), log(expm1(initial_variance - EPSILON)))
+        )
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Negative log-likelihood, up to a constant, of each row: maps [B, C, H, W] of one size to [B]."""
@@ -38,12 +41,18 @@ class VariationalBound(nn.Module):
 
 
 class VID(Distiller):
-    """The teacher's maps predicted from the student's, at every stage. As variances are learned, the loss can fall below 0."""
+    """The teacher's maps predicted from the student's, at every stage. As variances are learned, the loss can
+    fall below 0."""
 
     takes = "map"
 
     def __init__(
-        self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float, initial_variance: float
+        self,
+        student: StagedNet,
+        teacher: StagedNet,
+        where: str | Sequence[str],
+        weight: float,
+        initial_variance: float,
     ):
         super().__init__(student, teacher, where, weight)
         self.bounds = nn.ModuleDict(
@@ -53,5 +62,7 @@ class VID(Distiller):
             }
         )
 
-    def spot_loss(self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor) -> Tensor:
+    def spot_loss(
+        self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor
+    ) -> Tensor:
         return kept_mean(self.bounds[spot.name](*to_common_size(student, teacher)), keep)

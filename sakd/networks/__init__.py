@@ -1,5 +1,6 @@
 """Networks as sequences of named stages, one file per family."""
 
+from sakd.networks.cut import foreign
 from sakd.networks.mobilenet import MobileNetV2, MobileNetV2_half
 from sakd.networks.resnet import (
     ResNet18,
@@ -45,6 +46,7 @@ __all__ = [
     "ShuffleNetV1",
     "ShuffleNetV2",
     "StagedNet",
+    "foreign",
     "resnet8",
     "resnet8x4",
     "resnet14",

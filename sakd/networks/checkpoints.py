@@ -1,4 +1,5 @@
-"""Weights files: reading them safely, loading them strictly, and the names under which the field shares them."""
+"""Weights files: reading them safely, loading them strictly, and the names under which the field shares
+them."""
 
 import argparse
 import io
@@ -19,8 +20,8 @@ PARALLEL = "module."
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Weights by name from a .safetensors file or a torch file (a state dict, or one under "model").
 
-    A training script's options beside them (an argparse.Namespace) are let in, and the prefix that DataParallel puts before
-    every name is taken off. Nothing in the file is executed.
+    A training script's options beside them (an argparse.Namespace) are let in, and the prefix that
+    DataParallel puts before every name is taken off. Nothing in the file is executed.
 
     Raises CheckpointError if it is missing, damaged, or holds no weights.
     """
@@ -41,12 +42,21 @@ def parse_weights(raw: bytes, path: Path) -> dict[str, Tensor]:
                 content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise many kinds for a damaged file
         raise CheckpointError(
-            f"{path}: cannot be read as weights ({_reason(error)}); expected a whole .safetensors or torch file"
+            f"{path}: cannot be read as weights ({_reason(error)}); expected a whole .safetensors or "
+            "torch file"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        found = f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else type(content).__name__
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(v, Tensor) for v in content.values())
+    ):
+        found = (
+            f"keys {', '.join(map(str, list(content)[:5]))}"
+            if isinstance(content, Mapping)
+            else type(content).__name__
+        )
         raise CheckpointError(f"{path}: found {found}; expected weights by name, or such under 'model'")
     if all(str(name).startswith(PARALLEL) for name in content):
         content = {name.removeprefix(PARALLEL): value for name, value in content.items()}
@@ -57,7 +67,11 @@ def _reason(error: Exception) -> str:
     """What was refused, without PyTorch's advice to load it all the same."""
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        return "it is damaged or holds more than weights" if refused is None else f"it holds {refused[1]}, which is no weights"
+        return (
+            "it is damaged or holds more than weights"
+            if refused is None
+            else f"it holds {refused[1]}, which is no weights"
+        )
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
@@ -68,7 +82,8 @@ def shared_weights(network: StagedNet) -> dict[str, Tensor]:
 
 
 def load_weights(network: StagedNet, weights: Mapping[str, Tensor], name: str, path: Path) -> None:
-    """Strictly, by the network's own names or, where more of the weights have those, by the field's shared ones.
+    """Strictly, by the network's own names or, where more of the weights have those, by the field's shared
+    ones.
 
     Raises CheckpointError saying what differs; ``name`` (the network's) and ``path`` are for its message.
     """
@@ -78,7 +93,8 @@ def load_weights(network: StagedNet, weights: Mapping[str, Tensor], name: str, p
     missing, stray = sorted(naming.values() - weights.keys()), sorted(weights.keys() - set(naming.values()))
     if missing or stray:
         raise CheckpointError(
-            f"{path}: is not a {name}; of its {len(own)} weights {len(missing)} are missing{_first(missing)}, "
+            f"{path}: is not a {name}; of its {len(own)} weights {len(missing)} are "
+            f"missing{_first(missing)}, "
             f"and {len(stray)} are not its own{_first(stray)}"
         )
     differing = [(key, named) for key, named in naming.items() if own[key].shape != weights[named].shape]
@@ -87,7 +103,8 @@ def load_weights(network: StagedNet, weights: Mapping[str, Tensor], name: str, p
         if all(key.startswith("logits.") for key, _ in differing):
             raise CheckpointError(f"{path}: found {len(weights[named])} classes, expected {network.classes}")
         raise CheckpointError(
-            f"{path}: is not this {name}; found {named} of {tuple(weights[named].shape)}, expected {tuple(own[key].shape)}"
+            f"{path}: is not this {name}; found {named} of {tuple(weights[named].shape)}, expected "
+            f"{tuple(own[key].shape)}"
         )
     network.load_state_dict({key: weights[named] for key, named in naming.items()})
 

@@ -26,11 +26,13 @@ def foreign(
     in_channels: int,
     image_size: int,
 ) -> StagedNet:
-    """The network that ``build``, an import path, makes of ``arguments``, as a StagedNet of the very same parameters.
+    """The network that ``build``, an import path, makes of ``arguments``, as a StagedNet of the very same
+    parameters.
 
-    ``passes`` says which of num_classes, in_channels and image_size are arguments of ``build`` too, and under what name.
-    ``cuts`` says where ``stem, stage1 … stageN, embedding`` end; the logits are the rest. A cut is a module's path
-    (``layer1``, ``features.3``), which stands for its output, or the name of a torch.fx node (``flatten``).
+    ``passes`` says which of num_classes, in_channels and image_size are arguments of ``build`` too, and under
+    what name. ``cuts`` says where ``stem, stage1 … stageN, embedding`` end; the logits are the rest. A cut is
+    a module's path (``layer1``, ``features.3``), which stands for its output, or the name of a torch.fx node
+    (``flatten``).
 
     The network does in training and in evaluation what it did uncut, operation for operation.
 
@@ -39,13 +41,19 @@ def foreign(
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     for key in passes:
         if key not in sizes:
-            raise ConfigError(f"passes: found {key}, expected some of {', '.join(sizes)}.{did_you_mean(key, sizes)}")
+            raise ConfigError(
+                f"passes: found {key}, expected some of {', '.join(sizes)}.{did_you_mean(key, sizes)}"
+            )
     if "in_channels" not in passes and in_channels != 3:
-        raise ConfigError(f"in_channels: found {in_channels}, {build} takes 3 (`passes` names no argument for them)")
+        raise ConfigError(
+            f"in_channels: found {in_channels}, {build} takes 3 (`passes` names no argument for them)"
+        )
     network = _call(build, {**arguments, **{argument: sizes[key] for key, argument in passes.items()}})
     staged = StagedNet(cut(network, cuts, build), family, (in_channels, image_size, image_size), [STAGE])
     if staged.classes != num_classes:
-        raise ConfigError(f"num_classes: found {num_classes}, {build} has {staged.classes} outputs (see `passes`)")
+        raise ConfigError(
+            f"num_classes: found {num_classes}, {build} has {staged.classes} outputs (see `passes`)"
+        )
     _keep_inputs(staged)
     return staged
 
@@ -68,18 +76,28 @@ def cut(network: nn.Module, cuts: Mapping[str, str], name: str) -> dict[str, nn.
     """``network`` in stages, by name; modules and parameters are shared with it. ``name`` is for errors."""
     names = ["stem", *(f"stage{number}" for number in range(1, len(cuts) - 1)), "embedding"]
     if cuts.keys() != set(names) or len(names) < 3:
-        raise ConfigError(f"cuts: found {', '.join(cuts) or 'none'}, expected stem, stage1, stage2, …, embedding")
+        raise ConfigError(
+            f"cuts: found {', '.join(cuts) or 'none'}, expected stem, stage1, stage2, …, embedding"
+        )
     cuts = {stage: cuts[stage] for stage in names}
     passes = {}
     for mode in MODES:
         trace = _Trace(network.train(mode), name)
-        passes[mode] = trace.split({stage: trace.find(place, f"cuts.{stage}") for stage, place in cuts.items()})
-    stages = {stage: Stage(network, {mode: graphs[stage] for mode, graphs in passes.items()}) for stage in (*cuts, "logits")}
+        passes[mode] = trace.split(
+            {stage: trace.find(place, f"cuts.{stage}") for stage, place in cuts.items()}
+        )
+    stages = {
+        stage: Stage(network, {mode: graphs[stage] for mode, graphs in passes.items()})
+        for stage in (*cuts, "logits")
+    }
     owner: dict[str, str] = {}
     for stage, module in stages.items():
         for key in module.state_dict():
             if owner.setdefault(key, stage) != stage:
-                raise ConfigError(f"cuts: {key} would belong to {owner[key]} and {stage}; expected weights of one stage each")
+                raise ConfigError(
+                    f"cuts: {key} would belong to {owner[key]} and {stage}; expected weights of one "
+                    "stage each"
+                )
     for key in network.state_dict():
         if key not in owner:  # nothing uses it, but files hold it
             _adopt(stages["logits"], network, key)
@@ -100,10 +118,18 @@ class _Trace(LayerTracer):
         except Exception as error:  # a forward may fail on a symbolic tensor with any kind
             raise ConfigError(f"build: torch.fx cannot trace {self.name}: {error}") from error
         after = _writes(network)
-        changed = [key for key, (value, writes) in before.items() if after[key][0] is not value or after[key][1] != writes]
-        if changed or not torch.equal(torch.get_rng_state(), random):  # tracing did it once, and the graph never would
+        changed = [
+            key
+            for key, (value, writes) in before.items()
+            if after[key][0] is not value or after[key][1] != writes
+        ]
+        if changed or not torch.equal(
+            torch.get_rng_state(), random
+        ):  # tracing did it once, and the graph never would
             what = f"changes {changed[0]}" if changed else "draws random numbers"
-            raise ConfigError(f"build: torch.fx cannot trace {self.name}: a forward that is no layer's {what} by itself")
+            raise ConfigError(
+                f"build: torch.fx cannot trace {self.name}: a forward that is no layer's {what} by itself"
+            )
         self.nodes = list(graph.nodes)
         self.place = {node: place for place, node in enumerate(self.nodes)}
         kept = {path: [node for node in nodes if node in self.place] for path, nodes in self.returned.items()}
@@ -111,7 +137,9 @@ class _Trace(LayerTracer):
         if not isinstance(self.nodes[-1].args[0], fx.Node):
             raise ConfigError(f"build: {self.name} returns {self.nodes[-1].args[0]}; expected logits alone")
 
-    def create_args_for_root(self, forward: Callable, is_module: bool, concrete_args: object = None) -> tuple[Callable, list]:
+    def create_args_for_root(
+        self, forward: Callable, is_module: bool, concrete_args: object = None
+    ) -> tuple[Callable, list]:
         """Images are the only input; other arguments of ``forward`` have their defaults."""
         return forward, [self.root, self.create_proxy("placeholder", "images", (), {})]
 
@@ -127,27 +155,38 @@ class _Trace(LayerTracer):
             output = self.create_proxy("call_module", path, args, kwargs)
             self.whole[path] = error
         nodes: list[fx.Node] = []
-        fx.node.map_aggregate(output, lambda value: nodes.append(value.node) if isinstance(value, fx.Proxy) else None)
+        fx.node.map_aggregate(
+            output, lambda value: nodes.append(value.node) if isinstance(value, fx.Proxy) else None
+        )
         self.returned.setdefault(path, []).extend(nodes)
         return output
 
     def find(self, place: str, key: str) -> fx.Node:
         """The node that users call ``place``."""
-        found = dict.fromkeys([*self.returned.get(place, []), *(node for node in self.nodes if node.name == place)])
+        found = dict.fromkeys(
+            [*self.returned.get(place, []), *(node for node in self.nodes if node.name == place)]
+        )
         if len(found) > 1:
             raise ConfigError(f"{key}: '{place}' stands for several tensors: {', '.join(map(str, found))}")
         for path, error in self.whole.items():
             if place.startswith(f"{path}."):
                 raise ConfigError(f"{key}: '{place}' lies in '{path}', which torch.fx cannot trace ({error})")
         if not found:
-            own = [node.name for node in self.nodes if node.op == "call_function" and not node.meta.get("nn_module_stack")]
+            own = [
+                node.name
+                for node in self.nodes
+                if node.op == "call_function" and not node.meta.get("nn_module_stack")
+            ]
             near = did_you_mean(place, [*self.returned, *(node.name for node in self.nodes)])
             listed = [path for path in self.returned if path.count(".") < 2] + own
-            raise ConfigError(f"{key}: {self.name} has no '{place}'.{near} Some that it has: {', '.join(listed)}")
+            raise ConfigError(
+                f"{key}: {self.name} has no '{place}'.{near} Some that it has: {', '.join(listed)}"
+            )
         return next(iter(found))
 
     def split(self, ends: Mapping[str, fx.Node]) -> dict[str, fx.Graph]:
-        """A graph for each stage, every one from one tensor to one tensor, that run in order are the whole graph."""
+        """A graph for each stage, every one from one tensor to one tensor, that run in order are the whole
+        graph."""
         *_, output = self.nodes
         stages = {**ends, "logits": output}
         for (stage, end), (following, following_end) in pairwise(stages.items()):
@@ -155,10 +194,13 @@ class _Trace(LayerTracer):
             if last >= self.place[following_end] or end is output.args[0]:
                 rest = f"'{following_end}'" if following != "logits" else "the logits"
                 raise ConfigError(f"cuts.{stage}: '{end}' does not run before {rest}, where {following} ends")
-            crossing = [node.name for node in self.nodes[:last] if any(self.place[user] > last for user in node.users)]
+            crossing = [
+                node.name for node in self.nodes[:last] if any(self.place[user] > last for user in node.users)
+            ]
             if crossing:
                 raise ConfigError(
-                    f"cuts.{stage}: more than one tensor runs through a cut behind '{end}': {', '.join([*crossing, end.name])}"
+                    f"cuts.{stage}: more than one tensor runs through a cut behind '{end}': "
+                    f"{', '.join([*crossing, end.name])}"
                 )
         graphs, start = {}, self.nodes[0]
         for stage, end in stages.items():
@@ -174,11 +216,14 @@ class _Trace(LayerTracer):
 
 def _writes(network: nn.Module) -> dict[str, tuple[Tensor, int]]:
     """Each parameter and buffer, and how often it was written."""
-    return {key: (value, value._version) for key, value in (*network.named_parameters(), *network.named_buffers())}
+    return {
+        key: (value, value._version) for key, value in (*network.named_parameters(), *network.named_buffers())
+    }
 
 
 class Stage(nn.Module):
-    """Part of a network: its modules and weights under their own names, and what it does with them in either mode.
+    """Part of a network: its modules and weights under their own names, and what it does with them in either
+    mode.
 
     Not a torch.fx.GraphModule: that has one graph, whatever the mode.
     """
@@ -197,7 +242,8 @@ class Stage(nn.Module):
 
 
 def _adopt(stage: nn.Module, network: nn.Module, path: str) -> None:
-    """Make the module, parameter or buffer at ``path`` of ``network`` one of ``stage``, under the same path."""
+    """Make the module, parameter or buffer at ``path`` of ``network`` one of ``stage``, under the same
+    path."""
     *parents, name = path.split(".")
     for parent in parents:
         if parent not in stage._modules:

@@ -1,4 +1,5 @@
-"""Batch norm that is constant, in eval, folded into the convolution before it: an identity, one pass over the map less."""
+"""Batch norm that is constant, in eval, folded into the convolution before it: an identity, one pass over the
+map less."""
 
 from collections import Counter
 from copy import deepcopy
@@ -11,7 +12,8 @@ from sakd.networks.tracing import LayerTracer
 
 
 class FoldedConv2d(nn.Module):
-    """``convolution`` and behind it ``norm``, in eval, as one convolution with a bias (Jacob et al., CVPR 2018, section 3.2).
+    """``convolution`` and behind it ``norm``, in eval, as one convolution with a bias (Jacob et al., CVPR
+    2018, section 3.2).
 
     Its weights are those of the two at the last ``refold``. Gradients pass to its input, not to them.
     """
@@ -38,13 +40,16 @@ class FoldedConv2d(nn.Module):
 
 
 def fold_batch_norm(network: nn.Sequential) -> None:
-    """Fold, stage by stage, what can be; the rest stays as it is. ``network`` is in eval and must not be trained.
+    """Fold, stage by stage, what can be; the rest stays as it is. ``network`` is in eval and must not be
+    trained.
 
     A stage's output stays what it was: nothing is folded across stages.
     """
     for stage in network:
         for convolution, norm in foldable(stage):
-            stage.set_submodule(convolution, FoldedConv2d(stage.get_submodule(convolution), stage.get_submodule(norm)))
+            stage.set_submodule(
+                convolution, FoldedConv2d(stage.get_submodule(convolution), stage.get_submodule(norm))
+            )
             stage.set_submodule(norm, nn.Identity())
 
 

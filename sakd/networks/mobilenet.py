@@ -1,4 +1,5 @@
-"""MobileNetV2 (Sandler et al., CVPR 2018) for small images: the distillation field halves maps one time less."""
+"""MobileNetV2 (Sandler et al., CVPR 2018) for small images: the distillation field halves maps one time
+less."""
 # ruff: noqa: N802, networks are called what the field calls them
 
 from collections import OrderedDict
@@ -31,7 +32,15 @@ def rectified(convolution: nn.Conv2d) -> tuple[nn.Module, ...]:
 
 
 # The paper's table 2: expansion, channels, blocks, stride of the first one; and which rows are a stage.
-ROWS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+ROWS = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 STAGES = ((0, 1), (2,), (3, 4), (5, 6))
 EMBEDDING = 1280  # at every width up to 1
 
@@ -47,7 +56,9 @@ def mobilenet_v2(width: float, num_classes: int, in_channels: int, image_size: i
     """Of ``width`` times the paper's channels, at most 1. Stage outputs are not rectified."""
     channels = int(32 * width)
     stages: dict[str, nn.Module] = {
-        "stem": nn.Sequential(*rectified(nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False)))
+        "stem": nn.Sequential(
+            *rectified(nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False))
+        )
     }
     for number, rows in enumerate(STAGES, 1):
         groups = OrderedDict()  # by the number of the row, as in the shared checkpoints
@@ -55,7 +66,9 @@ def mobilenet_v2(width: float, num_classes: int, in_channels: int, image_size: i
             expansion, full, count, stride = ROWS[row]
             blocks = []
             for first in [True] + [False] * (count - 1):
-                blocks.append(InvertedResidual(channels, int(full * width), stride if first else 1, expansion))
+                blocks.append(
+                    InvertedResidual(channels, int(full * width), stride if first else 1, expansion)
+                )
                 channels = int(full * width)
             groups[str(row)] = nn.Sequential(*blocks)
         stages[f"stage{number}"] = nn.Sequential(groups)

@@ -1,4 +1,5 @@
-"""ResNets (He et al., CVPR 2016): those for CIFAR (section 4.2), their four times wider kin, and those for ImageNet."""
+"""ResNets (He et al., CVPR 2016): those for CIFAR (section 4.2), their four times wider kin, and those for
+ImageNet."""
 # ruff: noqa: N802, networks are called what the field calls them
 
 from torch import Tensor, nn
@@ -62,10 +63,13 @@ def residual_network(
     in_channels: int,
     image_size: int,
 ) -> StagedNet:
-    """A stem and a stage for each of ``blocks``, with ``widths`` channels; from stage 2 on each stage halves the map."""
+    """A stem and a stage for each of ``blocks``, with ``widths`` channels; from stage 2 on each stage halves
+    the map."""
     stages: dict[str, nn.Module] = {
         "stem": nn.Sequential(
-            nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
+            nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(inplace=True),
         )
     }
     for number, count in enumerate(blocks, 1):
@@ -84,11 +88,14 @@ BODY: Renames = ((r"^stem\.0\.", "conv1."), (r"^stem\.1\.", "bn1."), ("^stage", 
 NARROW, WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
 
 
-def resnet(depth: int, widths: tuple[int, int, int, int], num_classes: int, in_channels: int, image_size: int) -> StagedNet:
-    """Depth 6n + 2: a stem and three stages of n blocks, ``widths`` channels each; stages 2 and 3 halve the map.
+def resnet(
+    depth: int, widths: tuple[int, int, int, int], num_classes: int, in_channels: int, image_size: int
+) -> StagedNet:
+    """Depth 6n + 2: a stem and three stages of n blocks, ``widths`` channels each; stages 2 and 3 halve the
+    map.
 
-    The wide ones count as a family of their own, as in the published pairs: resnet32x4 to resnet32 is "different".
-    """
+    The wide ones count as a family of their own, as in the published pairs: resnet32x4 to resnet32 is
+    "different"."""
     family = "resnet" if widths == NARROW else "resnet_x4"
     blocks = ((depth - 2) // 6,) * 3
     renames = (*BODY, (r"\.shortcut\.", ".downsample."), ("^logits", "fc"))
@@ -102,7 +109,8 @@ def large_resnet(
     in_channels: int,
     image_size: int,
 ) -> StagedNet:
-    """The ImageNet networks of the paper behind a 3x3 stem that keeps small images whole, as the field has them."""
+    """The ImageNet networks of the paper behind a 3x3 stem that keeps small images whole, as the field has
+    them."""
     widths = (64, 64, 128, 256, 512) if block is BasicBlock else (64, 256, 512, 1024, 2048)
     renames = (*BODY, ("^logits", "linear"))
     return residual_network("ResNet", block, blocks, widths, renames, num_classes, in_channels, image_size)

@@ -1,4 +1,5 @@
-"""ShuffleNets (Zhang et al., CVPR 2018; Ma et al., ECCV 2018) for small images: a 1x1 stem, and no pooling behind it."""
+"""ShuffleNets (Zhang et al., CVPR 2018; Ma et al., ECCV 2018) for small images: a 1x1 stem, and no pooling
+behind it."""
 # ruff: noqa: N802, networks are called what the field calls them
 
 import torch
@@ -19,7 +20,8 @@ def shuffled(x: Tensor, groups: int) -> Tensor:
 
 
 class ShuffleUnit(nn.Module):
-    """Version 1: grouped 1x1 convolutions, their channels shuffled between. With stride 2 the pooled input is appended.
+    """Version 1: grouped 1x1 convolutions, their channels shuffled between. With stride 2 the pooled input is
+    appended.
 
     The field rectifies behind the depthwise convolution too; the paper does not.
     """
@@ -45,7 +47,8 @@ class ShuffleUnit(nn.Module):
 
 
 class SplitUnit(nn.Module):
-    """Version 2: half of the channels passes untouched, the other through a bottleneck; then both are shuffled."""
+    """Version 2: half of the channels passes untouched, the other through a bottleneck; then both are
+    shuffled."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -71,7 +74,9 @@ class DownUnit(nn.Module):
     def __init__(self, in_channels: int, channels: int):
         super().__init__()
         half = channels // 2
-        self.conv1 = nn.Conv2d(in_channels, in_channels, 3, stride=2, padding=1, groups=in_channels, bias=False)
+        self.conv1 = nn.Conv2d(
+            in_channels, in_channels, 3, stride=2, padding=1, groups=in_channels, bias=False
+        )
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv2 = nn.Conv2d(in_channels, half, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(half)
@@ -92,7 +97,9 @@ class DownUnit(nn.Module):
 
 
 def stem(in_channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(in_channels, STEM, 1, bias=False), nn.BatchNorm2d(STEM), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(in_channels, STEM, 1, bias=False), nn.BatchNorm2d(STEM), nn.ReLU(inplace=True)
+    )
 
 
 def ShuffleNetV1(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
@@ -113,8 +120,12 @@ def ShuffleNetV2(num_classes: int, in_channels: int, image_size: int) -> StagedN
     stages: dict[str, nn.Module] = {"stem": stem(in_channels)}
     channels = STEM
     for number, (width, count) in enumerate(((116, 3), (232, 7), (464, 3)), 1):
-        stages[f"stage{number}"] = nn.Sequential(DownUnit(channels, width), *(SplitUnit(width) for _ in range(count)))
+        stages[f"stage{number}"] = nn.Sequential(
+            DownUnit(channels, width), *(SplitUnit(width) for _ in range(count))
+        )
         channels = width
-    stages["embedding"] = Pooled(nn.Conv2d(channels, 1024, 1, bias=False), nn.BatchNorm2d(1024), nn.ReLU(inplace=True))
+    stages["embedding"] = Pooled(
+        nn.Conv2d(channels, 1024, 1, bias=False), nn.BatchNorm2d(1024), nn.ReLU(inplace=True)
+    )
     stages["logits"] = nn.Linear(1024, num_classes)
     return StagedNet(stages, "shufflenetv2", (in_channels, image_size, image_size), (*BODY, *HEAD))

@@ -10,23 +10,27 @@ from torch import Tensor, nn
 from sakd.errors import ConfigError, did_you_mean
 
 Shape = tuple[int, ...]  # of one sample: (channels, height, width) of a map, (width,) of a vector
-Renames = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]  # regular expressions and what stands for them
+Renames = Sequence[
+    tuple[str, str | Callable[[re.Match[str]], str]]
+]  # regular expressions and what stands for them
 
 
 class StagedNet(nn.Sequential):
     """Stages in order: ``stem, stage1 … stageN, embedding, logits``.
 
-    To cut the network is to slice it. ``embedding`` is the pooled, flattened vector [B, d]; ``logits`` is [B, classes];
-    all before are maps [B, C, H, W].
+    To cut the network is to slice it. ``embedding`` is the pooled, flattened vector [B, d]; ``logits`` is [B,
+    classes]; all before are maps [B, C, H, W].
 
-    ``family`` tells which networks are of one design; ``shapes`` gives every stage's output shape for one sample.
-    ``renames`` make, one after the other, a weight's name in the field's shared checkpoint files of the name it has here.
+    ``family`` tells which networks are of one design; ``shapes`` gives every stage's output shape for one
+    sample. ``renames`` make, one after the other, a weight's name in the field's shared checkpoint files of
+    the name it has here.
 
-    Raises ConfigError if images of ``input_shape`` (channels, height, width) cannot pass through, or a stage's output is
-    not such a tensor.
-    """
+    Raises ConfigError if images of ``input_shape`` (channels, height, width) cannot pass through, or a
+    stage's output is not such a tensor."""
 
-    def __init__(self, stages: Mapping[str, nn.Module], family: str, input_shape: Shape, renames: Renames = ()):
+    def __init__(
+        self, stages: Mapping[str, nn.Module], family: str, input_shape: Shape, renames: Renames = ()
+    ):
         super().__init__(OrderedDict(stages))
         self.family = family
         self.renames = tuple(renames)
@@ -40,7 +44,8 @@ class StagedNet(nn.Sequential):
 
     @property
     def maps(self) -> list[str]:
-        """The stages ``stage1 … stageN`` in order, without the stem: what the field calls a network's layers."""
+        """The stages ``stage1 … stageN`` in order, without the stem: what the field calls a network's
+        layers."""
         return [name for name in self.names if name.startswith("stage")]
 
     @property
@@ -48,7 +53,8 @@ class StagedNet(nn.Sequential):
         return self.shapes["logits"][0]
 
     def shared_names(self) -> dict[str, str]:
-        """Of every weight by its name here, the name in the field's shared checkpoint files; empty if there are none."""
+        """Of every weight by its name here, the name in the field's shared checkpoint files; empty if there
+        are none."""
         names = {own: own for own in self.state_dict()} if self.renames else {}
         for pattern, replacement in self.renames:
             names = {own: re.sub(pattern, replacement, shared) for own, shared in names.items()}
@@ -63,20 +69,26 @@ class StagedNet(nn.Sequential):
         return outputs
 
     def between(self, after: str | None, upto: str) -> nn.Sequential:
-        """The stages behind ``after`` (None: from the images) up to and with ``upto``; the modules are shared, not copied.
+        """The stages behind ``after`` (None: from the images) up to and with ``upto``; the modules are
+        shared, not copied.
 
         Raises ConfigError if the network has no such stage or ``after`` does not come before ``upto``.
         """
         first = 0 if after is None else self.index(after) + 1
         last = self.index(upto) + 1
         if first >= last:
-            raise ConfigError(f"stage '{after}' does not come before '{upto}' in the order {', '.join(self.names)}")
+            raise ConfigError(
+                f"stage '{after}' does not come before '{upto}' in the order {', '.join(self.names)}"
+            )
         return nn.Sequential(OrderedDict(list(self._modules.items())[first:last]))
 
     def index(self, name: str) -> int:
         """The place of a stage in the order. Raises ConfigError if there is no such stage."""
         if name not in self._modules:
-            raise ConfigError(f"no stage '{name}': this network has {', '.join(self.names)}.{did_you_mean(name, self.names)}")
+            raise ConfigError(
+                f"no stage '{name}': this network has "
+                f"{', '.join(self.names)}.{did_you_mean(name, self.names)}"
+            )
         return self.names.index(name)
 
     def _measure_shapes(self) -> dict[str, Shape]:
@@ -87,7 +99,8 @@ class StagedNet(nn.Sequential):
         except RuntimeError as error:
             c, h, w = self.input_shape
             raise ConfigError(
-                f"image_size: {h}x{w} images with {c} channels cannot pass through this {self.family} network, "
+                f"image_size: {h}x{w} images with {c} channels cannot pass through this {self.family} "
+                "network, "
                 f"whose stages halve them too often ({error})"
             ) from error
         finally:
@@ -97,20 +110,28 @@ class StagedNet(nn.Sequential):
     def _shape(self, name: str, output: object) -> Shape:
         expected, dimensions = ("a vector", 2) if name in ("embedding", "logits") else ("a map", 4)
         if not isinstance(output, Tensor) or output.dim() != dimensions:
-            found = f"a tensor of {tuple(output.shape[1:])}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-            raise ConfigError(f"{name}: found {found} for an image in this {self.family} network, expected {expected}")
+            found = (
+                f"a tensor of {tuple(output.shape[1:])}"
+                if isinstance(output, Tensor)
+                else f"a {type(output).__name__}"
+            )
+            raise ConfigError(
+                f"{name}: found {found} for an image in this {self.family} network, expected {expected}"
+            )
         return tuple(output.shape[1:])
 
 
 class Pooled(nn.Sequential):
-    """A map [B, C, H, W] averaged over its positions to [B, C]; modules given are applied to the map first."""
+    """A map [B, C, H, W] averaged over its positions to [B, C]; modules given are applied to the map
+    first."""
 
     def __init__(self, *before: nn.Module):
         super().__init__(*before, nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
 
 
 def initialise_convolutions(network: nn.Module) -> None:
-    """Normal weights with variance 2 / fan-out (He et al. 2015), zero biases: what the field's CIFAR networks start from."""
+    """Normal weights with variance 2 / fan-out (He et al. 2015), zero biases: what the field's CIFAR networks
+    start from."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

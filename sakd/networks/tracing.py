@@ -4,8 +4,14 @@ from torch import fx, nn
 
 
 class LayerTracer(fx.Tracer):
-    """Layers of torch.nn, and what is derived from them, stay whole: they may count batches or look at sizes."""
+    """Layers of torch.nn, and what is derived from them, stay whole: they may count batches or look at
+    sizes."""
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        homes = {base.__module__ for base in type(module).__mro__} - {"torch.nn.modules.module", "torch.nn.modules.container"}
-        return super().is_leaf_module(module, path) or any(home.startswith("torch.nn.modules.") for home in homes)
+        homes = {base.__module__ for base in type(module).__mro__} - {
+            "torch.nn.modules.module",
+            "torch.nn.modules.container",
+        }
+        return super().is_leaf_module(module, path) or any(
+            home.startswith("torch.nn.modules.") for home in homes
+        )

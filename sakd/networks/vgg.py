@@ -1,4 +1,5 @@
-"""VGG (Simonyan and Zisserman, ICLR 2015) with batch norm: as the distillation field uses it, and for larger images."""
+"""VGG (Simonyan and Zisserman, ICLR 2015) with batch norm: as the distillation field uses it, and for larger
+images."""
 
 from torch import Tensor, nn
 
@@ -15,7 +16,8 @@ CONVOLUTIONS = {
 
 
 class PoolLargeMaps(nn.MaxPool2d):
-    """Halves maps of at least 8x8. The field's VGG pools before its last stage at 64x64 images, but not at 32x32."""
+    """Halves maps of at least 8x8. The field's VGG pools before its last stage at 64x64 images, but not at
+    32x32."""
 
     def __init__(self):
         super().__init__(2)
@@ -26,12 +28,16 @@ class PoolLargeMaps(nn.MaxPool2d):
 
 BODY: Renames = (
     (r"^stem\.", "block0."),
-    (r"^stage(\d)\.(\d+)\.", lambda name: f"block{name[1]}.{int(name[2]) - 1}."),  # pools lie outside of the field's blocks
+    (
+        r"^stage(\d)\.(\d+)\.",
+        lambda name: f"block{name[1]}.{int(name[2]) - 1}.",
+    ),  # pools lie outside of the field's blocks
 )
 
 
 def convolutional_stages(depth: int, last_pool: nn.Module, in_channels: int) -> dict[str, nn.Module]:
-    """A stem and four stages with 3x3 convolutions of 64, 128, 256, 512 and 512 channels; a stage first halves."""
+    """A stem and four stages with 3x3 convolutions of 64, 128, 256, 512 and 512 channels; a stage first
+    halves."""
     stages: dict[str, nn.Module] = {}
     pools = [None, nn.MaxPool2d(2), nn.MaxPool2d(2), nn.MaxPool2d(2), last_pool]
     channels = in_channels
@@ -55,19 +61,22 @@ def initialised(network: StagedNet) -> StagedNet:
 
 
 def vgg(depth: int, num_classes: int, in_channels: int, image_size: int) -> StagedNet:
-    """For small images: the map before the last stage is halved only where it is large, and one linear layer ends it."""
+    """For small images: the map before the last stage is halved only where it is large, and one linear layer
+    ends it."""
     stages = convolutional_stages(depth, PoolLargeMaps(), in_channels)
     stages |= {"embedding": Pooled(), "logits": nn.Linear(WIDTHS[-1], num_classes)}
     renames = (*BODY, ("^logits", "classifier"))
     return initialised(StagedNet(stages, "vgg", (in_channels, image_size, image_size), renames))
 
 
-def large_vgg(depth: int, num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float) -> StagedNet:
-    """For images of 32x32 and larger, as the paper has it for 224x224: always halved, and three linear layers at the end.
+def large_vgg(
+    depth: int, num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float
+) -> StagedNet:
+    """For images of 32x32 and larger, as the paper has it for 224x224: always halved, and three linear layers
+    at the end.
 
-    The embedding is the last ``hidden`` vector, not the 25088 pooled values: adapters between two such would have 600 million
-    weights.
-    """
+    The embedding is the last ``hidden`` vector, not the 25088 pooled values: adapters between two such would
+    have 600 million weights."""
     stages = convolutional_stages(depth, nn.MaxPool2d(2), in_channels)
     stages["embedding"] = nn.Sequential(
         nn.MaxPool2d(2),
@@ -105,21 +114,31 @@ def vgg19(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
     return vgg(19, num_classes, in_channels, image_size)
 
 
-def vgg8_imagenet(num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float) -> StagedNet:
+def vgg8_imagenet(
+    num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float
+) -> StagedNet:
     return large_vgg(8, num_classes, in_channels, image_size, hidden, dropout)
 
 
-def vgg11_imagenet(num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float) -> StagedNet:
+def vgg11_imagenet(
+    num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float
+) -> StagedNet:
     return large_vgg(11, num_classes, in_channels, image_size, hidden, dropout)
 
 
-def vgg13_imagenet(num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float) -> StagedNet:
+def vgg13_imagenet(
+    num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float
+) -> StagedNet:
     return large_vgg(13, num_classes, in_channels, image_size, hidden, dropout)
 
 
-def vgg16_imagenet(num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float) -> StagedNet:
+def vgg16_imagenet(
+    num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float
+) -> StagedNet:
     return large_vgg(16, num_classes, in_channels, image_size, hidden, dropout)
 
 
-def vgg19_imagenet(num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float) -> StagedNet:
+def vgg19_imagenet(
+    num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float
+) -> StagedNet:
     return large_vgg(19, num_classes, in_channels, image_size, hidden, dropout)

@@ -1,4 +1,5 @@
-"""Wide residual networks (Zagoruyko and Komodakis, BMVC 2016): pre-activation blocks, so stage outputs are not rectified."""
+"""Wide residual networks (Zagoruyko and Komodakis, BMVC 2016): pre-activation blocks, so stage outputs are
+not rectified."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +21,8 @@ class PreActivationBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x), inplace=True)
         out = self.conv2(F.relu(self.bn2(self.conv1(active)), inplace=True))
-        # A block that changes the width takes its shortcut from the activated input, the others from the input itself.
+        # A block that changes the width takes its shortcut from the activated input, the others from the
+        # input itself.
         return out + (x if self.shortcut is None else self.shortcut(active))
 
 
@@ -34,7 +36,8 @@ SHARED = (
 
 
 def wide_resnet(depth: int, width: int, num_classes: int, in_channels: int, image_size: int) -> StagedNet:
-    """Depth 6n + 4: a stem of 16 channels and three stages of n blocks with 16, 32 and 64 times ``width`` channels."""
+    """Depth 6n + 4: a stem of 16 channels and three stages of n blocks with 16, 32 and 64 times ``width``
+    channels."""
     blocks = (depth - 4) // 6
     widths = (16, 16 * width, 32 * width, 64 * width)
     stages: dict[str, nn.Module] = {"stem": nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)}

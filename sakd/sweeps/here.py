@@ -1,4 +1,5 @@
-"""A submission's jobs as processes on this machine, some at a time, each with a GPU of its own where there are some."""
+"""A submission's jobs as processes on this machine, some at a time, each with a GPU of its own where there
+are some."""
 
 import logging
 import os
@@ -87,9 +88,20 @@ class _Processes:
             environment.setdefault("OMP_NUM_THREADS", str(self.threads))
             if gpu is not None:
                 environment["CUDA_VISIBLE_DEVICES"] = gpu
-            command = [sys.executable, "-m", "sakd.sweeps.work", str(self.submission.folder.absolute()), job.name]
+            command = [
+                sys.executable,
+                "-m",
+                "sakd.sweeps.work",
+                str(self.submission.folder.absolute()),
+                job.name,
+            ]
             # A session of its own: Ctrl-C reaches the launching process alone, which then ends the others.
-            keys = {"env": environment, "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "start_new_session": True}
+            keys = {
+                "env": environment,
+                "stdin": subprocess.DEVNULL,
+                "stderr": subprocess.STDOUT,
+                "start_new_session": True,
+            }
             with self.log(job).open("ab") as output, self.starting:
                 if self.ending:
                     return 1
@@ -122,7 +134,9 @@ def _gpus() -> list[str]:
     if visible is not None:
         return [name for name in visible.split(",") if name and name not in NO_GPU]
     try:
-        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=True).stdout
+        listed = subprocess.run(
+            ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     return [str(index) for index, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]

@@ -7,8 +7,27 @@ from sakd.errors import ConfigError, check_number
 
 # Keys of hydra.launcher as submitit's executors have them in common, and as its SLURM executor has them.
 GENERIC = ("gpus_per_node", "cpus_per_task", "mem_gb", "timeout_min")
-SLURM = ("partition", "account", "qos", "constraint", "nodelist", "exclude", "signal_delay_s", "array_parallelism")
-OURS = ("dependency", "kill-on-invalid-dep", "array", "job-name", "output", "error", "open-mode", "signal", "requeue")
+SLURM = (
+    "partition",
+    "account",
+    "qos",
+    "constraint",
+    "nodelist",
+    "exclude",
+    "signal_delay_s",
+    "array_parallelism",
+)
+OURS = (
+    "dependency",
+    "kill-on-invalid-dep",
+    "array",
+    "job-name",
+    "output",
+    "error",
+    "open-mode",
+    "signal",
+    "requeue",
+)
 
 
 def is_local(launcher: Mapping[str, Any]) -> bool:
@@ -49,4 +68,6 @@ def _whole(launcher: Mapping[str, Any], key: str, least: int, optional: bool = F
 
 def _kind(launcher: Mapping[str, Any], key: str, kind: type, expected: str, optional: bool = False) -> None:
     if not isinstance(launcher[key], kind) and not (optional and launcher[key] is None):
-        raise ConfigError(f"hydra.launcher.{key}: found {launcher[key]!r}, expected {expected}{' or null' * optional}")
+        raise ConfigError(
+            f"hydra.launcher.{key}: found {launcher[key]!r}, expected {expected}{' or null' * optional}"
+        )

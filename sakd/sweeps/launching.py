@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import yaml
 
-from sakd import code, tracking
 from sakd.errors import ConfigError, SlurmError
+from sakd.runs import code, tracking
 from sakd.sweeps import launchers, slurm, submissions
 from sakd.sweeps.here import run_here
 from sakd.sweeps.plan import Job, Plan
@@ -27,7 +27,8 @@ SECONDS_BETWEEN_LOOKS = 10.0
 
 
 def launch(planned: Plan, only: Collection[str] = ("missing", "failed", "lost")) -> None:
-    """Submit the cells whose state is in ``only``, and what they need first. SystemExit(1) if it waits, and not all finish.
+    """Submit the cells whose state is in ``only``, and what they need first. SystemExit(1) if it waits, and
+    not all finish.
 
     Raises a SakdError before anything is submitted for what is wrong.
     """
@@ -61,14 +62,17 @@ def launch(planned: Plan, only: Collection[str] = ("missing", "failed", "lost"))
 
 
 def as_before(planned: Plan, changes: Sequence[str] = ()) -> Plan:
-    """With the launcher that its cells were last submitted with, but for ``changes``: hydra.launcher.KEY=VALUE.
+    """With the launcher that its cells were last submitted with, but for ``changes``:
+    hydra.launcher.KEY=VALUE.
 
     Raises ConfigError where they never were, or a change names no key of that launcher.
     """
     last = submissions.latest(submissions.read(planned.runs))
     found = [last[job.name] for job in planned.cells if job.name in last]
     if not found:
-        raise ConfigError("hydra/launcher: found none, and these cells were never submitted; expected slurm or local")
+        raise ConfigError(
+            "hydra/launcher: found none, and these cells were never submitted; expected slurm or local"
+        )
     launcher = dict(max(found, key=lambda submission: submission.time).launcher)
     for change in changes:
         key, _, value = change.removeprefix("hydra.launcher.").partition("=")
@@ -84,16 +88,18 @@ def settle(planned: Plan, standings: Mapping[str, Standing]) -> None:
         if standings[job.name].state in ("lost", "failed") and tracking.goes_on(job.run.folder):
             outcome = tracking.settle(job.run.folder, lost=True)
             if isinstance(outcome, Exception):
-                log.warning("%s: MLflow cannot be told that it is over (%s); `sakd sync` will", job.name, outcome)
+                log.warning(
+                    "%s: MLflow cannot be told that it is over (%s); `sakd sync` will", job.name, outcome
+                )
                 return  # the store is away: the others would wait for it, too
 
 
 def cancel(planned: Plan) -> tuple[int, list[str]]:
-    """Take the sweep's waiting jobs out of the queue and end those that run: how many, and which runs go on elsewhere.
+    """Take the sweep's waiting jobs out of the queue and end those that run: how many, and which runs go on
+    elsewhere.
 
-    What the cells need first is cancelled with them, unless other sweeps' jobs wait for it. Of processes here, a whole
-    launch ends that has some of these cells.
-    """
+    What the cells need first is cancelled with them, unless other sweeps' jobs wait for it. Of processes
+    here, a whole launch ends that has some of these cells."""
     with submissions.deciding(planned.runs):
         standings = survey(planned.jobs, planned.runs)
         last = submissions.latest(submissions.read(planned.runs))
@@ -118,7 +124,8 @@ def _is_ours(submission: Submission) -> bool:
 
 
 def _wanted(planned: Plan, standings: Mapping[str, Standing], only: Collection[str]) -> list[Job]:
-    """Cells in these states, and all that they need and that is neither done nor on its way, each behind what it needs."""
+    """Cells in these states, and all that they need and that is neither done nor on its way, each behind what
+    it needs."""
     by_name = {job.name: job for job in planned.jobs}
     chosen: dict[str, Job] = {}
 
@@ -148,13 +155,17 @@ def _arrays(wanted: Sequence[Job], largest: int) -> list[list[Job]]:
 
 
 def _record(planned: Plan, wanted: Sequence[Job]) -> Submission:
-    """What is about to be handed over, on the disk before it is; with the code copied and the store set up."""
+    """What is about to be handed over, on the disk before it is; with the code copied and the store set
+    up."""
     _prepare_store(wanted)
     sweep = planned.sweep
     copy = code.snapshot(planned.runs)
     folder = submissions.new_folder(planned.runs)
     largest = len(wanted) if launchers.is_local(sweep.launcher) else slurm.largest_array()
-    arrays = [Array(f"sakd-{folder.name}-{i}", [job.name for job in jobs]) for i, jobs in enumerate(_arrays(wanted, largest))]
+    arrays = [
+        Array(f"sakd-{folder.name}-{i}", [job.name for job in jobs])
+        for i, jobs in enumerate(_arrays(wanted, largest))
+    ]
     needs = {job.name: list(job.needs) for job in wanted if job.needs}
     when = submissions.now(planned.runs)
     submission = Submission(
@@ -173,7 +184,9 @@ def _submit(submission: Submission, wanted: Sequence[Job], standings: Mapping[st
     try:
         for array in submission.arrays:
             waited_for = {name for run in array.runs for name in needs[run]}
-            ids |= _submit_array(submission, array, sorted(job for name, job in (before | ids).items() if name in waited_for))
+            ids |= _submit_array(
+                submission, array, sorted(job for name, job in (before | ids).items() if name in waited_for)
+            )
     except BaseException:
         with suppress(SlurmError):
             slurm.cancel(ids.values())
@@ -201,7 +214,9 @@ def _submit_array(submission: Submission, array: Array, before: Sequence[str]) -
     ]
     try:
         executor = submitit.AutoExecutor(
-            submission.logs(array.name).absolute(), cluster="slurm", slurm_max_num_timeout=launcher["max_num_timeout"]
+            submission.logs(array.name).absolute(),
+            cluster="slurm",
+            slurm_max_num_timeout=launcher["max_num_timeout"],
         )
         executor.update_parameters(
             **keys,
@@ -212,7 +227,9 @@ def _submit_array(submission: Submission, array: Array, before: Sequence[str]) -
         )
         jobs = executor.submit_array([Work(submission.folder.absolute(), run) for run in array.runs])
     except (RuntimeError, ValueError) as error:
-        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        reason = next(
+            (line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__
+        )
         raise SlurmError(f"hydra.launcher: sbatch refused these keys ({reason.strip()})") from error
     return {run: job.job_id for run, job in zip(array.runs, jobs, strict=True)}
 
@@ -224,8 +241,10 @@ def _check_store(planned: Plan) -> None:
     files = [uri for uri in uris if uri is not None and tracking.is_a_file(uri)]
     if files and nodes > 1:
         raise ConfigError(
-            f"tracking.uri: found {files[0]}, a file, for jobs on any of the {nodes} nodes of partition {partition}, which "
-            "would damage it; expected a server. Start one, `mlflow server --host 0.0.0.0 --backend-store-uri "
+            f"tracking.uri: found {files[0]}, a file, for jobs on any of the {nodes} nodes of partition "
+            f"{partition}, which "
+            "would damage it; expected a server. Start one, `mlflow server --host 0.0.0.0 "
+            "--backend-store-uri "
             f"{files[0]}`, and set MLFLOW_TRACKING_URI=http://<its machine>:5000; or use tracking=none"
         )
 
@@ -241,7 +260,9 @@ def _prepare_store(wanted: Iterable[Job]) -> None:
         error = tracking.prepare(uri, sorted(experiments))
         if error is not None:
             log.warning(
-                "MLflow at %s cannot be reached (%s). Jobs run unharmed; `sakd sync` sends what is missing", uri, error
+                "MLflow at %s cannot be reached (%s). Jobs run unharmed; `sakd sync` sends what is missing",
+                uri,
+                error,
             )
 
 

@@ -1,4 +1,4 @@
-"""A sweep's runs, and the runs that these need first: teachers, and warm-ups that several share."""
+"""A sweep's runs, and the runs that these need first: teachers, and pretrainings that several share."""
 
 import json
 from collections import Counter
@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sakd.compose import Overrides, Sweep
-from sakd.config import Config, needs_teacher, teacher_config, warm_up_config
+from sakd.configuration import Config, needs_teacher, pretraining_config, teacher_config
+from sakd.configuration.compose import Overrides, Sweep
 from sakd.errors import ConfigError
 from sakd.runs import Run
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run of a sweep. ``needs``: names of the runs that must be finished before; ``overrides``: of a cell, as on a command
-    line."""
+    """A run of a sweep. ``needs``: names of the runs that must be finished before; ``overrides``: of a cell,
+    as on a command line."""
 
     run: Run
     needs: tuple[str, ...] = ()
@@ -28,7 +28,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """``cells``: what was asked for; ``first``: what these need and is not among them, each before what needs it."""
+    """``cells``: what was asked for; ``first``: what these need and is not among them, each before what needs
+    it."""
 
     cells: list[Job]
     first: list[Job]
@@ -45,43 +46,49 @@ def plan(sweep: Sweep) -> Plan:
     """Raises ConfigError for cells in more than one folder of runs."""
     folders = {config["runs"] for _, config in sweep.cells}
     if len(folders) > 1:
-        raise ConfigError(f"runs: found {', '.join(sorted(folders))}, expected one folder for all cells of a sweep")
+        raise ConfigError(
+            f"runs: found {', '.join(sorted(folders))}, expected one folder for all cells of a sweep"
+        )
     known: dict[str, list[str] | None] = {}
     prerequisites = [_prerequisites(config, known) for _, config in sweep.cells]
-    shared = Counter(warm_up.name for _, warm_up in prerequisites if warm_up is not None)
+    shared = Counter(pretraining.name for _, pretraining in prerequisites if pretraining is not None)
     first: dict[str, Job] = {}
-    warm_ups: dict[str, Job] = {}
+    pretrainings: dict[str, Job] = {}
     cells = []
-    for (overrides, config), (teacher, warm_up) in zip(sweep.cells, prerequisites, strict=True):
+    for (overrides, config), (teacher, pretraining) in zip(sweep.cells, prerequisites, strict=True):
         needs: tuple[str, ...] = ()
         if teacher is not None:
             first[teacher.name] = Job(teacher)
             needs = (teacher.name,)
-        if warm_up is not None and shared[warm_up.name] > 1:  # what one cell alone needs, that cell does
-            warm_ups[warm_up.name] = Job(warm_up, needs)
-            needs = (*needs, warm_up.name)
+        if (
+            pretraining is not None and shared[pretraining.name] > 1
+        ):  # what one cell alone needs, that cell does
+            pretrainings[pretraining.name] = Job(pretraining, needs)
+            needs = (*needs, pretraining.name)
         cells.append(Job(Run(config), needs, overrides))
     names = {job.name for job in cells}
-    before = [job for job in (*first.values(), *warm_ups.values()) if job.name not in names]
+    before = [job for job in (*first.values(), *pretrainings.values()) if job.name not in names]
     return Plan(cells, before, sweep, Path(folders.pop()))
 
 
 def _prerequisites(config: Config, known: dict[str, list[str] | None]) -> tuple[Run | None, Run | None]:
-    """The runs of the teacher and of the warm-up, where there are any."""
-    teacher = warm_up = None
+    """The runs of the teacher and of the pretraining, where there are any."""
+    teacher = pretraining = None
     if needs_teacher(config) and config["teacher"]["checkpoint"] is None:
         teacher = Run(teacher_config(config))
-    if config["distiller"].get("warm_up"):
-        warm_up = Run(warm_up_config(config, _warm_up_stages(config, known)))
-    return teacher, warm_up
+    if config["distiller"].get("pretraining"):
+        pretraining = Run(pretraining_config(config, _pretraining_stages(config, known)))
+    return teacher, pretraining
 
 
-def _warm_up_stages(config: Config, known: dict[str, list[str] | None]) -> list[str] | None:
+def _pretraining_stages(config: Config, known: dict[str, list[str] | None]) -> list[str] | None:
     """As in sakd.job, which builds the networks with torch to know it: once for all seeds and modes."""
-    warm_up = config["distiller"]["warm_up"] | {"seed": None}
-    key = json.dumps([config["student"], config["teacher"], config["distiller"] | {"warm_up": warm_up}])
+    pretraining = config["distiller"]["pretraining"] | {"seed": None}
+    key = json.dumps(
+        [config["student"], config["teacher"], config["distiller"] | {"pretraining": pretraining}]
+    )
     if key not in known:
-        from sakd.job import warm_up_stages
+        from sakd.runs.job import pretraining_stages
 
-        known[key] = warm_up_stages(config)
+        known[key] = pretraining_stages(config)
     return known[key]

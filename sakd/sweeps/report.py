@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from sakd.config import short_names
+from sakd.configuration import short_names
 from sakd.sweeps.launching import summary
 from sakd.sweeps.plan import Job, Plan
 from sakd.sweeps.state import STATES, Standing
@@ -26,12 +26,19 @@ Standings = Mapping[str, Standing]
 
 
 def terminal(planned: Plan, standings: Standings, each: bool) -> str:
-    """Cells by distiller and mode, what runs, and what went wrong, alike errors together; with ``each`` also every cell."""
+    """Cells by distiller and mode, what runs, and what went wrong, alike errors together; with ``each`` also
+    every cell."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
     console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False, soft_wrap=False)
     cells = [standings[job.name] for job in planned.cells]
     console.print(_grid(planned, standings))
-    for part in (_first(planned, standings), _running(standings), _queued(standings), *_failures(cells), _lost(cells)):
+    for part in (
+        _first(planned, standings),
+        _running(standings),
+        _queued(standings),
+        *_failures(cells),
+        _lost(cells),
+    ):
         if part is not None:
             console.print("", part, sep="\n", markup=False)
     if each:
@@ -99,14 +106,20 @@ def _running(standings: Standings) -> RenderableType | None:
     for standing in running:
         accuracy = "" if standing.accuracy is None else f"{standing.accuracy:.2f} %"
         left = "" if standing.left is None else clock(standing.left)
-        table.add_row(standing.name, standing.job or "", f"{standing.epoch}/{standing.epochs}", accuracy, left)
+        table.add_row(
+            standing.name, standing.job or "", f"{standing.epoch}/{standing.epochs}", accuracy, left
+        )
     return table
 
 
 def _queued(standings: Standings) -> RenderableType | None:
     """Why jobs wait: some reasons are for the user to mend."""
     reasons = Counter(standing.reason for standing in standings.values() if standing.state == "queued")
-    return "queued: " + ", ".join(f"{number} {reason}" for reason, number in reasons.items()) if reasons else None
+    return (
+        "queued: " + ", ".join(f"{number} {reason}" for reason, number in reasons.items())
+        if reasons
+        else None
+    )
 
 
 def _failures(cells: list[Standing]) -> Iterator[RenderableType]:
@@ -125,7 +138,10 @@ def _lost(cells: list[Standing]) -> RenderableType | None:
     lost = [standing for standing in cells if standing.state == "lost"]
     if not lost:
         return None
-    lines = [f"lost ({len(lost)}): ended without a word, as by a kill or a node's failure; the same launch goes on with them"]
+    lines = [
+        f"lost ({len(lost)}): ended without a word, as by a kill or a node's failure; the same launch "
+        "goes on with them"
+    ]
     lines += [f"  {standing.name}  {standing.log or 'no log'}" for standing in lost[:NAMED]]
     return "\n".join(lines + ([f"  and {len(lost) - NAMED} more"] if len(lost) > NAMED else []))
 
@@ -133,6 +149,10 @@ def _lost(cells: list[Standing]) -> RenderableType | None:
 def _each(cells: list[Standing]) -> Table:
     table = _table("cell", "state", "job", "")
     for standing in cells:
-        progress = f"epoch {standing.epoch}/{standing.epochs}" if standing.state == "running" else standing.reason or ""
+        progress = (
+            f"epoch {standing.epoch}/{standing.epochs}"
+            if standing.state == "running"
+            else standing.reason or ""
+        )
         table.add_row(standing.name, standing.state, standing.job or "", progress)
     return table

@@ -16,7 +16,8 @@ WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT",
 
 @dataclass(frozen=True)
 class Queued:
-    """A job that SLURM has not done with: its ``id`` (of an array's job ARRAY_INDEX), ``state`` and why it waits."""
+    """A job that SLURM has not done with: its ``id`` (of an array's job ARRAY_INDEX), ``state`` and why it
+    waits."""
 
     id: str
     state: str
@@ -33,7 +34,8 @@ class Queued:
 
 
 def queue(names: Sequence[str]) -> dict[tuple[str, int], Queued]:
-    """Jobs with one of these names that are waiting or running, by name and index in their array (0 outside of one).
+    """Jobs with one of these names that are waiting or running, by name and index in their array (0 outside
+    of one).
 
     Raises SlurmError where SLURM does not answer: without it a waiting job could not be told from a lost one.
     """
@@ -63,7 +65,8 @@ def largest_array() -> int:
 
 
 def nodes(launcher: Mapping[str, object]) -> tuple[str, int]:
-    """The partition that jobs would go to, and on how many nodes they may run. Raises SlurmError for an unknown partition."""
+    """The partition that jobs would go to, and on how many nodes they may run. Raises SlurmError for an
+    unknown partition."""
     partition = launcher.get("partition") or os.environ.get("SBATCH_PARTITION")
     told = [line.split("|") for line in _ask("sinfo", "--noheader", "--format=%P|%D").splitlines()]
     known = sorted({name.rstrip("*") for name, _ in told})
@@ -71,11 +74,14 @@ def nodes(launcher: Mapping[str, object]) -> tuple[str, int]:
         partition = next((name.rstrip("*") for name, _ in told if name.endswith("*")), None)
         if partition is None:
             raise SlurmError(
-                f"hydra.launcher.partition: found none, and the cluster has no default; it has {', '.join(known)}"
+                "hydra.launcher.partition: found none, and the cluster has no default; it has "
+                f"{', '.join(known)}"
             )
     chosen = str(partition).split(",")
     if unknown := sorted(set(chosen) - set(known)):
-        raise SlurmError(f"hydra.launcher.partition: found {', '.join(unknown)}, expected one of {', '.join(known)}")
+        raise SlurmError(
+            f"hydra.launcher.partition: found {', '.join(unknown)}, expected one of {', '.join(known)}"
+        )
     total = sum(int(count) for name, count in told if name.rstrip("*") in chosen)
     if launcher.get("nodelist"):
         total = len(_ask("scontrol", "show", "hostnames", str(launcher["nodelist"])).split())
@@ -88,7 +94,9 @@ def _ask(*command: str) -> str:
     except FileNotFoundError as error:
         raise SlurmError(f"found no command {command[0]}, expected SLURM's on this machine") from error
     except subprocess.TimeoutExpired as error:
-        raise SlurmError(f"{command[0]}: no answer within a minute, expected SLURM's controller to answer") from error
+        raise SlurmError(
+            f"{command[0]}: no answer within a minute, expected SLURM's controller to answer"
+        ) from error
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no reason"])[-1]
         reason = re.sub(r"^(\w+: (error: )?|slurm_\w+ error: )", "", last)

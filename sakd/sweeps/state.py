@@ -1,4 +1,5 @@
-"""What has become of each run of a plan: read from folders, submissions' records and SLURM's queue, never noted."""
+"""What has become of each run of a plan: read from folders, submissions' records and SLURM's queue, never
+noted."""
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -21,8 +22,9 @@ Queue = Mapping[tuple[str, int], slurm.Queued]
 
 @dataclass(frozen=True)
 class Standing:
-    """``state``: one of STATES. ``job``: SLURM's id where it has one; ``reason``: why it waits; ``error``, ``log``: of a
-    failure; ``epoch``, ``epochs``, ``accuracy`` (percent), ``left`` (seconds, None where not known): of one that runs."""
+    """``state``: one of STATES. ``job``: SLURM's id where it has one; ``reason``: why it waits; ``error``,
+    ``log``: of a failure; ``epoch``, ``epochs``, ``accuracy`` (percent), ``left`` (seconds, None where not
+    known): of one that runs."""
 
     name: str
     state: str
@@ -38,18 +40,23 @@ class Standing:
 
 
 def survey(jobs: Iterable[Job], runs: Path) -> dict[str, Standing]:
-    """Each job's standing by its name, in order. Raises SlurmError where jobs were handed to SLURM and it does not answer.
+    """Each job's standing by its name, in order. Raises SlurmError where jobs were handed to SLURM and it
+    does not answer.
 
-    finished: it has its result. running: its job runs, or any process has its folder. queued: waiting in SLURM or for a
-    process here. failed: its last job, or one that it needed, or its last start by hand, ended with an error. lost: it was
-    handed over, or began, and is nowhere to be found. missing: it was never begun.
-    """
+    finished: it has its result. running: its job runs, or any process has its folder. queued: waiting in
+    SLURM or for a process here. failed: its last job, or one that it needed, or its last start by hand, ended
+    with an error. lost: it was handed over, or began, and is nowhere to be found. missing: it was never
+    begun."""
     jobs = list(jobs)
     finished = {job.name for job in jobs if (job.run.folder / "result.json").exists()}
     last = submissions.latest(submissions.read(runs))
-    concerned = {last[job.name].folder: last[job.name] for job in jobs if job.name not in finished and job.name in last}
+    concerned = {
+        last[job.name].folder: last[job.name] for job in jobs if job.name not in finished and job.name in last
+    }
     queue = _queue(list(concerned.values()))
-    alive = {folder for folder, submission in concerned.items() if submission.is_local and submission.is_alive()}
+    alive = {
+        folder for folder, submission in concerned.items() if submission.is_local and submission.is_alive()
+    }
     return {job.name: _standing(job, job.name in finished, last, queue, alive) for job in jobs}
 
 
@@ -80,9 +87,12 @@ def _standing(job: Job, finished: bool, last: Submissions, queue: Queue, alive: 
 
 
 def needed_elsewhere(names: Collection[str], besides: Collection[str], runs: Path) -> set[str]:
-    """Those of ``names`` that a job needs which waits in SLURM for other runs than ``besides``, in whatever sweep."""
+    """Those of ``names`` that a job needs which waits in SLURM for other runs than ``besides``, in whatever
+    sweep."""
     found = submissions.latest(submissions.read(runs))
-    waiting = {run: submission for run, submission in found.items() if run not in besides and not submission.is_local}
+    waiting = {
+        run: submission for run, submission in found.items() if run not in besides and not submission.is_local
+    }
     needs = {run: set(submission.needs.get(run, ())) & set(names) for run, submission in waiting.items()}
     concerned = {waiting[run].folder: waiting[run] for run, needed in needs.items() if needed}
     queue = _queue(list(concerned.values()))

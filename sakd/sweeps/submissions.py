@@ -1,9 +1,9 @@
-"""Records of what was handed to SLURM, or to processes here: a folder for each hand-over, under ``runs/.sweeps``.
+"""Records of what was handed to SLURM, or to processes here: a folder for each hand-over, under
+``runs/.sweeps``.
 
-``submission.json`` is written before any job exists, so that no job can be unknown; jobs are found again by their names, so
-that nothing needs to be noted after. ``cells/NAME.json`` is a job's configuration, ``failures/NAME.json`` how it failed,
-``logs/`` what it said.
-"""
+``submission.json`` is written before any job exists, so that no job can be unknown; jobs are found again by
+their names, so that nothing needs to be noted after. ``cells/NAME.json`` is a job's configuration,
+``failures/NAME.json`` how it failed, ``logs/`` what it said."""
 
 import getpass
 import json
@@ -21,9 +21,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from sakd.config import Config
+from sakd.configuration import Config
 from sakd.errors import RunError
-from sakd.runs import is_locked, read_json, write_whole
+from sakd.files import read_json, write_whole
+from sakd.runs import is_locked
 from sakd.sweeps import launchers
 
 FOLDER = ".sweeps"
@@ -44,8 +45,8 @@ class Array:
 
 @dataclass(frozen=True)
 class Submission:
-    """``launcher``: its keys; ``needs``: by run, the runs that it waits for; ``overrides``: the sweep's, as typed; ``pid``: of
-    the process that handed over."""
+    """``launcher``: its keys; ``needs``: by run, the runs that it waits for; ``overrides``: the sweep's, as
+    typed; ``pid``: of the process that handed over."""
 
     folder: Path
     launcher: dict[str, Any]
@@ -64,7 +65,10 @@ class Submission:
     def environment(self) -> dict[str, str]:
         """What makes Python run the copied code, and not what lies in the working directory."""
         others = os.environ.get("PYTHONPATH")
-        return {"PYTHONPATH": os.pathsep.join([self.snapshot, *([others] if others else [])]), "PYTHONSAFEPATH": "1"}
+        return {
+            "PYTHONPATH": os.pathsep.join([self.snapshot, *([others] if others else [])]),
+            "PYTHONSAFEPATH": "1",
+        }
 
     @cached_property
     def places(self) -> dict[str, tuple[str, int]]:
@@ -75,7 +79,9 @@ class Submission:
     def failures(self) -> frozenset[str]:
         """Names of runs that failed, as of the first time that this is asked."""
         folder = self.folder / "failures"
-        return frozenset(name.removesuffix(".json") for name in (os.listdir(folder) if folder.exists() else ()))
+        return frozenset(
+            name.removesuffix(".json") for name in (os.listdir(folder) if folder.exists() else ())
+        )
 
     def failure(self, run: str) -> dict[str, Any] | None:
         return read_json(self.folder / "failures" / f"{run}.json") if run in self.failures else None
@@ -89,7 +95,8 @@ class Submission:
 
     @cached_property
     def _found_logs(self) -> dict[str, Path]:
-        """By run. Names are ours for processes here, and submitit's: JOB_INDEX_TASK, or JOB_TASK outside of an array."""
+        """By run. Names are ours for processes here, and submitit's: JOB_INDEX_TASK, or JOB_TASK outside of
+        an array."""
         found = {}
         for array in self.arrays:
             for path in self.logs(array.name).iterdir():
@@ -117,7 +124,11 @@ class Submission:
         return (self.folder / ".confirmed").exists()
 
     def write(self, configs: dict[str, Config]) -> None:
-        for folder in (self.folder / "cells", self.folder / "failures", *(self.logs(array.name) for array in self.arrays)):
+        for folder in (
+            self.folder / "cells",
+            self.folder / "failures",
+            *(self.logs(array.name) for array in self.arrays),
+        ):
             folder.mkdir(parents=True, exist_ok=True)
         for name, config in configs.items():
             (self.folder / "cells" / f"{name}.json").write_text(json.dumps(config, indent=1))

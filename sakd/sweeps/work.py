@@ -12,17 +12,17 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from sakd import code
-from sakd.allocation import keep_freed_memory
 from sakd.errors import RunError, in_one_line
-from sakd.runs import Run
+from sakd.process import keep_freed_memory
+from sakd.runs import Run, code
 from sakd.signals import interruptible
 from sakd.sweeps.submissions import forget_failure, note_failure
 from sakd.terminal import start_logging
 
 
 class Work:
-    """Called by submitit in a job. Requeued after a time limit it is called again, and goes on from the last checkpoint."""
+    """Called by submitit in a job. Requeued after a time limit it is called again, and goes on from the last
+    checkpoint."""
 
     def __init__(self, submission: Path, name: str):
         self.submission, self.name = submission, name
@@ -35,7 +35,10 @@ class Work:
         with interruptible():
             try:
                 if code.of_this_process()[0].snapshot is None:
-                    raise RunError(f"{code.ROOT}: found code that can change, expected the copy that was made for this job")
+                    raise RunError(
+                        f"{code.ROOT}: found code that can change, expected the copy that was made for "
+                        "this job"
+                    )
                 return self._run()
             except SystemExit:  # submitit has put the job back into the queue
                 raise
@@ -44,8 +47,8 @@ class Work:
                 raise
 
     def _run(self) -> dict[str, Any]:
-        from sakd.job import execute
-        from sakd.tracking import catch_up
+        from sakd.runs.job import execute
+        from sakd.runs.tracking import catch_up
 
         run = Run(json.loads((self.submission / "cells" / f"{self.name}.json").read_text()))
         if run.result() is not None:
@@ -53,8 +56,8 @@ class Work:
         return execute(run.config, leave_failure=True)
 
     def checkpoint(self) -> Any:
-        """submitit's: what is to be called when the job comes to its next turn. SLURM, asked for that turn, ends this one with
-        SIGTERM, which must not count as an interruption."""
+        """submitit's: what is to be called when the job comes to its next turn. SLURM, asked for that turn,
+        ends this one with SIGTERM, which must not count as an interruption."""
         from submitit.helpers import DelayedSubmission
 
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

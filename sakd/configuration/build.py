@@ -1,4 +1,5 @@
-"""From a resolved configuration to parts: each ``_target_`` is called with its keys, once they fit its signature."""
+"""From a resolved configuration to parts: each ``_target_`` is called with its keys, once they fit its
+signature."""
 
 import inspect
 from dataclasses import dataclass
@@ -10,23 +11,22 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from sakd.config import TEACHER_KEYS, Config, needs_teacher
+from sakd.configuration.prerequisites import TEACHER_KEYS, Config, needs_teacher
 from sakd.data import Dataset, assemble, check_promises
 from sakd.distillers import Distiller
 from sakd.errors import ConfigError, SakdError, did_you_mean
-from sakd.execution import Execution
 from sakd.networks import StagedNet
-from sakd.spot_modes import SpotMode
+from sakd.spots import SpotMode
 from sakd.streams import initialising
-from sakd.trainer import Trainer, spots_of
-from sakd.warm_ups import WarmUp
+from sakd.training import Execution, Pretraining, Trainer, spots_of
 
 
 def make(node: Config, key: str, *arguments: object, leave: tuple[str, ...] = ()) -> Any:
-    """Call ``node``'s ``_target_`` with ``arguments`` and its keys, but for ``name`` and those to ``leave`` out.
+    """Call ``node``'s ``_target_`` with ``arguments`` and its keys, but for ``name`` and those to ``leave``
+    out.
 
-    Raises ConfigError naming ``key`` if there is no such target, or it does not take the keys or their values.
-    """
+    Raises ConfigError naming ``key`` if there is no such target, or it does not take the keys or their
+    values."""
     own = check_node(node, key, len(arguments), leave)
     try:
         return instantiate(own, *arguments, _convert_="all")
@@ -39,7 +39,8 @@ def make(node: Config, key: str, *arguments: object, leave: tuple[str, ...] = ()
 
 
 def check_node(node: Config, key: str, positional: int, leave: tuple[str, ...]) -> Config:
-    """What of ``node`` is passed to its ``_target_``, behind so many positional arguments; errors as in ``make``."""
+    """What of ``node`` is passed to its ``_target_``, behind so many positional arguments; errors as in
+    ``make``."""
     callee = _target(node, key)
     own = {name: value for name, value in node.items() if name not in ("name", *leave)}
     _check_keys(callee, own, key, positional, besides=leave)
@@ -88,7 +89,9 @@ def _check_keys(callee: Any, node: Config, key: str, positional: int, besides: t
     for name in node:
         if not name.startswith("_") and name not in names:
             near = did_you_mean(name, names)
-            raise ConfigError(f"{key}.{name}: no such key; expected {', '.join(names)}.{near} (~{key}.{name} removes it)")
+            raise ConfigError(
+                f"{key}.{name}: no such key; expected {', '.join(names)}.{near} (~{key}.{name} removes it)"
+            )
     for parameter in parameters:
         if parameter.default is parameter.empty and parameter.name not in node:
             raise ConfigError(f"{key}.{parameter.name}: found nothing, {node['_target_']} needs it")
@@ -102,11 +105,12 @@ class Parts:
     teacher: StagedNet | None
     distillers: dict[str, Distiller]
     spot_mode: SpotMode | None
-    warm_up: Distiller | None = None  # has a training of its own before the student's
+    pretraining: Distiller | None = None  # has a training of its own before the student's
 
 
 def parts(config: Config) -> Parts:
-    """Networks, distillers and spot mode, with weights drawn from the streams of ``seed``; the teacher is not yet loaded."""
+    """Networks, distillers and spot mode, with weights drawn from the streams of ``seed``; the teacher is not
+    yet loaded."""
     seed = config["seed"]
     with initialising(seed, "student"):
         student = make(config["student"], "student")
@@ -121,14 +125,16 @@ def parts(config: Config) -> Parts:
     with initialising(seed, "spot_mode"):
         spots = spots_of(student, teacher, distillers.values())
         spot_mode = make(config["spot_mode"], "spot_mode", spots, student, teacher, leave=("optimizer",))
-    return Parts(student, teacher, distillers, spot_mode, _warm_up(config, student, teacher, distillers))
+    return Parts(student, teacher, distillers, spot_mode, _pretraining(config, student, teacher, distillers))
 
 
-def _warm_up(config: Config, student: StagedNet, teacher: StagedNet, distillers: dict[str, Distiller]) -> Distiller | None:
-    node = config["distiller"].get("warm_up")
+def _pretraining(
+    config: Config, student: StagedNet, teacher: StagedNet, distillers: dict[str, Distiller]
+) -> Distiller | None:
+    node = config["distiller"].get("pretraining")
     if node is None or node.get("loss") is None:
         return None if node is None else distillers[node["name"]]
-    return make(node["loss"], "distiller.warm_up.loss", student, teacher)
+    return make(node["loss"], "distiller.pretraining.loss", student, teacher)
 
 
 def trainer(config: Config, built: Parts, device: torch.device) -> Trainer:
@@ -138,21 +144,32 @@ def trainer(config: Config, built: Parts, device: torch.device) -> Trainer:
         "schedule": None if schedule is None else partial(make, schedule, "schedule"),
         "seed": config["seed"],
         "device": device,
-        "execution": Execution(*(config[key] for key in ("precision", "memory_format", "compile", "fold_batch_norm"))),
+        "execution": Execution(
+            *(config[key] for key in ("precision", "memory_format", "compile", "fold_batch_norm"))
+        ),
     }
-    warms_up = config["distiller"].get("warms_up")
-    if warms_up is not None:
-        built_trainer = WarmUp(built.student, built.teacher, warms_up, built.distillers[warms_up], **keys)
+    pretrains = config["distiller"].get("pretrains")
+    if pretrains is not None:
+        built_trainer = Pretraining(
+            built.student, built.teacher, pretrains, built.distillers[pretrains], **keys
+        )
     else:
         policy_optimizer = None if policy is None else partial(make, policy, "spot_mode.optimizer")
         built_trainer = Trainer(
-            built.student, built.teacher, built.distillers, built.spot_mode, policy_optimizer=policy_optimizer, **keys
+            built.student,
+            built.teacher,
+            built.distillers,
+            built.spot_mode,
+            policy_optimizer=policy_optimizer,
+            **keys,
         )
     steps = {"optimizer": built_trainer.optimizer, "schedule": built_trainer.schedules.get("student")}
     for key, part in steps.items():
         takes = [] if part is None else list(inspect.signature(type(part).step).parameters.values())[1:]
         if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in takes):
-            raise ConfigError(f"{key}._target_: found {type(part).__name__}, expected one whose step() needs no argument")
+            raise ConfigError(
+                f"{key}._target_: found {type(part).__name__}, expected one whose step() needs no argument"
+            )
     return built_trainer
 
 
@@ -160,13 +177,20 @@ IN_MEMORY = ("crop_padding", "flip")  # what is promised of images in memory alo
 
 
 def promises(config: Config) -> dict[str, Any]:
-    """What the data set's node says of its images. Raises ConfigError if a key is missing or no images could satisfy it."""
+    """What the data set's node says of its images. Raises ConfigError if a key is missing or no images could
+    satisfy it."""
     node = config["dataset"]
     taken = _taken_by_reader(node)
-    keys = [key for key in inspect.signature(check_promises).parameters if key not in IN_MEMORY or "augmentation" not in taken]
+    keys = [
+        key
+        for key in inspect.signature(check_promises).parameters
+        if key not in IN_MEMORY or "augmentation" not in taken
+    ]
     missing = [key for key in keys if key not in node]
     if missing:
-        raise ConfigError(f"dataset.{missing[0]}: found nothing, every data set needs it.{did_you_mean(missing[0], node)}")
+        raise ConfigError(
+            f"dataset.{missing[0]}: found nothing, every data set needs it.{did_you_mean(missing[0], node)}"
+        )
     promised = {key: node[key] for key in keys}
     check_promises(**promised)
     check_node(node, "dataset", 0, _not_taken(promised, taken))
@@ -174,7 +198,8 @@ def promises(config: Config) -> dict[str, Any]:
 
 
 def dataset(config: Config) -> Dataset:
-    """Read the images with the node's ``_target_``, which gets the promises that it has arguments for; all must be kept."""
+    """Read the images with the node's ``_target_``, which gets the promises that it has arguments for; all
+    must be kept."""
     promised = promises(config)
     taken = _taken_by_reader(config["dataset"])
     train, test = make(config["dataset"], "dataset", leave=_not_taken(promised, taken))

@@ -1,4 +1,5 @@
-"""FT's paraphraser and FSP's initialisation: plain formulas, what they train, who shares them, kills, and bad input."""
+"""FT's paraphraser and FSP's initialisation: plain formulas, what they train, who shares them, kills, and bad
+input."""
 
 import io
 import json
@@ -12,15 +13,14 @@ from torch.nn import functional as F
 from torch.optim import SGD
 from torch.testing import assert_close
 
-from sakd import build
-from sakd.config import warm_up_config
+from sakd.configuration import build, pretraining_config
 from sakd.distillers import FSP, FT, KD
 from sakd.errors import CheckpointError, ConfigError
-from sakd.job import execute
 from sakd.networks import resnet8, resnet8x4, resnet14, vgg8, wrn_16_1
 from sakd.networks.checkpoints import read_weights
 from sakd.runs import Run
-from sakd.warm_ups import WarmUp
+from sakd.runs.job import execute
+from sakd.training import Pretraining
 from tests.test_resume import KILLED, assert_same, assert_same_runs, in_a_process, sources_of
 
 BATCH = 6
@@ -107,7 +107,11 @@ def test_ft_is_the_kept_share_of_the_difference_of_factors_on_the_kept_rows(case
     factors = plain_encoding(list(distiller.paraphrasers[spot.teacher].encoder), f_t)
     assert factors.shape[1] == spot.teacher_shape[0] // 2
     size = min(translated.shape[-1], factors.shape[-1])
-    rows = [(plain_factor(translated[i], size) - plain_factor(factors[i], size)).abs().mean() for i in range(BATCH) if keep[i]]
+    rows = [
+        (plain_factor(translated[i], size) - plain_factor(factors[i], size)).abs().mean()
+        for i in range(BATCH)
+        if keep[i]
+    ]
     expected = sum(rows) / BATCH if rows else 0 * f_s.sum()
     close(loss, expected)
     learned = [f_s, *(parameter for parameter in distiller.translators.parameters())]
@@ -125,7 +129,7 @@ def test_the_paraphraser_learns_to_give_back_the_teachers_maps():
     maps = teacher["stage3"]
     paraphraser = distiller.paraphrasers["stage3"]
     again = plain_decoding(list(paraphraser.decoder), plain_encoding(list(paraphraser.encoder), maps))
-    assert_close(distiller.warm_up_loss(None, None, teacher), ((again - maps) ** 2).sum() / maps.numel())
+    assert_close(distiller.pretraining_loss(None, None, teacher), ((again - maps) ** 2).sum() / maps.numel())
 
 
 def plain_flow(lower, upper):
@@ -159,7 +163,10 @@ def test_fsp_is_the_kept_share_of_the_flows_difference_masked_by_the_upper_stage
     build_teacher, size, where, stages = FSP_CASES[case]
     student, teacher = resnet8(10, 1, 8), build_teacher(10, 1, size)
     distiller = FSP(student, teacher, where, 2.5)
-    f_s, f_t = random_features(student, torch.float64, requires_grad=True), random_features(teacher, torch.float64)
+    f_s, f_t = (
+        random_features(student, torch.float64, requires_grad=True),
+        random_features(teacher, torch.float64),
+    )
     keep = {spot: torch.tensor(KEEPS[kept]).roll(i) for i, spot in enumerate(distiller.spots)}
     masks = {spot.student: mask for spot, mask in keep.items()}
     loss = distiller(f_s, f_t, keep, INDICES)
@@ -176,7 +183,7 @@ def test_fsp_is_the_kept_share_of_the_flows_difference_masked_by_the_upper_stage
         close(gradient, torch.zeros_like(gradient) if plain is None else plain)
     if kept == "none":
         assert loss == 0
-    assert list(distiller.warmed(student)._modules) == student.names[: student.index(stages[-1]) + 1]
+    assert list(distiller.pretrained(student)._modules) == student.names[: student.index(stages[-1]) + 1]
 
 
 def test_the_stem_alone_has_no_flow():
@@ -203,11 +210,11 @@ def test_vectors_are_refused(kind):
         kind(resnet8(10, 1, 8), resnet14(10, 1, 8), "embedding", weight=1.0)
 
 
-def test_a_distiller_without_a_warm_up_says_so():
+def test_a_distiller_without_a_pretraining_says_so():
     student, teacher = resnet8(10, 1, 8), resnet14(10, 1, 8)
     kd = KD(student, teacher, "logits", 1.0, temperature=4.0)
-    with pytest.raises(ConfigError, match="KD has no warm-up"):
-        WarmUp(student, teacher, "kd", kd, optimizer=partial(SGD, lr=0.01))
+    with pytest.raises(ConfigError, match="KD has no pretraining"):
+        Pretraining(student, teacher, "kd", kd, optimizer=partial(SGD, lr=0.01))
 
 
 # Runs
@@ -218,20 +225,24 @@ METHODS = {"ft": ("distiller=ft",), "fsp_init": ("distiller=fsp_init",)}
 @pytest.fixture
 def config(tiny):
     def composed(method, *overrides):
-        return tiny("teacher=resnet14", *METHODS[method], "distiller.warm_up.epochs=2", "threads=1", *overrides)
+        return tiny(
+            "teacher=resnet14", *METHODS[method], "distiller.pretraining.epochs=2", "threads=1", *overrides
+        )
 
     return composed
 
 
 def own_run(config) -> Run:
-    """The warm-up's."""
+    """The pretraining's."""
     parts = build.parts(config)
-    shared = parts.warm_up.warm_up_shared
-    return Run(warm_up_config(config, [spot.teacher for spot in parts.warm_up.spots] if shared else None))
+    shared = parts.pretraining.pretraining_shared
+    return Run(
+        pretraining_config(config, [spot.teacher for spot in parts.pretraining.spots] if shared else None)
+    )
 
 
-def warm_ups(config) -> list[str]:
-    return sorted(path.name for path in Run(config).folder.parent.glob("*_warm_up-*"))
+def pretrainings(config) -> list[str]:
+    return sorted(path.name for path in Run(config).folder.parent.glob("*_pretraining-*"))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -247,7 +258,7 @@ def test_it_trains_what_it_names_and_nothing_else(method, config):
     label = {"ft": "ft", "fsp_init": "fsp"}[method]
     assert last[f"loss/{label}"] < first[f"loss/{label}"]
     assert "test/accuracy" not in last
-    warmed = {id(parameter) for parameter in made.warmed.parameters()}
+    pretrained = {id(parameter) for parameter in made.pretrained.parameters()}
     everything = (
         ("student", parts.student, before.student),
         *((n, m, before.distillers[n]) for n, m in parts.distillers.items()),
@@ -256,7 +267,7 @@ def test_it_trains_what_it_names_and_nothing_else(method, config):
     for part, now, then in everything:
         for (name, parameter), old in zip(now.named_parameters(), then.parameters(), strict=True):
             changed = not torch.equal(parameter, old)
-            assert changed == (id(parameter) in warmed), name
+            assert changed == (id(parameter) in pretrained), name
             moved |= {f"{part}.{name.split('.')[0]}"} if changed else set()
     assert (
         moved
@@ -271,26 +282,33 @@ def test_it_trains_what_it_names_and_nothing_else(method, config):
 def test_the_run_starts_from_what_was_learned_and_records_it(method, config, monkeypatch):
     composed = config(method)
     started = []
-    from sakd import job
+    from sakd.runs import job
 
     original = job._train
 
     def spy(run, trainer, *rest):
-        started.append((run.name, deepcopy(trainer.student.state_dict()), deepcopy(trainer.distillers.state_dict())))
+        started.append(
+            (run.name, deepcopy(trainer.student.state_dict()), deepcopy(trainer.distillers.state_dict()))
+        )
         return original(run, trainer, *rest)
 
     monkeypatch.setattr(job, "_train", spy)
     result = execute(composed)
     run = own_run(composed)
     learned = read_weights(run.weights)
-    assert result["warm_up"] == {"run": run.name, "sha256": run.result()["student_sha256"]}
-    (student, distillers), *_ = [(student, distillers) for name, student, distillers in started if name == result["run"]]
+    assert result["pretraining"] == {"run": run.name, "sha256": run.result()["student_sha256"]}
+    (student, distillers), *_ = [
+        (student, distillers) for name, student, distillers in started if name == result["run"]
+    ]
     if method == "ft":
         assert_same(
-            {f"ft.paraphrasers.{name}": value for name, value in learned.items()}, only(distillers, "ft.paraphrasers.")
+            {f"ft.paraphrasers.{name}": value for name, value in learned.items()},
+            only(distillers, "ft.paraphrasers."),
         )
         saved = Run(composed).load_checkpoint(sources_of(result))["distillers"]
-        assert_same(only(saved, "ft.paraphrasers."), only(distillers, "ft.paraphrasers."))  # not trained any further
+        assert_same(
+            only(saved, "ft.paraphrasers."), only(distillers, "ft.paraphrasers.")
+        )  # not trained any further
         trained, before = only(saved, "ft.translators."), only(distillers, "ft.translators.")
         assert any(not torch.equal(trained[name], before[name]) for name in trained)
     else:
@@ -308,17 +326,17 @@ def test_one_paraphraser_serves_every_student_mode_and_seed_of_a_teacher(config)
         ("student=resnet14", "distiller.beta=3", "epochs=1"),
     ):
         execute(config("ft", "teacher.training.epochs=2", *overrides))
-    assert len(warm_ups(config("ft"))) == 1
+    assert len(pretrainings(config("ft"))) == 1
     execute(config("ft", "teacher.training.epochs=1"))
-    assert len(warm_ups(config("ft"))) == 2
+    assert len(pretrainings(config("ft"))) == 2
 
 
 def test_one_initialisation_serves_the_modes_of_a_seed(config):
     for overrides in (("spot_mode=fixed",), ("spot_mode=anti",)):
         execute(config("fsp_init", *overrides))
-    assert len(warm_ups(config("fsp_init"))) == 1
+    assert len(pretrainings(config("fsp_init"))) == 1
     execute(config("fsp_init", "seed=1"))
-    assert len(warm_ups(config("fsp_init"))) == 2
+    assert len(pretrainings(config("fsp_init"))) == 2
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -337,14 +355,14 @@ def test_it_goes_on_from_a_saved_state_bit_for_bit(method, config):
     assert_same(second.state_dict(), whole.state_dict())
 
 
-def test_killed_in_the_warm_up_and_after_it_ends_with_the_same_bits(config, tmp_path):
+def test_killed_in_the_pretraining_and_after_it_ends_with_the_same_bits(config, tmp_path):
     undisturbed, disturbed = config("ft", f"runs={tmp_path}/undisturbed"), config("ft")
     assert in_a_process(undisturbed) == 0
     moments = (
-        ("sakd.warm_ups:WarmUp.train_step", 2, "before"),
-        ("sakd.warm_ups:WarmUp.train_step", 5, "before"),  # in its second epoch
+        ("sakd.training.pretraining:Pretraining.train_step", 2, "before"),
+        ("sakd.training.pretraining:Pretraining.train_step", 5, "before"),  # in its second epoch
         ("sakd.runs:Run.finish", 1, "before"),  # trained, not stored
-        ("sakd.trainer:Trainer.train_step", 2, "after"),  # in the student's first epoch
+        ("sakd.training.trainer:Trainer.train_step", 2, "after"),  # in the student's first epoch
         ("sakd.runs:Run.save_checkpoint", 1, "after"),
     )
     assert [in_a_process(disturbed, *moment) for moment in moments] == [KILLED] * len(moments)
@@ -367,11 +385,14 @@ def test_a_changed_product_is_refused(config):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("distiller.warm_up.epochs=0", "distiller.warm_up.epochs: found 0"),
-        ("distiller.warm_up.name=fta", "distiller.warm_up.name: found 'fta', expected one of kd, ft.*Did you mean 'ft'"),
-        ("~distiller.warm_up.optimizer", "distiller.warm_up.optimizer: found nothing"),
-        ("+distiller.warm_up.epoch=3", "distiller.warm_up.epoch: .*Did you mean 'epochs'"),
-        ("distiller.warm_up=soon", "distiller.warm_up: found 'soon'"),
+        ("distiller.pretraining.epochs=0", "distiller.pretraining.epochs: found 0"),
+        (
+            "distiller.pretraining.name=fta",
+            "distiller.pretraining.name: found 'fta', expected one of kd, ft.*Did you mean 'ft'",
+        ),
+        ("~distiller.pretraining.optimizer", "distiller.pretraining.optimizer: found nothing"),
+        ("+distiller.pretraining.epoch=3", "distiller.pretraining.epoch: .*Did you mean 'epochs'"),
+        ("distiller.pretraining=soon", "distiller.pretraining: found 'soon'"),
     ],
 )
 def test_a_wrong_key_is_named(override, message, tiny):
@@ -379,8 +400,8 @@ def test_a_wrong_key_is_named(override, message, tiny):
         tiny("distiller=ft", override)
 
 
-def test_a_wrong_optimizer_of_the_warm_up_is_found_before_the_teacher_trains(config):
-    composed = config("ft", "+distiller.warm_up.optimizer.lrr=3")
+def test_a_wrong_optimizer_of_the_pretraining_is_found_before_the_teacher_trains(config):
+    composed = config("ft", "+distiller.pretraining.optimizer.lrr=3")
     with pytest.raises(ConfigError, match=r"optimizer\.lrr: no such key"):
         execute(composed)
     assert not Run(composed).folder.parent.exists()

@@ -1,4 +1,5 @@
-"""Where the time of a few steps goes: a trace that Perfetto opens, and the most expensive operations as a table."""
+"""Where the time of a few steps goes: a trace that Perfetto opens, and the most expensive operations as a
+table."""
 
 import logging
 from pathlib import Path
@@ -7,7 +8,7 @@ from types import TracebackType
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from sakd.runs import write_whole
+from sakd.files import write_whole
 
 log = logging.getLogger("sakd")
 
@@ -16,7 +17,8 @@ OPERATIONS = 10
 
 
 class Profile:
-    """Watches steps 8 to 17 of this process' first epoch; leaves ``trace.json`` and ``profile.txt`` in ``folder``.
+    """Watches steps 8 to 17 of this process' first epoch; leaves ``trace.json`` and ``profile.txt`` in
+    ``folder``.
 
     An epoch of fewer steps leaves what there was of it.
     """
@@ -25,7 +27,9 @@ class Profile:
         self.folder, self.device = folder, device
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
         plan = schedule(wait=SKIPPED, warmup=WARM_UP, active=STEPS, repeat=1)
-        self.profiler = profile(activities=activities, schedule=plan, on_trace_ready=self._write, record_shapes=True)
+        self.profiler = profile(
+            activities=activities, schedule=plan, on_trace_ready=self._write, record_shapes=True
+        )
 
     def __enter__(self) -> "Profile":
         self.profiler.start()
@@ -35,7 +39,9 @@ class Profile:
         """To be called after every step."""
         self.profiler.step()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.profiler.stop()
 
     def _write(self, profiler: profile) -> None:
@@ -45,4 +51,6 @@ class Profile:
         by = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
         table = profiler.key_averages().table(sort_by=by, row_limit=OPERATIONS, max_name_column_width=60)
         write_whole(self.folder / "profile.txt", table.encode())
-        log.info("a profile of %d steps is in %s (open trace.json in Perfetto) and profile.txt", STEPS, self.folder)
+        log.info(
+            "a profile of %d steps is in %s (open trace.json in Perfetto) and profile.txt", STEPS, self.folder
+        )

@@ -12,13 +12,13 @@ LARGEST_IN_HEAP = (2**28, 2**25)  # bytes, the second for releases of glibc that
 def keep_freed_memory() -> bool:
     """Let the heap keep what a step frees for the next one; True if that could be arranged.
 
-    Otherwise glibc gives a step's activations back to the system again and again, which hands them out anew page by page,
-    filled with zeros. Other C libraries are left as they are.
-    """
+    Otherwise glibc gives a step's activations back to the system again and again, which hands them out anew
+    page by page, filled with zeros. Other C libraries are left as they are."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    # First the size from which blocks lie outside of the heap: any parameter that is set ends glibc's own adapting of it.
+    # First the size from which blocks lie outside of the heap: any parameter that is set ends glibc's own
+    # adapting of it.
     if mallopt is None or not any(mallopt(MMAP_THRESHOLD, size) for size in LARGEST_IN_HEAP):
         return False
     return bool(mallopt(TRIM_THRESHOLD, UNTRIMMED))

@@ -1,16 +1,15 @@
-"""A run is its resolved configuration: its digest names its folder, and everything that a run leaves lies there.
+"""A run is its resolved configuration: its digest names its folder, and everything that a run leaves lies
+there.
 
-``config.yaml``, ``metrics.jsonl`` (a line per epoch, the truth), ``last.pt`` (resume from here), ``student.safetensors``,
-``result.json`` (only once finished), ``run.log``, ``code.diff`` (if the code is not its commit's). Files appear whole or not
-at all.
-"""
+``config.yaml``, ``metrics.jsonl`` (a line per epoch, the truth), ``last.pt`` (resume from here),
+``student.safetensors``, ``result.json`` (only once finished), ``run.log``, ``code.diff`` (if the code is not
+its commit's). Files appear whole or not at all."""
 
 import fcntl
 import io
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +18,10 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from sakd import code
-from sakd import config as configuration
+from sakd import configuration
 from sakd.errors import CheckpointError, RunError
+from sakd.files import explained, read_json, write_whole
+from sakd.runs import code
 
 Metrics = dict[str, float]
 
@@ -45,8 +45,8 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """What a finished run stored; None while it is not finished.
 
-        Raises RunError if the file is damaged, CheckpointError if the teacher falls short of what the config expects.
-        """
+        Raises RunError if the file is damaged, CheckpointError if the teacher falls short of what the config
+        expects."""
         path = self.folder / "result.json"
         result = read_json(path)
         if result is None:
@@ -54,15 +54,18 @@ class Run:
         if not {"student", "teacher", "kept", "seconds", "student_sha256"} <= result.keys():
             raise RunError(f"{path}: is not a run's result; move the file away to finish the run again")
         if result["teacher"] is not None:
-            configuration.require_accuracy(self.config, result["teacher"]["accuracy"], result["teacher"]["source"])
+            configuration.require_accuracy(
+                self.config, result["teacher"]["accuracy"], result["teacher"]["source"]
+            )
         return result
 
     @contextmanager
     def locked(self, waiting: Any = None) -> Iterator[None]:
-        """Only one process at a time works in a run's folder; the kernel lets go of the lock when the process dies.
+        """Only one process at a time works in a run's folder; the kernel lets go of the lock when the process
+        dies.
 
-        ``waiting()`` is called once if another process has it. Raises RunError if the folder cannot be written.
-        """
+        ``waiting()`` is called once if another process has it. Raises RunError if the folder cannot be
+        written."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / ".lock")
@@ -73,14 +76,17 @@ class Run:
                     waiting()
                 lock.acquire()
         except OSError as error:
-            raise RunError(f"runs={self.config['runs']}: cannot write {self.folder} ({error.strerror or error})") from error
+            raise RunError(
+                f"runs={self.config['runs']}: cannot write {self.folder} ({error.strerror or error})"
+            ) from error
         try:
             yield
         finally:
             lock.release()
 
     def start(self) -> None:
-        """Write the configuration, and what the code has that its commit has not; leftovers of a killed write are removed."""
+        """Write the configuration, and what the code has that its commit has not; leftovers of a killed write
+        are removed."""
         for leftover in self.folder.glob("*.partial"):
             leftover.unlink()
         write_whole(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False).encode())
@@ -95,27 +101,30 @@ class Run:
         return read_metrics(self.folder)
 
     def keep_metrics(self, epochs: int) -> None:
-        """Drop lines past ``epochs``, and a line that a kill cut short: they are trained again, with the same values."""
+        """Drop lines past ``epochs``, and a line that a kill cut short: they are trained again, with the same
+        values."""
         path = self.folder / "metrics.jsonl"
         if not path.exists() and not epochs:
             return
         kept = [line for line in self.metrics() if line["epoch"] <= epochs]
         if [line["epoch"] for line in kept] != list(range(1, epochs + 1)):
             raise RunError(
-                f"{path}: found epochs {[line['epoch'] for line in kept]}, expected 1 to {epochs} as in last.pt; "
+                f"{path}: found epochs {[line['epoch'] for line in kept]}, expected 1 to {epochs} as in "
+                "last.pt; "
                 "move last.pt away to train from the start"
             )
         write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def append_metrics(self, metrics: Metrics) -> None:
         path = self.folder / "metrics.jsonl"
-        with _explained(path), path.open("a") as file:
+        with explained(path), path.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def save_checkpoint(self, state: Mapping[str, Any], sources: Mapping[str, str]) -> None:
-        """``sources``: checksums, by name, of what the run learns from and its configuration does not hold."""
+        """``sources``: checksums, by name, of what the run learns from and its configuration does not
+        hold."""
         import torch
 
         content = io.BytesIO()  # a full disk is then an ordinary OSError
@@ -125,8 +134,8 @@ class Run:
     def load_checkpoint(self, sources: Mapping[str, str]) -> dict[str, Any] | None:
         """The trainer's last saved state; None before the first.
 
-        Raises CheckpointError if the file is damaged or foreign, or the run learned from other ``sources`` before.
-        """
+        Raises CheckpointError if the file is damaged or foreign, or the run learned from other ``sources``
+        before."""
         import torch
 
         path = self.folder / "last.pt"
@@ -136,20 +145,26 @@ class Run:
             saved = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(f"{path}: cannot be read ({reason}); move it away to train from the start") from error
+            raise CheckpointError(
+                f"{path}: cannot be read ({reason}); move it away to train from the start"
+            ) from error
         if not isinstance(saved, dict) or saved.get("digest") != self.digest:
-            raise CheckpointError(f"{path}: is not this run's checkpoint; move it away to train from the start")
+            raise CheckpointError(
+                f"{path}: is not this run's checkpoint; move it away to train from the start"
+            )
         for name in {**saved["sources"], **sources}:
             before, now = saved["sources"].get(name), sources.get(name)
             if before != now:
                 raise CheckpointError(
-                    f"{path}: found a {name} with checksum {before} in the epochs so far, and now one with {now}; "
+                    f"{path}: found a {name} with checksum {before} in the epochs so far, and now one "
+                    f"with {now}; "
                     "expected the same. Bring it back, or move last.pt away to train from the start"
                 )
         return saved["trainer"]
 
     def finish(self, weights: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
-        """Store the student's weights, then the result that marks the run as finished; the result with the checksum."""
+        """Store the student's weights, then the result that marks the run as finished; the result with the
+        checksum."""
         from safetensors.torch import save
 
         write_whole(self.weights, save({name: tensor.contiguous() for name, tensor in weights.items()}))
@@ -176,7 +191,8 @@ def read_metrics(folder: Path) -> list[Metrics]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds this lock. Looking takes nothing from anybody, also where only reading is allowed."""
+    """Whether a living process holds this lock. Looking takes nothing from anybody, also where only reading
+    is allowed."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -188,7 +204,8 @@ def is_locked(path: Path) -> bool:
 
 
 def last_words(folder: Path) -> str | None:
-    """How a run's last start ended early, as its run.log has it; None where it did not, or had no time to say so."""
+    """How a run's last start ended early, as its run.log has it; None where it did not, or had no time to say
+    so."""
     try:
         with (folder / "run.log").open("rb") as file:
             file.seek(max(0, (folder / "run.log").stat().st_size - LAST_BYTES))
@@ -196,40 +213,6 @@ def last_words(folder: Path) -> str | None:
     except FileNotFoundError:
         return None
     messages = re.findall(r"^\d{4}-\S+ \S+ [A-Z]+ (.*)$", written, flags=re.MULTILINE)
-    return messages[-1].removeprefix(ENDED_EARLY) if messages and messages[-1].startswith(ENDED_EARLY) else None
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """None if there is no such file. Raises RunError if it is no JSON object."""
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise RunError(f"{path}: found no valid JSON ({error}); move the file away") from error
-    if not isinstance(content, dict):
-        raise RunError(f"{path}: found {type(content).__name__}, expected a JSON object; move the file away")
-    return content
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Beside, to the disk, and renamed: after a kill or on a full disk the old file is still there, whole."""
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")  # others may write the same file
-    with _explained(path):
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"cannot write {path}: {error.strerror}; what was saved before is kept, the same command goes on from there"
-        ) from error
+    return (
+        messages[-1].removeprefix(ENDED_EARLY) if messages and messages[-1].startswith(ENDED_EARLY) else None
+    )

@@ -1,5 +1,6 @@
 """From a command line to configurations, one or a sweep's hundreds, and Hydra's errors told as ours."""
 
+import copy
 import itertools
 import multiprocessing
 import os
@@ -7,9 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -18,24 +20,85 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sakd import config as configuration
-from sakd.config import Config
+from sakd.configuration.check import check, check_numbers
+from sakd.configuration.identity import digest, flatten
+from sakd.configuration.prerequisites import Config
 from sakd.errors import ConfigError, SakdError, did_you_mean
 
-CONF = Path(__file__).parent.parent / "conf"
+CONF = Path(__file__).parent.parent.parent / "conf"
 CELLS_WORTH_A_POOL = 64  # fewer are composed sooner than processes start
 
-HYDRAS = (HydraException, ValueError)  # what it raises for what a user wrote; the latter for a group that is null
+HYDRAS = (
+    HydraException,
+    ValueError,
+)  # what it raises for what a user wrote; the latter for a group that is null
 
 Overrides = tuple[str, ...]
 
 
+def register_resolvers() -> None:
+    """``${times:a,b}`` multiplies; ``${share_of:n,[0.5, …]}`` gives whole numbers at those shares of n;
+    ``${last_of:path}`` is its last part; ``${choose:name,{at: 2.0, …},1.0}`` is the table's value for a name,
+    or the last where it has none."""
+    OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("share_of", _share_of, replace=True)
+    OmegaConf.register_new_resolver("last_of", lambda path: Path(path).absolute().name, replace=True)
+    OmegaConf.register_new_resolver(
+        "choose", lambda name, table, otherwise: table.get(name, otherwise), replace=True
+    )
+
+
+def _share_of(whole: int, shares: Sequence[float]) -> ListConfig:
+    return OmegaConf.create([round(share * whole) for share in shares])
+
+
+def resolve(cfg: DictConfig) -> Config:
+    """The composed configuration as plain values, checked. Raises ConfigError naming the key at fault."""
+    try:
+        check_numbers(
+            lambda key, otherwise: OmegaConf.select(cfg, key, default=otherwise)
+        )  # before any is computed with
+        config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
+        raise ConfigError(f"{key}{str(error).splitlines()[0]}") from error
+    check(config)
+    return config
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """A copy with other values for keys that it has, by dotted path, checked. KeyError where they cannot just
+    be put there."""
+    config = copy.deepcopy(config)
+    for path, value in values.items():
+        *parents, leaf = path.split(".")
+        node = config
+        for key in parents:
+            node = node[key] if isinstance(node, dict) else {}
+        if isinstance(node[leaf], dict) or isinstance(value, (dict, list, str)):
+            raise KeyError(path)  # nodes are merged, and text may hold an interpolation: for Hydra to do
+        node[leaf] = value
+    check_numbers(partial(_find, config))
+    check(config)
+    return config
+
+
+def _find(node: Any, path: str, otherwise: Any) -> Any:
+    """The value at a dotted path, or ``otherwise`` where there is none."""
+    for key in path.split("."):
+        if not isinstance(node, dict) or key not in node:
+            return otherwise
+        node = node[key]
+    return node
+
+
 @dataclass(frozen=True)
 class Sweep:
-    """A multirun's cells, each by its overrides and resolved configuration, and how they are to be launched."""
+    """A multirun's cells, each by its overrides and resolved configuration, and how they are to be
+    launched."""
 
     cells: list[tuple[Overrides, Config]]
     launcher: dict[str, object]
@@ -45,7 +108,7 @@ class Sweep:
 @contextmanager
 def _hydra() -> Iterator[None]:
     """Within launch.py Hydra is there already."""
-    configuration.register_resolvers()
+    register_resolvers()
     if GlobalHydra.instance().is_initialized():
         yield
     else:
@@ -54,7 +117,8 @@ def _hydra() -> Iterator[None]:
 
 
 def sweep(overrides: Sequence[str]) -> Sweep:
-    """What `python launch.py -m` with these overrides would run. Raises ConfigError for a mistake in any cell."""
+    """What `python launch.py -m` with these overrides would run. Raises ConfigError for a mistake in any
+    cell."""
     with _hydra():
         try:
             loader = GlobalHydra.instance().config_loader()
@@ -68,7 +132,9 @@ def sweep_of(master: DictConfig, overrides: Sequence[str]) -> Sweep:
     """As ``sweep``, from the configuration that Hydra composed of what all cells share."""
     with _hydra():
         try:
-            lines = expand(master.hydra.sweeper.params or {}, OmegaConf.to_container(master.hydra.overrides.task))
+            lines = expand(
+                master.hydra.sweeper.params or {}, OmegaConf.to_container(master.hydra.overrides.task)
+            )
             cells = compose_cells(lines, OmegaConf.to_container(master.hydra.overrides.hydra))
         except HYDRAS as error:
             raise ConfigError(explain(error)) from error
@@ -80,7 +146,8 @@ def sweep_of(master: DictConfig, overrides: Sequence[str]) -> Sweep:
 
 
 def expand(params: Mapping[str, object], arguments: Sequence[str]) -> list[Overrides]:
-    """Every combination of what is swept by a sweep file's ``params`` or, where both have a key, by the command line alone."""
+    """Every combination of what is swept by a sweep file's ``params`` or, where both have a key, by the
+    command line alone."""
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     parsed = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *arguments])
     (batch,) = BasicSweeper.split_arguments(parsed, None)
@@ -88,25 +155,43 @@ def expand(params: Mapping[str, object], arguments: Sequence[str]) -> list[Overr
 
 
 def compose_cells(lines: Sequence[Overrides], shared: Sequence[str]) -> list[tuple[Overrides, Config]]:
-    """Resolved configurations, each run once however often it comes up: with ``distiller=none`` spot modes are the same."""
+    """Resolved configurations, each run once however often it comes up: with ``distiller=none`` spot modes
+    are the same."""
     lines = list(dict.fromkeys(lines))
     parser = OverridesParser.create()
     parsed = [parser.parse_overrides(list(line)) for line in lines]
     values = _swept_values(parsed)
-    groups: dict[Overrides, list[int]] = defaultdict(list)  # cells that share all but swept values are composed once
+    groups: dict[Overrides, list[int]] = defaultdict(
+        list
+    )  # cells that share all but swept values are composed once
     for i, line in enumerate(parsed):
-        groups[tuple(override.input_line for override in line if override.key_or_group not in values)].append(i)
+        groups[tuple(override.input_line for override in line if override.key_or_group not in values)].append(
+            i
+        )
     tasks = [
-        (base, shared, [(lines[i], [override for override in parsed[i] if override.key_or_group in values]) for i in members])
+        (
+            base,
+            shared,
+            [
+                (lines[i], [override for override in parsed[i] if override.key_or_group in values])
+                for i in members
+            ],
+        )
         for base, members in groups.items()
     ]
     processes = min(os.cpu_count() or 1, len(tasks))
-    if len(lines) < CELLS_WORTH_A_POOL or processes == 1 or "fork" not in multiprocessing.get_all_start_methods():
+    if (
+        len(lines) < CELLS_WORTH_A_POOL
+        or processes == 1
+        or "fork" not in multiprocessing.get_all_start_methods()
+    ):
         composed = list(itertools.starmap(_compose_group, tasks))
     else:
         with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
             composed = list(
-                pool.map(_compose_group, *zip(*tasks, strict=True), chunksize=max(1, len(tasks) // (8 * processes)))
+                pool.map(
+                    _compose_group, *zip(*tasks, strict=True), chunksize=max(1, len(tasks) // (8 * processes))
+                )
             )
     by_line = {cell[0]: cell for cells in composed for cell in cells}
     distinct = {_run_of(by_line[line][1]): by_line[line] for line in reversed(lines)}
@@ -114,18 +199,21 @@ def compose_cells(lines: Sequence[Overrides], shared: Sequence[str]) -> list[tup
 
 
 def _run_of(config: Config) -> tuple[str, str]:
-    return config["runs"], configuration.digest(config)
+    return config["runs"], digest(config)
 
 
 def _swept_values(lines: Sequence[Sequence[Override]]) -> set[str]:
-    """Keys, not groups, whose value differs between cells and that no other override touches: these can be set afterwards."""
+    """Keys, not groups, whose value differs between cells and that no other override touches: these can be
+    set afterwards."""
     groups = set(GlobalHydra.instance().config_loader().list_groups(""))
     texts: dict[str, set[str]] = defaultdict(set)
     plain: dict[str, bool] = defaultdict(lambda: True)
     for override in itertools.chain.from_iterable(lines):
         key = override.key_or_group
         texts[key].add(override.input_line)
-        plain[key] &= override.type == OverrideType.CHANGE and "/" not in key and "@" not in override.input_line
+        plain[key] &= (
+            override.type == OverrideType.CHANGE and "/" not in key and "@" not in override.input_line
+        )
     swept = {key for key, seen in texts.items() if len(seen) > 1 and plain[key] and key not in groups}
     return {key for key in swept if not any(_related(key, other) for other in texts if other != key)}
 
@@ -137,7 +225,8 @@ def _related(key: str, other: str) -> bool:
 def _compose_group(
     base: Overrides, shared: Sequence[str], members: Sequence[tuple[Overrides, list[Override]]]
 ) -> list[tuple[Overrides, Config]]:
-    """Cells that differ in values alone: composed once, and resolved once where nothing is computed from those values."""
+    """Cells that differ in values alone: composed once, and resolved once where nothing is computed from
+    those values."""
     composed = resolved = None
     cells = []
     for line, values in members:
@@ -146,9 +235,9 @@ def _compose_group(
             if composed is None:
                 composed = compose("config", [*shared, *base])
             if resolved is not None:
-                cells.append((line, configuration.with_values(resolved, given)))
+                cells.append((line, with_values(resolved, given)))
                 continue
-            cfg = deepcopy(composed)
+            cfg = copy.deepcopy(composed)
             for key, value in given.items():
                 OmegaConf.update(cfg, key, value, merge=True)
         except SakdError as error:
@@ -156,7 +245,7 @@ def _compose_group(
         except (*HYDRAS, OmegaConfBaseException, KeyError):
             cfg = _composed_alone(line, shared)  # whose error is the one that a user knows
         try:
-            config = configuration.resolve(cfg)
+            config = resolve(cfg)
         except SakdError as error:
             raise _of_cell(error, line) from error
         if composed is not None and not any(_computed_from(composed, key) for key in given):
@@ -170,10 +259,11 @@ def _of_cell(error: SakdError, line: Overrides) -> SakdError:
 
 
 def _computed_from(cfg: DictConfig, key: str) -> bool:
-    """Whether an interpolation may read ``key``: one with the name of its root or its leaf in it, or with a computed name."""
+    """Whether an interpolation may read ``key``: one with the name of its root or its leaf in it, or with a
+    computed name."""
     names = (key.partition(".")[0], key.rpartition(".")[2])
     texts = [
-        str(value) for _, value in configuration.flatten(OmegaConf.to_container(cfg, resolve=False)) if "${" in str(value)
+        str(value) for _, value in flatten(OmegaConf.to_container(cfg, resolve=False)) if "${" in str(value)
     ]
     return any("${$" in text or "${." in text or any(name in text for name in names) for text in texts)
 
@@ -186,7 +276,8 @@ def _composed_alone(line: Overrides, shared: Sequence[str]) -> DictConfig:
 
 
 def choices(group: str) -> list[str]:
-    """The files of a group under conf/, also those in its folders, as a command line names them. Hydra lists its own."""
+    """The files of a group under conf/, also those in its folders, as a command line names them. Hydra lists
+    its own."""
     folder = CONF / group
     return [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
 
@@ -195,7 +286,11 @@ def explain(error: Exception) -> str:
     """Hydra's message, with the nearest key or value that there is."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, word = error.missing_cfg_file.rpartition("/") if _is_hydras(error) else error.missing_cfg_file.partition("/")
+        group, _, word = (
+            error.missing_cfg_file.rpartition("/")
+            if _is_hydras(error)
+            else error.missing_cfg_file.partition("/")
+        )
         options = sorted({*(error.options or ()), *choices(group)})
         return f"{lines[0]}; expected one of {', '.join(options)}.{did_you_mean(word, options)}"
     cause = error.__cause__

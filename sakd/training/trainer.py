@@ -1,4 +1,5 @@
-"""The only training loop: a student alone, or a student that learns from a teacher at spots that a spot mode chooses."""
+"""The only training loop: a student alone, or a student that learns from a teacher at spots that a spot mode
+chooses."""
 
 import math
 import time
@@ -15,13 +16,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from sakd.data import Batch, Dataset, evaluation_batches, steps_per_epoch, train_batches
 from sakd.distillers import Distiller, distinct_spots
 from sakd.errors import CheckpointError, ConfigError, NonFiniteLossError
-from sakd.execution import Execution
-from sakd.grafts import frozen_alias
 from sakd.networks import StagedNet
 from sakd.networks.folded import refold
-from sakd.spot_modes import SpotMode
-from sakd.spots import Spot, all_spots
+from sakd.spots import Spot, SpotMode, all_spots, frozen_alias
 from sakd.streams import drawing, initialising, stream, stream_seed
+from sakd.training.execution import Execution
 
 Progress = Callable[[int, int, int, Callable[[], dict[str, float]]], None]
 
@@ -31,11 +30,12 @@ NEVER = 2**62  # a step that is not reached
 class Trainer:
     """Trains ``student``; with a teacher, distillers and a spot mode, distils it.
 
-    ``optimizer`` and ``policy_optimizer`` build an optimizer from parameters, ``schedule`` builds a learning rate schedule
-    from an optimizer and is stepped once an epoch, for both. Random numbers come from streams of ``seed``.
+    ``optimizer`` and ``policy_optimizer`` build an optimizer from parameters, ``schedule`` builds a learning
+    rate schedule from an optimizer and is stepped once an epoch, for both. Random numbers come from streams
+    of ``seed``.
 
-    Raises ConfigError if teacher, distillers and spot mode are not given together, or the spots contradict each other.
-    """
+    Raises ConfigError if teacher, distillers and spot mode are not given together, or the spots contradict
+    each other."""
 
     def __init__(
         self,
@@ -53,7 +53,9 @@ class Trainer:
     ):
         given = [bool(part) for part in (teacher is not None, distillers, spot_mode is not None)]
         if any(given) != all(given):
-            raise ConfigError("found some of teacher, distillers and spot mode; expected all of them, or none")
+            raise ConfigError(
+                "found some of teacher, distillers and spot mode; expected all of them, or none"
+            )
         self.device = torch.device(device)
         self.execution = execution
         execution.check(self.device)
@@ -74,7 +76,9 @@ class Trainer:
         self.policy_optimizer = None
         if spot_mode is not None and spot_mode.learns:
             if policy_optimizer is None:
-                raise ConfigError(f"{type(spot_mode).__name__} learns: expected a policy_optimizer, found none")
+                raise ConfigError(
+                    f"{type(spot_mode).__name__} learns: expected a policy_optimizer, found none"
+                )
             self.policy_parameters = list(self.spot_mode.parameters())
             self.policy_optimizer = policy_optimizer(self.policy_parameters)
             if schedule is not None:
@@ -112,7 +116,8 @@ class Trainer:
         yield from self.distillers.parameters()
 
     def prepare(self, dataset: Dataset) -> None:
-        """Let the distillers build what depends on the training set; ``fit`` does it, and a saved state needs it first."""
+        """Let the distillers build what depends on the training set; ``fit`` does it, and a saved state needs
+        it first."""
         if self.prepared:
             return
         labels = dataset.train.labels.to(self.device)
@@ -125,9 +130,8 @@ class Trainer:
     def train_step(self, images: Tensor, labels: Tensor, indices: Tensor) -> dict[str, Tensor]:
         """One update of the student, and of the policy where it learns.
 
-        ``images``: float32 [B, C, H, W], normalised; ``labels``, ``indices``: int64 [B]. All measurements stay on the device:
-        nothing here waits for it.
-        """
+        ``images``: float32 [B, C, H, W], normalised; ``labels``, ``indices``: int64 [B]. All measurements
+        stay on the device: nothing here waits for it."""
         images = self.execution.arrange(images)
         with self.execution.networks(self.device):
             student = self.student_features(images)
@@ -136,7 +140,9 @@ class Trainer:
         if self.teacher is not None:
             with torch.no_grad(), self.execution.networks(self.device):
                 teacher = self.teacher_features(images)
-            with torch.autocast(self.device.type, enabled=False):  # networks may run in bfloat16, the rest in float32
+            with torch.autocast(
+                self.device.type, enabled=False
+            ):  # networks may run in bfloat16, the rest in float32
                 route = self.spot_mode.route(student, teacher, self.policy_stream)
                 keep = dict(zip(self.spots, self.spot_mode.keep(route).unbind(1), strict=True))
                 for name, distiller in self.distillers.items():
@@ -154,20 +160,26 @@ class Trainer:
     def _policy_step(
         self, images: Tensor, labels: Tensor, teacher: Mapping[str, Tensor], route: Tensor, task_loss: Tensor
     ) -> Tensor:
-        """Policy and adapters learn from the routed network; no gradient of it reaches the student or the distillers."""
+        """Policy and adapters learn from the routed network; no gradient of it reaches the student or the
+        distillers."""
         refold(self.routed_student)
         with self.execution.networks(self.device):
-            loss = self.spot_mode.loss(self.routed_student, self.frozen_teacher, images, teacher, route, labels, task_loss)
+            loss = self.spot_mode.loss(
+                self.routed_student, self.frozen_teacher, images, teacher, route, labels, task_loss
+            )
         gradients = torch.autograd.grad(loss, self.policy_parameters)
         for parameter, gradient in zip(self.policy_parameters, gradients, strict=True):
             parameter.grad = gradient
         self.policy_optimizer.step()
         return loss.detach()
 
-    def train_epoch(self, dataset: Dataset, batch_size: int, progress: Progress | None = None) -> dict[str, float]:
+    def train_epoch(
+        self, dataset: Dataset, batch_size: int, progress: Progress | None = None
+    ) -> dict[str, float]:
         """One pass over the training images; means over them of what ``train_step`` measures.
 
-        ``progress(epoch, step, steps, means)`` is called after each step; calling ``means()`` waits for the device.
+        ``progress(epoch, step, steps, means)`` is called after each step; calling ``means()`` waits for the
+        device.
 
         Raises NonFiniteLossError, naming the first loss and step, when the epoch ends or ``means`` is called.
         """
@@ -182,7 +194,10 @@ class Trainer:
         steps = steps_per_epoch(len(dataset.train), batch_size)
         means = RunningMeans(self.epoch)
         batches = train_batches(dataset, batch_size, stream(self.seed, "data", self.epoch))
-        with closing(batches), drawing(self.seed, "layers", self.epoch, self.device):  # the latter for dropout and the like
+        with (
+            closing(batches),
+            drawing(self.seed, "layers", self.epoch, self.device),
+        ):  # the latter for dropout and the like
             for step, batch in enumerate(batches, 1):
                 means.add(self.step(*batch), len(batch.labels), step)
                 if progress is not None:
@@ -197,10 +212,11 @@ class Trainer:
     ) -> Iterator[dict[str, float]]:
         """Train up to and with epoch number ``epochs``; yield each epoch's measurements when it is done.
 
-        Raises NonFiniteLossError when a loss or a weight is not finite, before the epoch's measurements are yielded.
+        Raises NonFiniteLossError when a loss or a weight is not finite, before the epoch's measurements are
+        yielded.
 
-        The caller may save ``state_dict()`` between epochs; a trainer that loads it goes on with the next epoch.
-        """
+        The caller may save ``state_dict()`` between epochs; a trainer that loads it goes on with the next
+        epoch."""
         dataset = dataset.to(self.device)
         self.prepare(dataset)
         while self.epoch < epochs:
@@ -222,10 +238,19 @@ class Trainer:
         return measured
 
     def _check_finite(self, measured: Mapping[str, float]) -> None:
-        """The last steps of an epoch can break weights without a training loss having shown it: they must not be saved."""
-        broken = [f"{name}/loss" for name in ("val", "test") if not math.isfinite(measured.get(f"{name}/loss", 0.0))]
-        for name, module in (("student", self.student), ("distillers", self.distillers), ("spot mode", self.spot_mode)):
-            values = [] if module is None else [value.isfinite().all() for value in module.state_dict().values()]
+        """The last steps of an epoch can break weights without a training loss having shown it: they must not
+        be saved."""
+        broken = [
+            f"{name}/loss" for name in ("val", "test") if not math.isfinite(measured.get(f"{name}/loss", 0.0))
+        ]
+        for name, module in (
+            ("student", self.student),
+            ("distillers", self.distillers),
+            ("spot mode", self.spot_mode),
+        ):
+            values = (
+                [] if module is None else [value.isfinite().all() for value in module.state_dict().values()]
+            )
             if values and not bool(torch.stack(values).all()):
                 broken.append(f"weights of the {name}")
         if broken:
@@ -266,7 +291,8 @@ class Trainer:
 
 
 class RunningMeans:
-    """Means of measurements over samples, kept on the device, and the first step at which each was not finite."""
+    """Means of measurements over samples, kept on the device, and the first step at which each was not
+    finite."""
 
     def __init__(self, epoch: int):
         self.epoch = epoch
@@ -292,7 +318,8 @@ class RunningMeans:
         if first < NEVER:
             names = ", ".join(name for name, step in bad.items() if step == first)
             raise NonFiniteLossError(
-                f"{names} became NaN or infinite at epoch {self.epoch}, step {first}; expected finite losses. "
+                f"{names} became NaN or infinite at epoch {self.epoch}, step {first}; expected finite "
+                "losses. "
                 "A lower learning rate or distillation weight may help."
             )
         means = {name: float(total) / self.samples for name, total in self.sums.items()}
@@ -307,7 +334,8 @@ def spots_of(student: StagedNet, teacher: StagedNet, distillers: Iterable[Distil
 
 @torch.no_grad()
 def evaluate(network: StagedNet, batches: Generator[Batch, None, None]) -> dict[str, float]:
-    """``accuracy`` in percent and mean cross-entropy ``loss``, in eval mode; the network's mode is put back."""
+    """``accuracy`` in percent and mean cross-entropy ``loss``, in eval mode; the network's mode is put
+    back."""
     training = network.training
     network.eval()
     correct = loss = samples = 0

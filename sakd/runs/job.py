@@ -1,4 +1,5 @@
-"""One run from its configuration: its teacher first, then its own training, resumed where it was left, tracked, finished."""
+"""One run from its configuration: its teacher first, then its own training, resumed where it was left,
+tracked, finished."""
 
 import logging
 import platform
@@ -13,19 +14,24 @@ from typing import Any
 
 import torch
 
-from sakd import build, code
-from sakd.config import Config, require_accuracy, short_names, teacher_config, warm_up_config
+from sakd.configuration import (
+    Config,
+    build,
+    pretraining_config,
+    require_accuracy,
+    short_names,
+    teacher_config,
+)
 from sakd.data import Dataset
 from sakd.errors import CheckpointError, DataError, in_one_line
-from sakd.execution import allow_tf32
 from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
-from sakd.profiling import Profile
-from sakd.runs import ENDED_EARLY, Run
+from sakd.runs import code
+from sakd.runs.certificates import Certificate, certify
+from sakd.runs.run import ENDED_EARLY, Run
+from sakd.runs.tracking import Mirror, start_mirror
 from sakd.signals import interruptible
-from sakd.teachers import Certificate, certify
 from sakd.terminal import Watch
-from sakd.tracking import Mirror, start_mirror
-from sakd.trainer import Trainer
+from sakd.training import Profile, Trainer, allow_tf32
 
 log = logging.getLogger("sakd")
 
@@ -37,11 +43,10 @@ DEFAULT_THREADS = torch.get_num_threads()
 def execute(config: Config, dataset: Dataset | None = None, leave_failure: bool = False) -> Result:
     """The run's result: read if it is finished, else trained, from its last checkpoint if there is one.
 
-    All that can be wrong with the configuration is found before any data is read; such a run leaves nothing, or, with
-    ``leave_failure``, what a run that failed in training leaves: its folder with the traceback, and a FAILED run in MLflow.
-    Raises a SakdError for what the user can mend; an interruption (SIGINT, SIGTERM) ends as KeyboardInterrupt with the run
-    marked KILLED.
-    """
+    All that can be wrong with the configuration is found before any data is read; such a run leaves nothing,
+    or, with ``leave_failure``, what a run that failed in training leaves: its folder with the traceback, and
+    a FAILED run in MLflow. Raises a SakdError for what the user can mend; an interruption (SIGINT, SIGTERM)
+    ends as KeyboardInterrupt with the run marked KILLED."""
     run = Run(config)
     result = run.result()
     if result is not None:
@@ -49,16 +54,18 @@ def execute(config: Config, dataset: Dataset | None = None, leave_failure: bool 
             _check_same_data(run, result, dataset)
         return result
     try:
-        trainer, dataset, certificate, warm_up = _prepared(config, dataset)
+        trainer, dataset, certificate, pretraining = _prepared(config, dataset)
     except Exception as error:
         if leave_failure:
             _leave_failure(run, error)
         raise
     with run.locked(waiting=lambda: log.info("another process works on %s; waiting for it", run.folder)):
-        return run.result() or _train(run, trainer, dataset, certificate, warm_up)
+        return run.result() or _train(run, trainer, dataset, certificate, pretraining)
 
 
-def _prepared(config: Config, dataset: Dataset | None) -> tuple[Trainer, Dataset, Certificate | None, dict[str, str] | None]:
+def _prepared(
+    config: Config, dataset: Dataset | None
+) -> tuple[Trainer, Dataset, Certificate | None, dict[str, str] | None]:
     """What a training needs; the runs before it are finished, if need be by training them."""
     torch.set_num_threads(config["threads"] or DEFAULT_THREADS)
     device = build.device(config)
@@ -77,10 +84,12 @@ def _prepared(config: Config, dataset: Dataset | None) -> tuple[Trainer, Dataset
             _check_untouched(config, found)
 
         certificates = Path(config["runs"]) / ".certificates"
-        certificate = certify(parts.teacher, config["teacher"]["name"], path, dataset, device, certificates, accept)
+        certificate = certify(
+            parts.teacher, config["teacher"]["name"], path, dataset, device, certificates, accept
+        )
         log.info("teacher %s: %.2f %% (%s)", certificate.name, certificate.accuracy, path)
-    warm_up = None if parts.warm_up is None else _warm_up(config, parts, dataset)
-    return trainer, dataset, certificate, warm_up
+    pretraining = None if parts.pretraining is None else _pretraining(config, parts, dataset)
+    return trainer, dataset, certificate, pretraining
 
 
 def _leave_failure(run: Run, error: Exception) -> None:
@@ -96,18 +105,20 @@ def _leave_failure(run: Run, error: Exception) -> None:
 def _check_same_data(run: Run, result: Result, dataset: Dataset) -> None:
     if result["data_sha256"] != dataset.checksum:
         raise DataError(
-            f"{run.folder}: learned from images with checksum {result['data_sha256']}, found {dataset.checksum} now. Two data "
+            f"{run.folder}: learned from images with checksum {result['data_sha256']}, found "
+            f"{dataset.checksum} now. Two data "
             "sets of one name count as one: give the other another dataset.name, or move that folder away"
         )
 
 
 def _check_prerequisites(config: Config, parts: build.Parts, device: torch.device) -> None:
-    """What can be known without data of the runs before this one: a weights file fits, or their trainings can be built."""
+    """What can be known without data of the runs before this one: a weights file fits, or their trainings can
+    be built."""
     if parts.teacher is None:
         return
     checkpoint = config["teacher"]["checkpoint"]
-    if parts.warm_up is not None:
-        own = _warm_up_config(config, parts)
+    if parts.pretraining is not None:
+        own = _pretraining_config(config, parts)
         if Run(own).result() is None:
             build.trainer(own, build.parts(own), device)
     if checkpoint is not None:
@@ -125,8 +136,10 @@ def _check_untouched(config: Config, certificate: Certificate) -> None:
         stored = Run(teacher_config(config)).result()
         if stored["student_sha256"] != certificate.sha256:
             raise CheckpointError(
-                f"{certificate.source}: found checksum {certificate.sha256}, expected {stored['student_sha256']} as in "
-                "result.json beside it; the file was changed. Move that folder away to train the teacher again"
+                f"{certificate.source}: found checksum {certificate.sha256}, expected "
+                f"{stored['student_sha256']} as in "
+                "result.json beside it; the file was changed. Move that folder away to train the "
+                "teacher again"
             )
 
 
@@ -141,41 +154,49 @@ def _teacher_weights(config: Config, dataset: Dataset) -> Path:
     return Run(own).weights
 
 
-def _warm_up_config(config: Config, parts: build.Parts) -> Config:
-    return warm_up_config(config, _warm_up_stages(parts))
+def _pretraining_config(config: Config, parts: build.Parts) -> Config:
+    return pretraining_config(config, _pretraining_stages(parts))
 
 
-def _warm_up_stages(parts: build.Parts) -> list[str] | None:
-    return [spot.teacher for spot in parts.warm_up.spots] if parts.warm_up.warm_up_shared else None
+def _pretraining_stages(parts: build.Parts) -> list[str] | None:
+    return (
+        [spot.teacher for spot in parts.pretraining.spots] if parts.pretraining.pretraining_shared else None
+    )
 
 
-def warm_up_stages(config: Config) -> list[str] | None:
-    """What `sakd.config.warm_up_config` needs to know of a configuration with a warm-up."""
-    return _warm_up_stages(build.parts(config))
+def pretraining_stages(config: Config) -> list[str] | None:
+    """What `sakd.config.pretraining_config` needs to know of a configuration with a pretraining."""
+    return _pretraining_stages(build.parts(config))
 
 
-def _warm_up(config: Config, parts: build.Parts, dataset: Dataset) -> dict[str, str]:
-    """Give this run's distiller, or student, what its warm-up has learned: a run of its own, found again like a teacher.
+def _pretraining(config: Config, parts: build.Parts, dataset: Dataset) -> dict[str, str]:
+    """Give this run's distiller, or student, what its pretraining has learned: a run of its own, found again
+    like a teacher.
 
     What it was, for the result.
     """
-    own = _warm_up_config(config, parts)
+    own = _pretraining_config(config, parts)
     if Run(own).result() is None:
-        log.info("warming up for %s first", config["distiller"]["name"])
+        log.info("pretraining for %s first", config["distiller"]["name"])
     expected = execute(own, dataset)["student_sha256"]
     weights = Run(own).weights
     raw = weights.read_bytes()
     if sha256(raw).hexdigest() != expected:
         raise CheckpointError(
-            f"{weights}: found another checksum than {expected} as in result.json beside it; the file was changed. "
-            "Move that folder away to warm up again"
+            f"{weights}: found another checksum than {expected} as in result.json beside it; the file "
+            "was changed. "
+            "Move that folder away to pretrain again"
         )
-    parts.warm_up.warmed(parts.student).load_state_dict(parse_weights(raw, weights))
+    parts.pretraining.pretrained(parts.student).load_state_dict(parse_weights(raw, weights))
     return {"run": Run(own).name, "sha256": expected}
 
 
 def _train(
-    run: Run, trainer: Trainer, dataset: Dataset, certificate: Certificate | None, warm_up: dict[str, str] | None
+    run: Run,
+    trainer: Trainer,
+    dataset: Dataset,
+    certificate: Certificate | None,
+    pretraining: dict[str, str] | None,
 ) -> Result:
     mirror, status = None, "FAILED"
     allow_tf32(run.config["precision"] == "tf32")
@@ -189,7 +210,7 @@ def _train(
                 log.info("going on after epoch %d", trainer.epoch)
             run.keep_metrics(trainer.epoch)
             _train_epochs(run, trainer, dataset, certificate, mirror)
-            result = run.finish(trainer.product.state_dict(), _result(run, dataset, certificate, warm_up))
+            result = run.finish(trainer.product.state_dict(), _result(run, dataset, certificate, pretraining))
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -199,7 +220,9 @@ def _train(
         raise
     finally:
         if mirror is not None and not mirror.close(status):
-            log.warning("MLflow has not got everything of this run (%s); `sakd sync` sends the rest", mirror.error)
+            log.warning(
+                "MLflow has not got everything of this run (%s); `sakd sync` sends the rest", mirror.error
+            )
     return result
 
 
@@ -242,8 +265,11 @@ def _sources(dataset: Dataset, certificate: Certificate | None) -> dict[str, str
     return sources if certificate is None else {**sources, "teacher": certificate.sha256}
 
 
-def _result(run: Run, dataset: Dataset, certificate: Certificate | None, warm_up: dict[str, str] | None) -> Result:
-    """What is kept of a finished run; accuracies in percent (None after a warm-up), ``kept`` as shares in the last epoch."""
+def _result(
+    run: Run, dataset: Dataset, certificate: Certificate | None, pretraining: dict[str, str] | None
+) -> Result:
+    """What is kept of a finished run; accuracies in percent (None after a pretraining), ``kept`` as shares in
+    the last epoch."""
     lines = run.metrics()
     last = lines[-1]
     best = max(lines, key=lambda line: line.get("test/accuracy", 0.0))
@@ -252,7 +278,7 @@ def _result(run: Run, dataset: Dataset, certificate: Certificate | None, warm_up
         **short_names(run.config),
         "epochs": run.config["epochs"],
         "teacher": None if certificate is None else certificate.as_dict(),
-        "warm_up": warm_up,
+        "pretraining": pretraining,
         "data_sha256": dataset.checksum,
         "student": {
             "name": run.config["student"]["name"],
@@ -282,7 +308,9 @@ def _versions() -> dict[str, str]:
 def _own_log(path: Path) -> Iterator[None]:
     """Messages, and the traceback of what ends the run early, in the run's own log."""
     handler = logging.FileHandler(path)
-    handler.handleError = lambda record: None  # a full disk has its own error, which must not drown in this one
+    handler.handleError = lambda record: (
+        None
+    )  # a full disk has its own error, which must not drown in this one
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     own = logging.getLogger("sakd")
 

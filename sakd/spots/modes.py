@@ -7,13 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sakd.errors import ConfigError, check_number, did_you_mean
-from sakd.grafts import Grafts
 from sakd.networks import StagedNet
-from sakd.spots import Spot
+from sakd.spots.grafts import Grafts
+from sakd.spots.spot import Spot
 
 
 class SpotMode(nn.Module):
-    """Decides routes [B, spots] (1: teacher, 0: student), and which rows are kept for distillation at each spot.
+    """Decides routes [B, spots] (1: teacher, 0: student), and which rows are kept for distillation at each
+    spot.
 
     ``learns`` says whether the mode has parameters that a loss of the routed network trains.
     """
@@ -24,7 +25,9 @@ class SpotMode(nn.Module):
         super().__init__()
         self.spots = tuple(spots)
 
-    def route(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], stream: torch.Generator) -> Tensor:
+    def route(
+        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], stream: torch.Generator
+    ) -> Tensor:
         """Routes [B, spots] from both networks' features; random numbers come from ``stream`` alone."""
         raise NotImplementedError
 
@@ -49,39 +52,51 @@ class SpotMode(nn.Module):
 class Fixed(SpotMode):
     """Every sample at every spot, always: ordinary distillation."""
 
-    def route(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], stream: torch.Generator) -> Tensor:
+    def route(
+        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], stream: torch.Generator
+    ) -> Tensor:
         logits = student["logits"]
         return torch.ones(len(logits), len(self.spots), device=logits.device)
 
 
 class Random(SpotMode):
-    """Each sample at each spot with probability ``p``: one number, or one by spot's name, to match a measured keep rate."""
+    """Each sample at each spot with probability ``p``: one number, or one by spot's name, to match a measured
+    keep rate."""
 
-    def __init__(self, spots: Sequence[Spot], student: StagedNet, teacher: StagedNet, p: float | Mapping[str, float]):
+    def __init__(
+        self, spots: Sequence[Spot], student: StagedNet, teacher: StagedNet, p: float | Mapping[str, float]
+    ):
         super().__init__(spots, student, teacher)
         names = [spot.name for spot in self.spots]
         rates = dict(p) if isinstance(p, Mapping) else dict.fromkeys(names, p)
         if set(rates) != set(names):
             found = sorted(map(str, rates))
             stray = next(iter({*found} ^ {*names}))
-            raise ConfigError(f"spot_mode.p: found {found}, expected a rate for {names}.{did_you_mean(stray, names)}")
+            raise ConfigError(
+                f"spot_mode.p: found {found}, expected a rate for {names}.{did_you_mean(stray, names)}"
+            )
         for name, rate in rates.items():
             if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
-                raise ConfigError(f"spot_mode.p: found {rate!r} at {name}, expected a probability from 0 to 1")
+                raise ConfigError(
+                    f"spot_mode.p: found {rate!r} at {name}, expected a probability from 0 to 1"
+                )
         self.register_buffer("rates", torch.tensor([float(rates[name]) for name in names]), persistent=False)
 
-    def route(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], stream: torch.Generator) -> Tensor:
+    def route(
+        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], stream: torch.Generator
+    ) -> Tensor:
         logits = student["logits"]
         draws = torch.rand(len(logits), len(self.spots), generator=stream, device=logits.device)
         return (draws < self.rates).float()
 
 
 class Adaptive(SpotMode):
-    """A policy routes each sample through teacher or student at each spot; it is distilled where the teacher was chosen.
+    """A policy routes each sample through teacher or student at each spot; it is distilled where the teacher
+    was chosen.
 
-    The policy is one linear layer on both networks' embeddings; it and the grafts' adapters learn from the routed network's
-    cross-entropy c: times ``gamma`` where c is above the student's own, divided by it where below; plus a budget,
-    max(0, B/2 - teachers chosen at the logits) (Song et al., IEEE TIP 2022).
+    The policy is one linear layer on both networks' embeddings; it and the grafts' adapters learn from the
+    routed network's cross-entropy c: times ``gamma`` where c is above the student's own, divided by it where
+    below; plus a budget, max(0, B/2 - teachers chosen at the logits) (Song et al., IEEE TIP 2022).
 
     The teacher's scores start with ``same_family_bias`` or ``other_family_bias`` added.
     """
@@ -111,7 +126,9 @@ class Adaptive(SpotMode):
             self.policy.bias.view(-1, 2)[:, 0] += bias
         self.grafts = Grafts(self.spots)
 
-    def route(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], stream: torch.Generator) -> Tensor:
+    def route(
+        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], stream: torch.Generator
+    ) -> Tensor:
         embeddings = torch.cat([teacher["embedding"], student["embedding"].detach()], dim=1)
         embeddings = embeddings.to(self.policy.weight.dtype)
         scores = self.policy(embeddings).view(len(embeddings), len(self.spots), 2)
@@ -128,7 +145,9 @@ class Adaptive(SpotMode):
         task_loss: Tensor,
     ) -> Tensor:
         routed_logits = self.grafts(student, teacher, images, teacher_features, route)
-        return router_loss(F.cross_entropy(routed_logits.float(), labels), task_loss.detach(), route[:, -1], self.gamma)
+        return router_loss(
+            F.cross_entropy(routed_logits.float(), labels), task_loss.detach(), route[:, -1], self.gamma
+        )
 
 
 class Anti(Adaptive):
@@ -139,8 +158,8 @@ class Anti(Adaptive):
 
 
 def straight_through_gumbel(scores: Tensor, temperature: float, stream: torch.Generator) -> Tensor:
-    """One hard draw per pair of ``scores`` [..., 2]: 1.0 where channel 0 won, else 0.0, exactly; the gradient is the soft
-    choice's (Jang et al., ICLR 2017)."""
+    """One hard draw per pair of ``scores`` [..., 2]: 1.0 where channel 0 won, else 0.0, exactly; the gradient
+    is the soft choice's (Jang et al., ICLR 2017)."""
     exponential = torch.empty_like(scores).exponential_(generator=stream)
     noise = -exponential.log()  # standard Gumbel
     soft = F.softmax((scores + noise) / temperature, dim=-1)[..., 0]
@@ -148,7 +167,8 @@ def straight_through_gumbel(scores: Tensor, temperature: float, stream: torch.Ge
 
 
 def router_loss(routed_loss: Tensor, task_loss: Tensor, logits_route: Tensor, gamma: float) -> Tensor:
-    """Scalar: the routed network's cross-entropy, weighed by whether it beats the student's, and the budget's hinge.
+    """Scalar: the routed network's cross-entropy, weighed by whether it beats the student's, and the budget's
+    hinge.
 
     ``logits_route``: [B], the route at the logits. The hinge is not divided by B.
     """

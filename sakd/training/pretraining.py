@@ -1,4 +1,5 @@
-"""What some methods train before the student learns: a paraphraser of the teacher (FT), the student's stages (FSP)."""
+"""What some methods train before the student learns: a paraphraser of the teacher (FT), the student's stages
+(FSP)."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -9,14 +10,15 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from sakd.data import Dataset
 from sakd.distillers import Distiller
-from sakd.execution import Execution
 from sakd.networks import StagedNet
-from sakd.spot_modes import Fixed
-from sakd.trainer import Trainer, spots_of
+from sakd.spots import Fixed
+from sakd.training.execution import Execution
+from sakd.training.trainer import Trainer, spots_of
 
 
-class WarmUp(Trainer):
-    """Trains what ``distiller.warmed(student)`` names, by ``distiller.warm_up_loss`` alone: no labels, no spot mode, no tests.
+class Pretraining(Trainer):
+    """Trains what ``distiller.pretrained(student)`` names, by ``distiller.pretraining_loss`` alone: no
+    labels, no spot mode, no tests.
 
     Arguments as a Trainer's; ``name`` is the loss's.
     """
@@ -35,24 +37,30 @@ class WarmUp(Trainer):
         execution: Execution = Execution(),  # noqa: B008, immutable
     ):
         self.name, self.distiller = name, distiller
-        self.warmed = distiller.warmed(student).requires_grad_(True)
+        self.pretrained = distiller.pretrained(student).requires_grad_(True)
         everything = Fixed(spots_of(student, teacher, [distiller]), student, teacher)
-        keys = {"optimizer": optimizer, "schedule": schedule, "seed": seed, "device": device, "execution": execution}
+        keys = {
+            "optimizer": optimizer,
+            "schedule": schedule,
+            "seed": seed,
+            "device": device,
+            "execution": execution,
+        }
         super().__init__(student, teacher, {name: distiller}, everything, **keys)
 
     @property
     def product(self) -> nn.Module:
-        return self.warmed
+        return self.pretrained
 
     def learned(self) -> Iterator[nn.Parameter]:
-        return self.warmed.parameters()
+        return self.pretrained.parameters()
 
     def train_step(self, images: Tensor, labels: Tensor, indices: Tensor) -> dict[str, Tensor]:
         images = self.execution.arrange(images)
         with torch.no_grad(), self.execution.networks(self.device):
             teacher = self.teacher_features(images)
         with self.execution.networks(self.device):
-            loss = self.distiller.warm_up_loss(self.student, images, teacher)
+            loss = self.distiller.pretraining_loss(self.student, images, teacher)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

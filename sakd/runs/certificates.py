@@ -1,4 +1,5 @@
-"""A teacher is certified before it teaches: loaded strictly, its file's checksum taken, its accuracy measured."""
+"""A teacher is certified before it teaches: loaded strictly, its file's checksum taken, its accuracy
+measured."""
 
 import hashlib
 import json
@@ -10,10 +11,10 @@ from typing import Any
 import torch
 
 from sakd.data import Dataset, evaluation_batches
+from sakd.files import read_json, write_whole
 from sakd.networks import StagedNet
 from sakd.networks.checkpoints import load_weights, parse_weights
-from sakd.runs import read_json, write_whole
-from sakd.trainer import evaluate
+from sakd.training import evaluate
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ def certify(
     certificates: Path,
     accept: Callable[[Certificate], None],
 ) -> Certificate:
-    """Load ``path`` into ``teacher`` and measure it, unless ``certificates`` has a file's word for these very weights, network
-    and test images. ``accept`` raises what it has against the teacher; nothing is written then.
+    """Load ``path`` into ``teacher`` and measure it, unless ``certificates`` has a file's word for these very
+    weights, network and test images. ``accept`` raises what it has against the teacher; nothing is written
+    then.
 
     Raises CheckpointError if the file does not fit.
     """

@@ -1,8 +1,7 @@
 """MLflow as a mirror of a run's folder.
 
-Training appends to metrics.jsonl and goes on; a thread sends what the store lacks. Where the store is away, nothing is
-lost: `sakd sync` sends the rest later, each epoch exactly once. Only this module knows MLflow.
-"""
+Training appends to metrics.jsonl and goes on; a thread sends what the store lacks. Where the store is away,
+nothing is lost: `sakd sync` sends the rest later, each epoch exactly once. Only this module knows MLflow."""
 
 import contextlib
 import json
@@ -18,9 +17,10 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-from sakd.config import parameters, short_names
+from sakd.configuration import parameters, short_names
 from sakd.errors import RunError
-from sakd.runs import Run, is_locked, read_json, read_metrics, write_whole
+from sakd.files import read_json, write_whole
+from sakd.runs.run import Run, is_locked, read_metrics
 
 log = logging.getLogger("sakd")
 
@@ -34,7 +34,8 @@ PARAMETERS_AT_ONCE, METRICS_AT_ONCE = 100, 1000  # MLflow's limits of one batch
 
 
 class Mirror:
-    """Sends a run's folder to MLflow from a thread of its own; neither slow nor absent stores hold up the training."""
+    """Sends a run's folder to MLflow from a thread of its own; neither slow nor absent stores hold up the
+    training."""
 
     def __init__(self, folder: Path, uri: str, experiment: str):
         self.folder = folder
@@ -51,11 +52,14 @@ class Mirror:
         self._wake.set()
 
     def close(self, status: str) -> bool:
-        """Record how the run ended (FINISHED, FAILED, KILLED, or SCHEDULED to go on later), and send the rest.
+        """Record how the run ended (FINISHED, FAILED, KILLED, or SCHEDULED to go on later), and send the
+        rest.
 
         False if not all could be sent.
         """
-        with contextlib.suppress(RunError):  # the disk is full: that has been said, and the store can still be told
+        with contextlib.suppress(
+            RunError
+        ):  # the disk is full: that has been said, and the store can still be told
             _update_state(self.folder, status=status)
         self._status = status
         self._wake.set()
@@ -91,7 +95,8 @@ class Mirror:
             self.error = (str(error).splitlines() or [type(error).__name__])[0][:160]
             if first:
                 log.warning(
-                    "MLflow at %s cannot be reached (%s). Training goes on unharmed; what is missing there is in %s",
+                    "MLflow at %s cannot be reached (%s). Training goes on unharmed; what is missing "
+                    "there is in %s",
                     self.uri,
                     self.error,
                     self.folder / "metrics.jsonl",
@@ -117,7 +122,8 @@ def mirrored(folder: Path, config: dict[str, Any]) -> bool:
 
 
 def synchronise(folder: Path, status: str | None = None) -> int:
-    """Send what the store lacks of one run's folder, and its ``status`` (None: the noted one); the number of epochs sent.
+    """Send what the store lacks of one run's folder, and its ``status`` (None: the noted one); the number of
+    epochs sent.
 
     Raises whatever MLflow raises where the store is away or refuses.
     """
@@ -145,7 +151,12 @@ def _synchronise(folder: Path, status: str | None) -> int:
             if known.info.status != status:
                 client.update_run(run_id, status=status)
         elif known.info.status != status:
-            for name in ("config.yaml", "result.json", "code.diff", *(["run.log"] if status == "FAILED" else [])):
+            for name in (
+                "config.yaml",
+                "result.json",
+                "code.diff",
+                *(["run.log"] if status == "FAILED" else []),
+            ):
                 if (folder / name).exists():
                     client.log_artifact(run_id, str(folder / name))
             _send_result(client, run_id, folder)
@@ -157,8 +168,8 @@ def _synchronise(folder: Path, status: str | None) -> int:
 def synchronise_all(runs: Path) -> dict[str, int | Exception]:
     """Send what is missing of every run in ``runs``: epochs sent, or what went wrong, by the run's name.
 
-    A run that was killed without warning before its result is marked KILLED; one that another process works on is left to it.
-    """
+    A run that was killed without warning before its result is marked KILLED; one that another process works
+    on is left to it."""
     outcomes = {path.parent.name: settle(path.parent) for path in sorted(runs.glob("*/mlflow.json"))}
     return {name: outcome for name, outcome in outcomes.items() if outcome is not None}
 
@@ -191,7 +202,8 @@ def catch_up(run: Run) -> None:
 
 
 def prepare(uri: str, experiments: Sequence[str]) -> str | None:
-    """Set the store up, and its experiments, before jobs would do so all at once; what is wrong, where it is away."""
+    """Set the store up, and its experiments, before jobs would do so all at once; what is wrong, where it is
+    away."""
     try:
         client = _client(uri)
         with _alone(uri):
@@ -219,13 +231,22 @@ def finished_runs(uri: str) -> Iterator[tuple[str, dict[str, str], dict[str, flo
         raise RunError(f"{uri}: found no file {path}, expected an MLflow store")
     try:
         client = _client(uri)
-        experiments = [experiment.experiment_id for page in _pages(client.search_experiments) for experiment in page]
+        experiments = [
+            experiment.experiment_id for page in _pages(client.search_experiments) for experiment in page
+        ]
         query = "attributes.status = 'FINISHED' and tags.`sakd.uid` LIKE '%' and params.spot_mode != 'none'"
         for page in _pages(client.search_runs, experiments, query):
             for run in page:
-                yield Path(run.data.tags["sakd.folder"]).name, run.data.params, run.data.metrics, run.data.tags
+                yield (
+                    Path(run.data.tags["sakd.folder"]).name,
+                    run.data.params,
+                    run.data.metrics,
+                    run.data.tags,
+                )
     except MlflowException as error:
-        raise RunError(f"{uri}: cannot be read ({str(error).splitlines()[0]}); expected an MLflow store") from error
+        raise RunError(
+            f"{uri}: cannot be read ({str(error).splitlines()[0]}); expected an MLflow store"
+        ) from error
 
 
 def _pages(search: Any, *arguments: Any) -> Iterator[Any]:
@@ -271,7 +292,9 @@ def _client(uri: str) -> Any:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # a store that is away is reported once, by the mirror
+    logging.getLogger("urllib3").setLevel(
+        logging.ERROR
+    )  # a store that is away is reported once, by the mirror
     with _alone(uri):
         path = _sqlite_path(uri)
         if path is not None and not path.exists():
@@ -280,7 +303,8 @@ def _client(uri: str) -> Any:
 
 
 def _set_up(path: Path, client: Any) -> None:
-    """A new SQLite store, made beside and renamed: one that a kill leaves half made fails for everyone, for good."""
+    """A new SQLite store, made beside and renamed: one that a kill leaves half made fails for everyone, for
+    good."""
     partial = path.with_name(path.name + ".partial")
     for leftover in path.parent.glob(partial.name + "*"):
         leftover.unlink()
@@ -307,7 +331,8 @@ def _experiment(client: Any, state: dict[str, Any]) -> str:
 
 
 def _known(client: Any, run_id: str | None) -> Any:
-    """The run, or None if the store has it not (any more): a store may have been replaced, or the run deleted."""
+    """The run, or None if the store has it not (any more): a store may have been replaced, or the run
+    deleted."""
     from mlflow.exceptions import MlflowException
 
     if run_id is None:
@@ -321,12 +346,18 @@ def _known(client: Any, run_id: str | None) -> Any:
     return run if run.info.lifecycle_stage == "active" else None
 
 
-def _find_or_create(client: Any, experiment: str, state: dict[str, Any], folder: Path, config: dict[str, Any]) -> str:
+def _find_or_create(
+    client: Any, experiment: str, state: dict[str, Any], folder: Path, config: dict[str, Any]
+) -> str:
     """A kill between creating the run and noting its id must not lead to two."""
     found = client.search_runs([experiment], f"tags.`sakd.uid` = '{state['uid']}'")
     if found:
         return found[0].info.run_id
-    tags = {"sakd.uid": state["uid"], "sakd.folder": str(folder.absolute()), "mlflow.source.name": "launch.py"}
+    tags = {
+        "sakd.uid": state["uid"],
+        "sakd.folder": str(folder.absolute()),
+        "mlflow.source.name": "launch.py",
+    }
     names = short_names(config)
     # What differs between a sweep's runs comes first: MLflow's page shows only the beginning of a name.
     parts = (
@@ -337,7 +368,9 @@ def _find_or_create(client: Any, experiment: str, state: dict[str, Any], folder:
         names["student"],
         names["dataset"],
     )
-    created = client.create_run(experiment, start_time=state["start_time"], tags=tags, run_name="-".join(parts))
+    created = client.create_run(
+        experiment, start_time=state["start_time"], tags=tags, run_name="-".join(parts)
+    )
     return created.info.run_id
 
 
@@ -384,7 +417,11 @@ def _send_traceback(client: Any, run_id: str, folder: Path, status: str) -> None
     """What a failed run's page shows; once it is mended, no more."""
     log = folder / "run.log"
     failed = status == "FAILED" and log.exists()
-    last = log.read_text(errors="replace").rpartition("Traceback (most recent call last)") if failed else ("", "", "")
+    last = (
+        log.read_text(errors="replace").rpartition("Traceback (most recent call last)")
+        if failed
+        else ("", "", "")
+    )
     told = f"```\n{last[1]}{last[2]}"[:TRACEBACK] + "\n```" if last[1] else ""
     if told or status == "FINISHED":
         client.set_tag(run_id, "mlflow.note.content", told)

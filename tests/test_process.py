@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from sakd import allocation
+from sakd import process
 from tests.conftest import ROOT
 
 # Eight maps, as large as a batch's in the first stage of a ResNet for CIFAR, made and freed again and again.
 FAULTS = """
 import resource, sys
 import numpy as np
-from sakd.allocation import keep_freed_memory
+from sakd.process import keep_freed_memory
 if sys.argv[1] == "kept" and not keep_freed_memory():
     sys.exit("not glibc")
 for _ in range(5):
@@ -40,10 +40,10 @@ def test_what_is_freed_is_not_asked_of_the_system_again():
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    monkeypatch.setattr(allocation.ctypes, "CDLL", lambda _: object())
-    assert not allocation.keep_freed_memory()
-    monkeypatch.setattr(allocation.sys, "platform", "darwin")
-    assert not allocation.keep_freed_memory()
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda _: object())
+    assert not process.keep_freed_memory()
+    monkeypatch.setattr(process.sys, "platform", "darwin")
+    assert not process.keep_freed_memory()
 
 
 def test_a_library_that_refuses_large_sizes_gets_a_smaller_one(monkeypatch):
@@ -52,8 +52,8 @@ def test_a_library_that_refuses_large_sizes_gets_a_smaller_one(monkeypatch):
     class Library:
         def mallopt(self, parameter: int, value: int) -> int:
             asked.append((parameter, value))
-            return int(parameter == allocation.TRIM_THRESHOLD or value == 2**25)
+            return int(parameter == process.TRIM_THRESHOLD or value == 2**25)
 
-    monkeypatch.setattr(allocation.ctypes, "CDLL", lambda _: Library())
-    assert allocation.keep_freed_memory()
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda _: Library())
+    assert process.keep_freed_memory()
     assert asked == [(-3, 2**28), (-3, 2**25), (-1, 2**31 - 1)]

@@ -1,4 +1,5 @@
-"""Which code runs: its commit and what differs from it, and copies that stay as they are while jobs wait for their turn."""
+"""Which code runs: its commit and what differs from it, and copies that stay as they are while jobs wait for
+their turn."""
 
 import hashlib
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from sakd.errors import RunError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 NOTE, DIFF = "snapshot.json", "snapshot.diff"
 COPIES = ".code"  # the folder, in one of runs, that has the copies
 NEW = ("*.py", "conf/*.yaml", "sweeps/*.yaml")  # files that belong to the code before git tracks them
@@ -22,15 +23,19 @@ LARGEST = 4 << 20  # bytes; what is larger is no code
 
 @dataclass(frozen=True)
 class Code:
-    """``commit``, and whether files differed from it, None where it is no git checkout; ``snapshot``: the copy's name and time
-    where this is one."""
+    """``commit``, and whether files differed from it, None where it is no git checkout; ``snapshot``: the
+    copy's name and time where this is one."""
 
     commit: str | None
     changed: bool | None
     snapshot: str | None = None
 
     def __str__(self) -> str:
-        told = "no git checkout" if self.commit is None else f"commit {self.commit[:12]}{' with changes' * bool(self.changed)}"
+        told = (
+            "no git checkout"
+            if self.commit is None
+            else f"commit {self.commit[:12]}{' with changes' * bool(self.changed)}"
+        )
         return told if self.snapshot is None else f"{told}, as it was at {self.snapshot}"
 
 
@@ -48,15 +53,17 @@ def running(root: Path = ROOT) -> tuple[Code, str]:
 
 @cache
 def of_this_process() -> tuple[Code, str]:
-    """As ``running``, as it was when the process first asked: what it has imported does not change after that."""
+    """As ``running``, as it was when the process first asked: what it has imported does not change after
+    that."""
     return running()
 
 
 def snapshot(runs: Path, root: Path = ROOT) -> Path:
-    """A copy of all code under ``root`` (what git tracks, and new files of code) in ``runs/.code``, one for each state of it.
+    """A copy of all code under ``root`` (what git tracks, and new files of code) in ``runs/.code``, one for
+    each state of it.
 
-    A job that puts it first on its PYTHONPATH runs the code as it was. Raises RunError where it cannot be written.
-    """
+    A job that puts it first on its PYTHONPATH runs the code as it was. Raises RunError where it cannot be
+    written."""
     folder = runs / COPIES
     if (root / NOTE).exists():
         return root  # a job that launches others
@@ -64,7 +71,9 @@ def snapshot(runs: Path, root: Path = ROOT) -> Path:
         files = {path: _content(root / path) for path in _files(root)}
         total = hashlib.sha256()
         for path, content in sorted(files.items()):
-            total.update(f"{path}\0{len(content)}\0{isinstance(content, str)}\0".encode() + os.fsencode(content))
+            total.update(
+                f"{path}\0{len(content)}\0{isinstance(content, str)}\0".encode() + os.fsencode(content)
+            )
         code, difference = running(root)
         total.update(str(code.commit).encode())
         target = folder / total.hexdigest()[:12]
@@ -105,9 +114,11 @@ def _files(root: Path) -> list[str]:
         listed = [*_git(root, "ls-files", "-z", "--cached").split("\0"), *_untracked(root)]
         return [path for path in dict.fromkeys(listed) if path and _is_code(root / path)]
     except (OSError, subprocess.SubprocessError):
-        package = Path(__file__).parent
+        package = Path(__file__).parent.parent
         return [
-            str(path.relative_to(root)) for path in package.rglob("*") if _is_code(path) and "__pycache__" not in path.parts
+            str(path.relative_to(root))
+            for path in package.rglob("*")
+            if _is_code(path) and "__pycache__" not in path.parts
         ]
 
 
@@ -123,7 +134,9 @@ def _untracked(root: Path) -> list[str]:
 
 def _difference(root: Path) -> str:
     patch = ["diff", "--binary", "--no-color", "--no-ext-diff"]
-    new = (_git(root, *patch, "--no-index", "--", os.devnull, path, allowed=(0, 1)) for path in _untracked(root))
+    new = (
+        _git(root, *patch, "--no-index", "--", os.devnull, path, allowed=(0, 1)) for path in _untracked(root)
+    )
     return "".join([_git(root, *patch, "HEAD", "--", "."), *new])
 
 

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from sakd.errors import ConfigError
 from sakd.networks import Shape, StagedNet
 from sakd.networks.folded import fold_batch_norm
-from sakd.spots import Spot
+from sakd.spots.spot import Spot
 
 
 def adapter(source: Shape, target: Shape) -> nn.Module:
-    """A layer from features of one shape to another's: convolution, batch norm and ReLU for maps, linear for vectors.
+    """A layer from features of one shape to another's: convolution, batch norm and ReLU for maps, linear for
+    vectors.
 
-    Shapes are of one sample: (C, H, W) or (d,). The convolution is 1x1 where sizes agree, 3x3 with stride 2 to halve,
-    a transposed 4x4 with stride 2 to double, and otherwise the one that fits.
+    Shapes are of one sample: (C, H, W) or (d,). The convolution is 1x1 where sizes agree, 3x3 with stride 2
+    to halve, a transposed 4x4 with stride 2 to double, and otherwise the one that fits.
 
     Raises ConfigError for a map beside a vector.
     """
@@ -41,13 +42,15 @@ def adapter(source: Shape, target: Shape) -> nn.Module:
 
 
 def frozen_alias(network: StagedNet, fold: bool = False) -> StagedNet:
-    """The same network, always in eval and without gradients of its weights: parameters and buffers share memory.
+    """The same network, always in eval and without gradients of its weights: parameters and buffers share
+    memory.
 
-    What an optimizer or a training pass changes in place is seen at once; nothing runs to keep the two alike, but where
-    ``fold`` says that batch norm is to be folded into convolutions: ``refold`` then takes over what has changed.
-    Move the network to its device first.
-    """
-    shared: dict[int, object] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
+    What an optimizer or a training pass changes in place is seen at once; nothing runs to keep the two alike,
+    but where ``fold`` says that batch norm is to be folded into convolutions: ``refold`` then takes over what
+    has changed. Move the network to its device first."""
+    shared: dict[int, object] = {
+        id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()
+    }
     shared |= {id(buffer): buffer for buffer in network.buffers()}
     alias = deepcopy(network, shared).requires_grad_(False).eval()
     if fold:
@@ -58,10 +61,9 @@ def frozen_alias(network: StagedNet, fold: bool = False) -> StagedNet:
 class Grafts(nn.Module):
     """Adapters at every feature spot, both ways, and the pass of a batch through the routed network.
 
-    At a feature spot with route a (1: teacher), the teacher's next stage gets (1 - a) H(f_s) + a f_t and the student's
-    (1 - a) f_s + a A(f_t), with adapters H to the teacher and A to the student; the logits are mixed without adapters
-    (Song et al., IEEE TIP 2022).
-    """
+    At a feature spot with route a (1: teacher), the teacher's next stage gets (1 - a) H(f_s) + a f_t and the
+    student's (1 - a) f_s + a A(f_t), with adapters H to the teacher and A to the student; the logits are
+    mixed without adapters (Song et al., IEEE TIP 2022)."""
 
     def __init__(self, spots: Sequence[Spot]):
         super().__init__()
@@ -71,13 +73,18 @@ class Grafts(nn.Module):
         self.to_student = nn.ModuleList(adapter(spot.teacher_shape, spot.student_shape) for spot in features)
 
     def forward(
-        self, student: StagedNet, teacher: StagedNet, images: Tensor, teacher_features: Mapping[str, Tensor], route: Tensor
+        self,
+        student: StagedNet,
+        teacher: StagedNet,
+        images: Tensor,
+        teacher_features: Mapping[str, Tensor],
+        route: Tensor,
     ) -> Tensor:
         """Routed logits [B, classes].
 
-        ``student`` and ``teacher`` are in eval and take no gradients of weights; ``teacher_features`` come from the ordinary
-        pass: up to the first spot nothing depends on the route. ``route``: [B, spots], in [0, 1].
-        """
+        ``student`` and ``teacher`` are in eval and take no gradients of weights; ``teacher_features`` come
+        from the ordinary pass: up to the first spot nothing depends on the route. ``route``: [B, spots], in
+        [0, 1]."""
         first = self.spots[0]
         with torch.no_grad():  # before the first spot there is nothing to learn
             f_s = student.between(None, first.student)(images)
@@ -91,6 +98,11 @@ class Grafts(nn.Module):
 
 
 def mixed(student: Tensor, teacher: Tensor, route: Tensor) -> Tensor:
-    """(1 - a) ``student`` + a ``teacher``, [B, …], with a = ``route`` [B]: at 0 and at 1 exactly the one or the other."""
-    kind = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), route.dtype)  # networks may be in bfloat16
-    return torch.lerp(student.to(kind), teacher.to(kind), route.reshape(-1, *[1] * (student.dim() - 1)).to(kind))
+    """(1 - a) ``student`` + a ``teacher``, [B, …], with a = ``route`` [B]: at 0 and at 1 exactly the one or
+    the other."""
+    kind = torch.promote_types(
+        torch.promote_types(student.dtype, teacher.dtype), route.dtype
+    )  # networks may be in bfloat16
+    return torch.lerp(
+        student.to(kind), teacher.to(kind), route.reshape(-1, *[1] * (student.dim() - 1)).to(kind)
+    )

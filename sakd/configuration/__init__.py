@@ -1,0 +1,41 @@
+"""What a command line means. Beside this face: `compose`, which needs Hydra, and `build`, which needs
+torch."""
+
+from sakd.configuration.check import PRECISIONS, check, check_choice, require_accuracy
+from sakd.configuration.identity import (
+    NOT_IDENTITY,
+    digest,
+    flatten,
+    identity,
+    parameters,
+    run_name,
+    sha256_of,
+    short_names,
+)
+from sakd.configuration.prerequisites import (
+    TEACHER_KEYS,
+    Config,
+    needs_teacher,
+    pretraining_config,
+    teacher_config,
+)
+
+__all__ = [
+    "NOT_IDENTITY",
+    "PRECISIONS",
+    "TEACHER_KEYS",
+    "Config",
+    "check",
+    "check_choice",
+    "digest",
+    "flatten",
+    "identity",
+    "needs_teacher",
+    "parameters",
+    "pretraining_config",
+    "require_accuracy",
+    "run_name",
+    "sha256_of",
+    "short_names",
+    "teacher_config",
+]

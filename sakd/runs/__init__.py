@@ -1,0 +1,5 @@
+"""What a run leaves: its folder, its place in MLflow, the code that it ran. `sakd.runs.job` trains one."""
+
+from sakd.runs.run import ENDED_EARLY, Metrics, Run, is_locked, last_words, read_metrics
+
+__all__ = ["ENDED_EARLY", "Metrics", "Run", "is_locked", "last_words", "read_metrics"]
