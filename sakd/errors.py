@@ -29,6 +29,10 @@ class SlurmError(SakdError):
     """SLURM does not answer, or refuses."""
 
 
+class Withdrawn(SakdError):
+    """A run was taken out of its training, as by `sakd cancel`; what it has learned is kept."""
+
+
 class NonFiniteLossError(SakdError):
     """A loss became NaN or infinite."""
 

@@ -4,7 +4,7 @@ tracked, finished."""
 import logging
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from hashlib import sha256
@@ -23,12 +23,12 @@ from sakd.configuration import (
     teacher_config,
 )
 from sakd.data import Dataset
-from sakd.errors import CheckpointError, DataError, in_one_line
+from sakd.errors import CheckpointError, DataError, Withdrawn, in_one_line
 from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
 from sakd.runs import code
 from sakd.runs.certificates import Certificate, certify
 from sakd.runs.run import ENDED_EARLY, Run
-from sakd.runs.tracking import Mirror, start_mirror
+from sakd.runs.tracking import Mirror, catch_up, start_mirror
 from sakd.signals import interruptible
 from sakd.terminal import Watch
 from sakd.training import Profile, Trainer, allow_tf32
@@ -61,6 +61,32 @@ def execute(config: Config, dataset: Dataset | None = None, leave_failure: bool 
         raise
     with run.locked(waiting=lambda: log.info("another process works on %s; waiting for it", run.folder)):
         return run.result() or _train(run, trainer, dataset, certificate, pretraining)
+
+
+def execute_together(
+    configs: Sequence[Config],
+    *,
+    leave_failures: bool = False,
+    withdrawn: Callable[[str], bool] = lambda name: False,
+    ended: Callable[[str, Result | Exception], None] = lambda name, outcome: None,
+) -> dict[str, Result | Exception]:
+    """Each run's result, or the error that ended it, by its name and in order.
+
+    ``withdrawn(name)`` is asked whether a run is to end, as Withdrawn; ``ended(name, outcome)`` is called as
+    soon as a run has its outcome. An interruption ends them all and passes through."""
+    outcomes: dict[str, Result | Exception] = {}
+    for config in configs:
+        run = Run(config)
+        try:
+            if withdrawn(run.name):
+                raise Withdrawn(f"{run.name}: withdrawn")
+            if run.result() is not None:
+                catch_up(run)
+            outcomes[run.name] = execute(config, leave_failure=leave_failures)
+        except Exception as error:
+            outcomes[run.name] = error
+        ended(run.name, outcomes[run.name])
+    return outcomes
 
 
 def _prepared(
