@@ -26,6 +26,7 @@ KEYS = (
         "tracking",
         "device",
         "threads",
+        "cohort",
         "memory_format",
         "compile",
         "fold_batch_norm",
@@ -68,6 +69,7 @@ def check(config: Config) -> None:
     _check_distiller(config["distiller"])
     if config["threads"] is not None:
         _check_whole("threads", config["threads"], 1)
+    _check_whole("cohort", config["cohort"], 1)
     check_choice("precision", config["precision"], PRECISIONS)
     check_choice("teacher.training.precision", config["teacher"]["training"].get("precision"), PRECISIONS)
     check_choice("memory_format", config["memory_format"], ("contiguous", "channels_last"))

@@ -18,6 +18,7 @@ NOT_IDENTITY = (
     "compile",
     "fold_batch_norm",
     "profile",
+    "cohort",
     "runs",
     "tracking",
     "dataset.root",
