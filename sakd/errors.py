@@ -29,7 +29,7 @@ class SlurmError(SakdError):
     """SLURM does not answer, or refuses."""
 
 
-class Withdrawn(SakdError):
+class Withdrawn(SakdError):  # noqa: N818 (nothing went wrong)
     """A run was taken out of its training, as by `sakd cancel`; what it has learned is kept."""
 
 

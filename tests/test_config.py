@@ -9,7 +9,7 @@ import torch
 from sakd.configuration import TEACHER_KEYS, build, digest, flatten, teacher_config
 from sakd.configuration.compose import sweep
 from sakd.errors import CheckpointError, ConfigError, did_you_mean
-from sakd.sweeps import launchers
+from sakd.sweeps import launcher_of
 from tests.conftest import ROOT, compose_config, skip_without_package_of
 
 CONF = ROOT / "conf"
@@ -56,7 +56,7 @@ def test_every_file_composes(group, name):
 
 @pytest.mark.parametrize("launcher", [path.stem for path in (CONF / "hydra/launcher").glob("*.yaml")])
 def test_every_launcher_composes_and_is_one_that_takes_sweeps(launcher):
-    launchers.check(sweep([f"hydra/launcher={launcher}", "seed=0,1"]).launcher)
+    launcher_of(sweep([f"hydra/launcher={launcher}", "seed=0,1"]).launcher)
 
 
 def test_students_and_teachers_are_the_same_networks():
