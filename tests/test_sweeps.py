@@ -135,7 +135,7 @@ def test_finished_running_lost_and_missing_cells_are_told_apart_and_mlflow_learn
 
 
 def hand_over(sweep: Plan, *cohort: str) -> Submission:
-    """As a launcher on this machine records it, and dies before any of its jobs has run: each run a job, but for
+    """As a launcher here records it that dies before any of its jobs has run: each run a job, but for
     those that are one ``cohort``."""
     jobs = [[run.name] for run in sweep.everything if run.name not in cohort] + (
         [list(cohort)] if cohort else []
