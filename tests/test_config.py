@@ -1,7 +1,12 @@
 """What the files under conf/ compose to, what can be built from it, and what a run's identity depends on."""
 
+import re
+import subprocess
+import sys
 from copy import deepcopy
 from functools import cache
+from importlib import import_module
+from pkgutil import resolve_name
 
 import pytest
 import torch
@@ -57,6 +62,38 @@ def test_every_file_composes(group, name):
 @pytest.mark.parametrize("launcher", [path.stem for path in (CONF / "hydra/launcher").glob("*.yaml")])
 def test_every_launcher_composes_and_is_one_that_takes_sweeps(launcher):
     launchers.check(sweep([f"hydra/launcher={launcher}", "seed=0,1"]).launcher)
+
+
+TARGETS = sorted(
+    {
+        (path.relative_to(ROOT).as_posix(), target)
+        for folder in (CONF, ROOT / "sweeps")
+        for path in folder.rglob("*.yaml")
+        for target in re.findall(r"_target_: (sakd\.\S+)", path.read_text())
+    }
+)
+
+
+@pytest.mark.parametrize(("path", "target"), TARGETS)
+def test_what_is_built_is_named_by_the_face_of_its_package(path, target):
+    """So that a file can move without a change of any run's identity."""
+    package, _, name = target.rpartition(".")
+    assert re.fullmatch(r"sakd\.\w+", package), path
+    assert name in import_module(package).__all__, path
+    assert callable(resolve_name(target))
+
+
+def test_no_module_of_a_package_has_the_name_of_what_its_face_shows():
+    """It would be found in the other's place."""
+    for package in {target.rpartition(".")[0] for _, target in TARGETS}:
+        modules = {path.stem for path in (ROOT / package.replace(".", "/")).glob("*.py")}
+        shown = {target.rpartition(".")[2] for _, target in TARGETS if target.startswith(f"{package}.")}
+        assert modules.isdisjoint(shown)
+
+
+def test_the_digits_are_read_without_torchvision():
+    script = "import sys\nfrom sakd.data import digits\ndigits()\nassert 'torchvision' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=100)
 
 
 def test_students_and_teachers_are_the_same_networks():
