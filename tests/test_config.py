@@ -13,7 +13,7 @@ import torch
 
 from sakd.configuration import NEUTRAL, TEACHER_KEYS, build, digest, flatten, teacher_config
 from sakd.configuration.compose import sweep
-from sakd.errors import CheckpointError, ConfigError, did_you_mean
+from sakd.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from sakd.sweeps import launchers
 from tests.conftest import ROOT, compose_config, skip_without_package_of
 
@@ -361,6 +361,43 @@ def test_a_missing_key_of_the_data_set_is_named(key):
     config = compose_config()
     del config["dataset"][key]
     with pytest.raises(ConfigError, match=rf"^dataset\.{key}: "):
+        build.dataset(config)
+
+
+def test_the_reader_gets_what_reads_names_and_nothing_else():
+    config = compose_config("dataset=cifar10", "dataset.root=/nowhere")
+    with pytest.raises(DataError, match=r"dataset\.root=/nowhere: no file"):
+        build.dataset(config)
+    config["dataset"]["reads"].remove("root")
+    with pytest.raises(ConfigError, match=r"^dataset\.root: no such key; .*names \(download\)"):
+        build.promises(config)
+    del config["dataset"]["root"]
+    with pytest.raises(ConfigError, match=r"^dataset\.root: found nothing, sakd\.data\.cifar10 needs it"):
+        build.promises(config)
+
+
+def test_reads_may_name_only_what_is_there_and_what_the_reader_takes():
+    config = compose_config("dataset=cifar10", "dataset.reads=[root,dowload]")
+    with pytest.raises(ConfigError, match=r"^dataset\.dowload: found nothing, .*Did you mean 'download'"):
+        build.promises(config)
+    config["dataset"]["reads"] = ["root", "download", "flip"]
+    with pytest.raises(ConfigError, match=r"^dataset\.flip: no such key; expected root, download"):
+        build.promises(config)
+    config["dataset"]["reads"] = "root"
+    with pytest.raises(ConfigError, match=r"^dataset\.reads: found 'root', expected a list"):
+        build.promises(config)
+
+
+def test_without_reads_a_reader_takes_nothing():
+    assert "reads" not in compose_config("dataset=digits")["dataset"]
+
+
+def test_keys_that_nobody_asks_for_may_stay_where_the_digits_stand_in():
+    for name in names("dataset"):
+        config = compose_config(f"dataset={name}", "experiment=debug")
+        assert build.dataset(config).classes == config["dataset"]["classes"]
+    config["dataset"]["ignore_others"] = False
+    with pytest.raises(ConfigError, match=r"^dataset\.root: no such key"):
         build.dataset(config)
 
 

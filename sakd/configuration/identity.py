@@ -26,6 +26,7 @@ NOT_IDENTITY = {
     "dataset.workers": "processes that decode them",
     "dataset.pin_memory": "how they get to the device",
     "dataset.reads": "which keys its reader gets; the keys themselves count",
+    "dataset.ignore_others": "whether keys may be there that nobody asks for",
     "dataset.recipe": "other keys' defaults, which count where they are used",
     "distiller.reference": "the paper",
     "teacher.checkpoint": "a weights file; its content counts",

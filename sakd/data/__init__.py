@@ -5,7 +5,14 @@ from typing import Any
 
 from sakd.data.batches import Batch, evaluation_batches, steps_per_epoch, train_batches
 from sakd.data.memory import Augmentation, ImageSet
-from sakd.data.sets import Dataset, Images, assemble, check_promises
+from sakd.data.sets import (
+    PROMISES,
+    PROMISES_IN_MEMORY,
+    Dataset,
+    Images,
+    assemble,
+    check_promises,
+)
 
 # Readers, and the module of each. No module has a reader's name: `sakd.data.digits` would be the module.
 _READERS = {
@@ -19,6 +26,8 @@ _READERS = {
 }
 
 __all__ = [
+    "PROMISES",
+    "PROMISES_IN_MEMORY",
     "Augmentation",
     "Batch",
     "Dataset",
