@@ -363,6 +363,13 @@ def test_configurations_that_differ_in_more_than_the_seed_are_refused_by_key(
     assert len(compared(tmp_path, example).runs) == 1
 
 
+def test_a_run_of_before_there_was_a_key_is_compared_with_those_that_have_it_at_its_neutral_value(tmp_path):
+    config = composed("distiller=at", "spot_mode=fixed")
+    finish(tmp_path, 90, config=config, seed=0)
+    finish(tmp_path, 92, config={key: config[key] for key in config if key != "precision"}, seed=1)
+    assert cell(compared(tmp_path), "at", "fixed")["mean"] == 91
+
+
 def test_what_follows_from_the_spot_mode_or_does_not_change_results_may_differ(tmp_path):
     finish(
         tmp_path,

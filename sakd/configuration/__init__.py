@@ -3,6 +3,7 @@ torch."""
 
 from sakd.configuration.check import PRECISIONS, check, check_choice, require_accuracy
 from sakd.configuration.identity import (
+    NEUTRAL,
     NOT_IDENTITY,
     digest,
     flatten,
@@ -21,6 +22,7 @@ from sakd.configuration.prerequisites import (
 )
 
 __all__ = [
+    "NEUTRAL",
     "NOT_IDENTITY",
     "PRECISIONS",
     "TEACHER_KEYS",

@@ -8,31 +8,27 @@ from typing import Any
 from sakd.configuration.prerequisites import Config, needs_teacher
 from sakd.errors import CheckpointError, ConfigError, check_number, did_you_mean
 
-KEYS = (
-    *(
-        "seed",
-        "epochs",
-        "batch_size",
-        "optimizer",
-        "schedule",
-        "student",
-        "teacher",
-        "dataset",
-        "distiller",
-        "spot_mode",
-    ),
-    *(
-        "precision",
-        "tracking",
-        "device",
-        "threads",
-        "cohort",
-        "memory_format",
-        "compile",
-        "fold_batch_norm",
-        "profile",
-        "runs",
-    ),
+KEYS = (  # of a run
+    "seed",
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "schedule",
+    "precision",
+    "student",
+    "teacher",
+    "dataset",
+    "distiller",
+    "spot_mode",
+    "tracking",
+    "device",
+    "threads",
+    "memory_format",
+    "fold_batch_norm",
+    "compile",
+    "cohort",
+    "profile",
+    "runs",
 )
 WHOLE_NUMBERS = {  # and the least that each may be
     f"{of}{key}": least

@@ -81,6 +81,22 @@ class Dataset:
         )
 
 
+# What every data set says of its images.
+PROMISES = (
+    "name",
+    "classes",
+    "channels",
+    "image_size",
+    "mean",
+    "std",
+    "val_fraction",
+    "train_samples",
+    "test_samples",
+)
+# And what those do whose reader does not augment them itself.
+PROMISES_IN_MEMORY = ("crop_padding", "flip")
+
+
 def check_promises(
     name: str,
     *,

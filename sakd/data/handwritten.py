@@ -25,9 +25,9 @@ def digits() -> tuple[ImageSet, ImageSet]:
     return everything[~test], everything[test]
 
 
-def stand_in(like: Mapping[str, int], **_: object) -> tuple[ImageSet, ImageSet]:
+def stand_in(like: Mapping[str, int]) -> tuple[ImageSet, ImageSet]:
     """The digits in place of another data set: enlarged to ``like``'s ``image_size`` with its ``channels``,
-    and labels below its ``classes``. The other set's own keys are not used."""
+    and labels below its ``classes``."""
 
     def disguised(read: ImageSet) -> ImageSet:
         images = F.interpolate(read.images, size=like["image_size"]).expand(-1, like["channels"], -1, -1)
