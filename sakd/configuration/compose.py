@@ -70,14 +70,17 @@ def resolve(cfg: DictConfig) -> Config:
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """A copy with other values for keys that it has, by dotted path, checked. KeyError where they cannot just
-    be put there."""
-    config = copy.deepcopy(config)
+    """As ``config``, with other values for keys that it has, by dotted path, checked; what is the same is
+    shared. KeyError where they cannot just be put there."""
+    config = dict(config)
     for path, value in values.items():
         *parents, leaf = path.split(".")
         node = config
         for key in parents:
-            node = node[key] if isinstance(node, dict) else {}
+            if not isinstance(node[key], dict):
+                raise KeyError(path)
+            node[key] = dict(node[key])
+            node = node[key]
         if isinstance(node[leaf], dict) or isinstance(value, (dict, list, str)):
             raise KeyError(path)  # nodes are merged, and text may hold an interpolation: for Hydra to do
         node[leaf] = value
@@ -159,7 +162,10 @@ def compose_cells(lines: Sequence[Overrides], shared: Sequence[str]) -> list[tup
     are the same."""
     lines = list(dict.fromkeys(lines))
     parser = OverridesParser.create()
-    parsed = [parser.parse_overrides(list(line)) for line in lines]
+    # Thousands of lines combine a few dozen texts.
+    texts = list(dict.fromkeys(itertools.chain.from_iterable(lines)))
+    known = dict(zip(texts, parser.parse_overrides(texts), strict=True))
+    parsed = [[known[text] for text in line] for line in lines]
     values = _swept_values(parsed)
     groups: dict[Overrides, list[int]] = defaultdict(
         list
