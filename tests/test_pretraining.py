@@ -21,6 +21,7 @@ from sakd.networks.checkpoints import read_weights
 from sakd.runs import Run
 from sakd.runs.job import execute
 from sakd.training import Pretraining
+from tests.conftest import fit
 from tests.test_resume import KILLED, assert_same, assert_same_runs, in_a_process, sources_of
 
 BATCH = 6
@@ -254,7 +255,7 @@ def test_it_trains_what_it_names_and_nothing_else(method, config):
     before = deepcopy(parts)
     dataset = build.dataset(own)
     made = build.trainer(own, parts, torch.device("cpu"))
-    first, last = made.fit(dataset, 2, 64)
+    first, last = fit(made, dataset, 2, 64)
     label = {"ft": "ft", "fsp_init": "fsp"}[method]
     assert last[f"loss/{label}"] < first[f"loss/{label}"]
     assert "test/accuracy" not in last
@@ -344,14 +345,14 @@ def test_it_goes_on_from_a_saved_state_bit_for_bit(method, config):
     own = own_run(config(method)).config
     dataset = build.dataset(own)
     whole, first, second = (build.trainer(own, build.parts(own), torch.device("cpu")) for _ in range(3))
-    list(whole.fit(dataset, 2, 64))
-    list(first.fit(dataset, 1, 64))
+    fit(whole, dataset, 2, 64)
+    fit(first, dataset, 1, 64)
     saved = io.BytesIO()
     torch.save(first.state_dict(), saved)
     saved.seek(0)
     second.prepare(dataset)
     second.load_state_dict(torch.load(saved, weights_only=True))
-    list(second.fit(dataset, 2, 64))
+    fit(second, dataset, 2, 64)
     assert_same(second.state_dict(), whole.state_dict())
 
 

@@ -18,7 +18,7 @@ from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.networks import StagedNet
 from sakd.spots import SpotMode
 from sakd.streams import initialising
-from sakd.training import Execution, Pretraining, Trainer, spots_of
+from sakd.training import Execution, Pretraining, Teacher, Trainer, spots_of
 
 
 def make(node: Config, key: str, *arguments: object, leave: tuple[str, ...] = ()) -> Any:
@@ -108,16 +108,19 @@ class Parts:
     pretraining: Distiller | None = None  # has a training of its own before the student's
 
 
-def parts(config: Config) -> Parts:
-    """Networks, distillers and spot mode, with weights drawn from the streams of ``seed``; the teacher is not
-    yet loaded."""
+def parts(config: Config, teacher: StagedNet | None = None) -> Parts:
+    """Networks, distillers and spot mode, with weights drawn from the streams of ``seed``.
+
+    The teacher is not yet loaded; several students of one may be built for the same ``teacher``.
+    """
     seed = config["seed"]
     with initialising(seed, "student"):
         student = make(config["student"], "student")
     if not needs_teacher(config):
         return Parts(student, None, {}, None)
-    with initialising(seed, "teacher"):
-        teacher = make(config["teacher"], "teacher", leave=TEACHER_KEYS)
+    if teacher is None:
+        with initialising(seed, "teacher"):
+            teacher = make(config["teacher"], "teacher", leave=TEACHER_KEYS)
     distillers = {}
     for name, node in config["distiller"]["losses"].items():
         with initialising(seed, f"distiller/{name}"):
@@ -137,27 +140,30 @@ def _pretraining(
     return make(node["loss"], "distiller.pretraining.loss", student, teacher)
 
 
-def trainer(config: Config, built: Parts, device: torch.device) -> Trainer:
+def execution(config: Config) -> Execution:
+    return Execution(*(config[key] for key in ("precision", "memory_format", "compile", "fold_batch_norm")))
+
+
+def trainer(config: Config, built: Parts, device: torch.device, teacher: Teacher | None = None) -> Trainer:
+    """A trainer of what was built; of ``teacher``, which is ``built.teacher`` made ready, or else of one made here."""
+    if teacher is None and built.teacher is not None:
+        teacher = Teacher(built.teacher, device=device, execution=execution(config))
     policy, schedule = config["spot_mode"].get("optimizer"), config["schedule"]
     keys = {
         "optimizer": partial(make, config["optimizer"], "optimizer"),
         "schedule": None if schedule is None else partial(make, schedule, "schedule"),
         "seed": config["seed"],
         "device": device,
-        "execution": Execution(
-            *(config[key] for key in ("precision", "memory_format", "compile", "fold_batch_norm"))
-        ),
+        "execution": execution(config),
     }
     pretrains = config["distiller"].get("pretrains")
     if pretrains is not None:
-        built_trainer = Pretraining(
-            built.student, built.teacher, pretrains, built.distillers[pretrains], **keys
-        )
+        built_trainer = Pretraining(built.student, teacher, pretrains, built.distillers[pretrains], **keys)
     else:
         policy_optimizer = None if policy is None else partial(make, policy, "spot_mode.optimizer")
         built_trainer = Trainer(
             built.student,
-            built.teacher,
+            teacher,
             built.distillers,
             built.spot_mode,
             policy_optimizer=policy_optimizer,
