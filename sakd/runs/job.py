@@ -25,13 +25,14 @@ from sakd.configuration import (
 from sakd.data import Dataset
 from sakd.errors import CheckpointError, DataError, in_one_line
 from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
+from sakd.process import allow_tf32
 from sakd.runs import code
 from sakd.runs.certificates import Certificate, certify
 from sakd.runs.run import ENDED_EARLY, Run
 from sakd.runs.tracking import Mirror, start_mirror
 from sakd.signals import interruptible
 from sakd.terminal import Watch
-from sakd.training import Profile, Trainer, allow_tf32
+from sakd.training import Profile, Trainer
 
 log = logging.getLogger("sakd")
 

@@ -1,6 +1,6 @@
 """The loop: how a student, alone or from a teacher, is trained."""
 
-from sakd.training.execution import Execution, allow_tf32
+from sakd.training.execution import Execution
 from sakd.training.pretraining import Pretraining
 from sakd.training.profiling import Profile
 from sakd.training.trainer import RunningMeans, Trainer, evaluate, spots_of
@@ -11,7 +11,6 @@ __all__ = [
     "Profile",
     "RunningMeans",
     "Trainer",
-    "allow_tf32",
     "evaluate",
     "spots_of",
 ]

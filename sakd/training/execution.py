@@ -63,9 +63,3 @@ class Execution:
         from sakd.training.graphs import GraphedStep
 
         return GraphedStep(trainer) if self.compile == "graph" else trainer.train_step
-
-
-def allow_tf32(allowed: bool) -> None:
-    """Whether this process' float32 convolutions and products may be rounded to TensorFloat-32 on a GPU."""
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.allow_tf32 = allowed
