@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from sakd.configuration.compose import CONF, explain, register_resolvers, resolve
 from sakd.errors import ConfigError, SakdError
-from sakd.process import keep_freed_memory
+from sakd.process import set_up
 from sakd.runs import Run
 from sakd.runs.tracking import catch_up
 from sakd.terminal import show_result, start_logging
@@ -64,9 +64,7 @@ def run() -> None:
     register_resolvers()
     start_logging()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the handlers below whole
-    # Idle OpenMP threads give way soon: where runs share cores, spinning ones make them several times slower.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    keep_freed_memory()
+    set_up()
     try:
         main()
     except SakdError as error:

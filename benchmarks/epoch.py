@@ -21,7 +21,6 @@ from torchvision import transforms
 from benchmarks import parts
 from benchmarks.step import Cell, checked, measure, parser_of, print_table, write_csv
 from sakd.data import Augmentation, Batch, Dataset, ImageSet, steps_per_epoch, train_batches
-from sakd.process import keep_freed_memory
 from sakd.streams import stream
 from sakd.training import RunningMeans, Trainer
 
@@ -178,7 +177,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    keep_freed_memory()  # as launch.py does
     torch.set_num_threads(options.threads)
     images = random_images(min(options.samples, options.timed_steps * options.batch))
     loader = plain_loader(images, options)

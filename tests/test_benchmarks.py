@@ -16,15 +16,17 @@ from sakd.data.memory import augment
 from sakd.streams import drawing_from
 from tests.conftest import ROOT, compose_config
 
-GUARD = "import sys; sys.modules.update(dict.fromkeys(('hydra', 'omegaconf', 'mlflow', 'submitit', 'rich', 'click')))\n"
+BANNED = ("hydra", "omegaconf", "mlflow", "submitit", "rich", "click")
+GUARD = f"import sys; sys.modules.update(dict.fromkeys({BANNED!r}))\n"
 
 
 def test_a_steps_table_has_a_row_for_each_distiller_and_mode(tmp_path):
     """In a process that cannot import Hydra and MLflow."""
     run = "from benchmarks.step import main; main(sys.argv[1:])"
-    options = "--pair resnet8,resnet8 --distillers kd,fitnet --modes adaptive --batch 4 --samples 200 --rounds 2 --warm-up 1"
+    options = "--pair resnet8,resnet8 --distillers kd,fitnet --modes adaptive --batch 4 --samples 200"
+    options += f" --rounds 2 --warm-up 1 --device cpu --csv {tmp_path / 'step.csv'}"
     done = subprocess.run(
-        [sys.executable, "-c", GUARD + run, *options.split(), "--device", "cpu", "--csv", str(tmp_path / "step.csv")],
+        [sys.executable, "-c", GUARD + run, *options.split()],
         cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -145,9 +147,9 @@ def test_wrong_names_are_told(arguments, message, capsys):
 def test_an_epochs_table_has_the_data_alone_and_each_distiller_and_mode(tmp_path, capsys, monkeypatch):
     made, counts = epoch.random_images, []
     monkeypatch.setattr(epoch, "random_images", lambda count: counts.append(count) or made(count))
-    options = "--pair resnet8,resnet8 --distillers kd --modes fixed,random --batch 4 --samples 30 --steps 2 --rounds 1 --workers 1"
-    threads = f"--threads {torch.get_num_threads()}"
-    assert epoch.main([*f"{options} {threads} --device cpu --csv".split(), str(tmp_path / "epoch.csv")]) == 0
+    options = "--pair resnet8,resnet8 --distillers kd --modes fixed,random --batch 4 --samples 30 --steps 2"
+    options += f" --rounds 1 --workers 1 --threads {torch.get_num_threads()} --device cpu"
+    assert epoch.main([*options.split(), "--csv", str(tmp_path / "epoch.csv")]) == 0
     with (tmp_path / "epoch.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["distiller"], row["mode"]) for row in rows] == [
@@ -258,7 +260,8 @@ def main(cfg_filepath, file_name_cfg, logdir):
     student, policy = get_student(cfg, 100), LinearClassifier()
     policy.set_n_to_True()
     init_pretrain(cfg, 1, 2, 3, 4, 5, 6)
-    train_kd(cfg=cfg, train_loader=[], val_loader=[], student=student, policy=policy, tb_writer=SummaryWriter("logs"))
+    writer = SummaryWriter("logs")
+    train_kd(cfg=cfg, train_loader=[], val_loader=[], student=student, policy=policy, tb_writer=writer)
     print("normalization constant")
 """
 
@@ -296,9 +299,10 @@ def test_the_authors_scripts_run_beside_ours(tmp_path):
         config.parent.mkdir(parents=True)
         config.write_text("crd" if distiller == "crd" else "")
     run = "from benchmarks.authors import main; main(sys.argv[1:])"
-    options = "--pair resnet14,resnet8 --distillers at,crd --batch 4 --samples 200 --rounds 1 --warm-up 0 --device cpu"
+    options = "--pair resnet14,resnet8 --distillers at,crd --batch 4 --samples 200 --rounds 1 --warm-up 0"
+    options += f" --device cpu --code {tmp_path} --csv {tmp_path / 'a.csv'}"
     done = subprocess.run(
-        [sys.executable, "-c", GUARD + run, *options.split(), "--code", str(tmp_path), "--csv", str(tmp_path / "a.csv")],
+        [sys.executable, "-c", GUARD + run, *options.split()],
         cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

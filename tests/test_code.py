@@ -150,7 +150,8 @@ def test_processes_that_copy_at_once_get_one_whole_copy(small, tmp_path):
     commit(small)
     start = tmp_path / "start"
     script = "import sys; from pathlib import Path; from sakd.runs import code; print('ready', flush=True)\n"
-    script += "runs, root, start = map(Path, sys.argv[1:])\nwhile not start.exists(): pass\nprint(code.snapshot(runs, root))"
+    script += "runs, root, start = map(Path, sys.argv[1:])\nwhile not start.exists(): pass\n"
+    script += "print(code.snapshot(runs, root))"
     command = [sys.executable, "-c", script, str(tmp_path), str(small), str(start)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     assert [process.stdout.readline() for process in processes] == ["ready\n"] * 4
@@ -185,6 +186,7 @@ def test_a_run_of_changed_code_leaves_the_difference_until_it_is_committed(tmp_p
     assert "+++ b/sakd/trainer.py" in difference
     assert "\n+# changed\n" in difference
     commit(root)
-    script = "import yaml; from sakd.runs import Run; Run(yaml.safe_load(open('config.yaml')) | {'runs': '..'}).start()"
+    script = "import yaml; from sakd.runs import Run; config = yaml.safe_load(open('config.yaml')); "
+    script += "Run(config | {'runs': '..'}).start()"
     subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=True)
     assert not (folder / "code.diff").exists()

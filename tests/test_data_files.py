@@ -647,8 +647,8 @@ def test_a_signal_to_the_whole_group_ends_as_an_interruption(folder, tmp_path):
     ]
     for number in (signal.SIGTERM, signal.SIGINT):
         process = subprocess.Popen(
-            [*command, "epochs=100000"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True,
+            [*command, "epochs=100000"], cwd=tmp_path, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         epochs = 0
         while epochs < 2:

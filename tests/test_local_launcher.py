@@ -215,7 +215,7 @@ def test_ctrl_c_ends_its_processes_and_the_same_command_goes_on(start, tmp_path,
 
 
 @pytest.mark.slow
-def test_when_the_launcher_is_killed_what_runs_goes_on_what_waits_is_lost_and_the_same_command_takes_up_that_alone(
+def test_when_the_launcher_is_killed_what_waits_is_lost_and_the_same_command_takes_up_that_alone(
     start, tmp_path, here  # noqa: F811
 ):  # fmt: skip
     overrides = (*ALONE, "epochs=400", "seed=0,1,2")

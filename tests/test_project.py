@@ -45,7 +45,8 @@ def test_the_readme_library_example_runs_with_torch_alone(tmp_path):
     banned = ("hydra", "omegaconf", "mlflow", "submitit", "rich", "click", "safetensors")
     guard = f"import sys\nsys.modules.update(dict.fromkeys({banned!r}))\n"
     done = subprocess.run(
-        [sys.executable, "-c", guard + example], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
+        [sys.executable, "-c", guard + example],
+        cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
         env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

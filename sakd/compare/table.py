@@ -209,7 +209,8 @@ def _beside(cells: pd.DataFrame, figures: pd.DataFrame) -> pd.DataFrame:
 def _reading(cells: pd.DataFrame, metric: str) -> Iterator[str]:
     pairs = list(cells[PAIR].drop_duplicates().itertuples(index=False, name=None))
     where = f" for {_called(pairs[0])}" if len(pairs) == 1 else ""
-    yield f"{metric} at the last epoch{where}: mean \N{PLUS-MINUS SIGN} sample standard deviation (number of seeds)."
+    spread = "mean \N{PLUS-MINUS SIGN} sample standard deviation (number of seeds)"
+    yield f"{metric} at the last epoch{where}: {spread}."
     tested = cells[cells["pairs"] > 0]
     if tested.empty:
         yield f"No mode has a seed in common with {BASELINE}: no differences."
@@ -268,15 +269,16 @@ def _doubts(runs: Sequence[Finished], metric: str) -> Iterator[str]:
         rows = [alike[0] for _, alike in _grouped(members, ROW)]
         for key, values in _differing(rows, besides="spot_mode").items():
             if key.partition(".")[0] != "distiller":
-                told = "; ".join(
-                    f"{value} for "
-                    f"{', '.join(run.facts['distiller'] for run in rows if run.facts.get(key, ABSENT) == value)}"
+                by_value = {
+                    value: [run.facts["distiller"] for run in rows if run.facts.get(key, ABSENT) == value]
                     for value in values
-                )
+                }
+                told = "; ".join(f"{value} for {', '.join(names)}" for value, names in by_value.items())
                 yield f"The distillers of {_called(pair)} do not share {key}: {told}."
     commits = Counter((run.commit or "unknown")[:12] for run in runs)
     if len(commits) > 1:
-        yield f"Made by different code: commits {', '.join(f'{commit} ({count} runs)' for commit, count in commits.items())}."
+        counted = ", ".join(f"{commit} ({count} runs)" for commit, count in commits.items())
+        yield f"Made by different code: commits {counted}."
 
 
 def _baselines(runs: Sequence[Finished], cells: pd.DataFrame, figures: pd.DataFrame) -> Iterator[str]:
@@ -293,4 +295,7 @@ def _baselines(runs: Sequence[Finished], cells: pd.DataFrame, figures: pd.DataFr
         if told:
             yield f"{_called(pair)}: {'; '.join(told)}."
     if any(column.startswith("published") for column in cells):
-        yield "Published figures are percent on the test images at the best epoch, of one run: compare test/best_accuracy."
+        yield (
+            "Published figures are percent on the test images at the best epoch, of one run: "
+            "compare test/best_accuracy."
+        )

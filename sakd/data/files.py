@@ -107,7 +107,8 @@ class ImageFiles:
         finally:
             if self.workers and batches is not None:
                 with _interruptions_wait():
-                    batches._shutdown_workers()  # there is no public way, and a traceback may keep the iterator from its end
+                    # There is no public way, and a traceback may keep the iterator from its end.
+                    batches._shutdown_workers()
 
 
 @contextmanager

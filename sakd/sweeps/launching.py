@@ -208,9 +208,10 @@ def _submit_array(submission: Submission, array: Array, before: Sequence[str]) -
     environment = [
         *(f"export {name}={shlex.quote(value)}" for name, value in submission.environment().items()),
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
-        "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",  # which srun no longer takes from the job by itself
-        "export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}",
-        "trap : USR2",  # where a cluster tells the shell, too, that time is up, it must not end before its job has
+        # srun no longer takes this from the job by itself.
+        "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",
+        # Where a cluster tells the shell, too, that time is up, it must not end before its job has.
+        "trap : USR2",
     ]
     try:
         executor = submitit.AutoExecutor(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sakd.errors import RunError, in_one_line
-from sakd.process import keep_freed_memory
+from sakd.process import set_up
 from sakd.runs import Run, code
 from sakd.signals import interruptible
 from sakd.sweeps.submissions import forget_failure, note_failure
@@ -28,10 +28,10 @@ class Work:
         self.submission, self.name = submission, name
 
     def __call__(self) -> dict[str, Any]:
+        set_up()
         log = start_logging()
         forget_failure(self.submission, self.name)
         log.info("%s: code of %s", self.name, code.of_this_process()[0])
-        keep_freed_memory()
         with interruptible():
             try:
                 if code.of_this_process()[0].snapshot is None:

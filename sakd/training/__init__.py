@@ -1,7 +1,7 @@
 """The loop: how students, alone or from a teacher, one or several at once, are trained."""
 
 from sakd.training.cohort import Cohort, Measured, Member, Progress, SharedClock
-from sakd.training.execution import Execution, allow_tf32
+from sakd.training.execution import Execution
 from sakd.training.graphs import Captured, unchanged
 from sakd.training.measuring import RunningMeans, evaluate
 from sakd.training.pretraining import Pretraining
@@ -24,7 +24,6 @@ __all__ = [
     "Step",
     "Teacher",
     "Trainer",
-    "allow_tf32",
     "evaluate",
     "spots_of",
     "unchanged",

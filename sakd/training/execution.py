@@ -58,9 +58,3 @@ class Execution:
 def on_device(device: torch.device) -> AbstractContextManager[None]:
     """What is launched inside goes to ``device`` where it names none."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def allow_tf32(allowed: bool) -> None:
-    """Whether this process' float32 convolutions and products may be rounded to TensorFloat-32 on a GPU."""
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.allow_tf32 = allowed
