@@ -421,7 +421,9 @@ def test_a_new_policy_chooses_the_teacher_nearly_always_in_a_family_and_about_ha
     for teacher in (make(resnet20), make(vgg8)):
         mode = adaptive(student, teacher)
         nn.init.zeros_(mode.policy.weight)  # what remains are the initial biases
-        share[teacher.family] = routed_by(mode, generator(), *features(student, teacher, draws)).detach().mean(0)
+        share[teacher.family] = (
+            routed_by(mode, generator(), *features(student, teacher, draws)).detach().mean(0)
+        )
     assert (share["resnet"] > 0.998).all()
     assert ((share["vgg"] > 0.4) & (share["vgg"] < 0.6)).all()
 
@@ -527,7 +529,9 @@ def trainer(*methods, kind=None, teacher=resnet20, bias=1e4):
                 same_family_bias=bias,
                 other_family_bias=bias,
             )
-    return Trainer(student, Teacher(teacher), distillers, mode, optimizer=sgd, policy_optimizer=partial(sgd, lr=0.025))
+    return Trainer(
+        student, Teacher(teacher), distillers, mode, optimizer=sgd, policy_optimizer=partial(sgd, lr=0.025)
+    )
 
 
 def trained(*methods, **keys):

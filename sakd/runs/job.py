@@ -2,35 +2,31 @@
 
 import gc
 import logging
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sakd.configuration import Config, build, needs_teacher, prerequisites, require_accuracy, short_names
+from sakd.configuration import Config, build, prerequisites, require_accuracy
 from sakd.data import Dataset
 from sakd.errors import CheckpointError, DataError, RunHeld, Withdrawn, in_one_line
 from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
 from sakd.process import allow_tf32
-from sakd.runs import code
 from sakd.runs.certificates import certify
 from sakd.runs.logs import OwnLog
 from sakd.runs.run import Run
-from sakd.runs.tracking import Mirror, catch_up, start_mirror, wait_for_all
+from sakd.runs.tracking import catch_up, start_mirror
+from sakd.runs.underway import Prepared, Result, UnderWay
 from sakd.signals import interruptible
 from sakd.terminal import Watch, Watched
-from sakd.training import Certificate, Cohort, Measured, Profile, Teacher, Trainer
+from sakd.training import Certificate, Cohort, Profile, Teacher
 
 log = logging.getLogger("sakd")
 
-Result = dict[str, Any]
 Outcome = Result | Exception
 
 DEFAULT_THREADS = torch.get_num_threads()
@@ -70,34 +66,6 @@ def execute_together(
         if not isinstance(outcomes[run.name], Exception):
             catch_up(run)
     return outcomes
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What one run's training needs; the runs before it are finished."""
-
-    run: Run
-    trainer: Trainer
-    dataset: Dataset
-    pretraining: dict[str, str] | None  # name and checksum of the run that pretrained it, for the result
-
-    @property
-    def certificate(self) -> Certificate | None:
-        return None if self.trainer.teacher is None else self.trainer.teacher.certificate
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """What the run learns from beside its configuration, by checksum."""
-        sources = {"data set": self.dataset.checksum}
-        return sources if self.certificate is None else {**sources, "teacher": self.certificate.sha256}
-
-    @property
-    def title(self) -> str:
-        names = short_names(self.run.config)
-        title = names["student"]
-        if self.certificate is not None:
-            title = f"{names['teacher']} to {title}, {names['distiller']} {names['spot_mode']}"
-        return f"{title}, seed {names['seed']}"
 
 
 class Together:
@@ -233,38 +201,30 @@ class Together:
                 self._train_members(members)
         return held
 
-    def _train_members(self, members: Mapping[str, "UnderWay"]) -> None:
+    def _train_members(self, members: Mapping[str, UnderWay]) -> None:
+        logs = ExitStack()
         try:
             with interruptible():
                 for name, member in members.items():
                     member.together = len(members)
-                    with self._alone(member.run, member):
-                        self._ask(name, {})
-                        member.begin()
+                    with self._alone(member.run):
+                        logs.enter_context(member.own_log)
+                    if name not in self.ended:
+                        with self._alone(member.run, member):
+                            self._ask(name, {})
+                            member.begin()
                 self._train_epochs({name: m for name, m in members.items() if name not in self.ended})
-        except torch.OutOfMemoryError:
-            self._end(members, lambda member: member.end("SCHEDULED"))
-            raise
-        except KeyboardInterrupt as interruption:
-            self._end(members, lambda member: member.failed(interruption, "KILLED"))
-            raise
-        except SystemExit:  # a cluster's time limit: the job is in the queue again, and goes on later
-            self._end(members, lambda member: member.put_back())
-            raise
-        except Exception as error:  # of what all share, such as the data
-            self._end(members, lambda member: member.failed(error, "FAILED"))
+        except BaseException as error:  # of what all share, such as the data, or an interruption
+            for name, member in members.items():
+                if name not in self.ended:
+                    member.failed(error, _status(error))
             raise
         finally:
-            mirrors = {name: member.mirror for name, member in members.items() if member.mirror is not None}
-            for name, error in wait_for_all(mirrors).items():
-                with members[name].own_log.speaking():
-                    log.warning(
-                        "MLflow has not got everything of this run (%s); `sakd sync` sends the rest", error
-                    )
             for member in members.values():
-                member.own_log.close()
+                member.wait()
+            logs.close()
 
-    def _train_epochs(self, members: Mapping[str, "UnderWay"]) -> None:
+    def _train_epochs(self, members: Mapping[str, UnderWay]) -> None:
         if not members:
             return
         first = next(iter(members.values())).prepared
@@ -309,11 +269,6 @@ class Together:
             if self.withdrawn(name):
                 raise Withdrawn(f"{name}: cancelled")
 
-    def _end(self, members: Mapping[str, "UnderWay"], how: Callable[["UnderWay"], None]) -> None:
-        for name, member in members.items():
-            if name not in self.ended:
-                how(member)
-
     # ---- errors
 
     def _open(self, runs: Sequence[Run]) -> list[Run]:
@@ -323,7 +278,7 @@ class Together:
     def _alone(
         self,
         run: Run,
-        member: "UnderWay | None" = None,
+        member: UnderWay | None = None,
         failed: Callable[[str, Exception], None] | None = None,
         leave: bool = True,
     ) -> Iterator[None]:
@@ -339,12 +294,10 @@ class Together:
             else:
                 self._failed(run, error, member, leave)
 
-    def _failed(
-        self, run: Run, error: Exception, member: "UnderWay | None" = None, leave: bool = True
-    ) -> None:
+    def _failed(self, run: Run, error: Exception, member: UnderWay | None = None, leave: bool = True) -> None:
         self.ended[run.name] = error
         if member is not None:
-            member.failed(error, "KILLED" if isinstance(error, Withdrawn) else "FAILED")
+            member.failed(error, _status(error))
         elif leave and self.leave_failures:
             _leave_failure(run, error)
 
@@ -370,95 +323,12 @@ class Together:
             )
 
 
-class UnderWay:
-    """A run while it is trained: its log, its folder and its place in MLflow keep up with it."""
-
-    def __init__(self, prepared: Prepared):
-        self.prepared, self.run, self.trainer = prepared, prepared.run, prepared.trainer
-        self.own_log = OwnLog(self.run.folder / "run.log")
-        self.mirror: Mirror | None = None
-        self.best = 0.0  # test accuracy so far, percent
-        self.together = 1  # members of its cohort
-
-    def begin(self) -> None:
-        """Write what the run is, and go on where it was left."""
-        run = self.run
-        self.own_log.open()
-        run.start()
-        self.mirror = start_mirror(run.folder, run.config)
-        state = run.load_checkpoint(self.prepared.sources)
-        if state is not None:
-            self.trainer.load_state_dict(state)
-            log.info("going on after epoch %d", self.trainer.epoch)
-        run.keep_metrics(self.trainer.epoch)
-        self.best = max((line.get("test/accuracy", 0.0) for line in run.metrics()), default=0.0)
-
-    def keep(self, measured: Measured) -> Measured:
-        """Store an epoch; its measurements with what is known of the run beside."""
-        measured["time"] = time.time()
-        if "test/accuracy" in measured:
-            self.best = max(self.best, measured["test/accuracy"])
-            measured["test/best_accuracy"] = self.best
-        if self.prepared.certificate is not None:
-            measured["teacher/accuracy"] = self.prepared.certificate.accuracy
-        self.run.append_metrics(measured)
-        self.run.save_checkpoint(self.trainer.state_dict(), self.prepared.sources)
-        if self.mirror is not None:
-            self.mirror.notify()
-        return measured
-
-    def finish(self) -> Result:
-        """Store weights and result."""
-        result = self.run.finish(self.trainer.product.state_dict(), self._result())
-        self.end("FINISHED")
-        return result
-
-    def failed(self, error: BaseException, status: str) -> None:
-        """Say why it ends early, in its own log."""
-        self.own_log.failed(error)
-        self.end(status)
-
-    def put_back(self) -> None:
-        """Say that it goes on in its job's next turn."""
-        self.own_log.note("ends here, to go on in its next turn")
-        self.end("SCHEDULED")
-
-    def end(self, status: str) -> None:
-        if self.mirror is not None:
-            self.mirror.end(status)
-
-    def _result(self) -> Result:
-        """What is kept of a finished run.
-
-        Accuracies in percent (None after a pretraining), ``kept`` as shares in the last epoch, ``seconds`` of its own
-        steps and its share of what its cohort shared.
-        """
-        run, certificate = self.run, self.prepared.certificate
-        lines = run.metrics()
-        last = lines[-1]
-        best = max(lines, key=lambda line: line.get("test/accuracy", 0.0))
-        return {
-            "run": run.name,
-            **short_names(run.config),
-            "epochs": run.config["epochs"],
-            "teacher": None if certificate is None else certificate.as_dict(),
-            "pretraining": self.prepared.pretraining,
-            "data_sha256": self.prepared.dataset.checksum,
-            "student": {
-                "name": run.config["student"]["name"],
-                "accuracy": last.get("test/accuracy"),
-                "best_accuracy": best.get("test/accuracy"),
-                "best_epoch": best["epoch"],
-                "val_accuracy": last.get("val/accuracy"),
-            },
-            "kept": {
-                key.removeprefix("kept/"): share for key, share in last.items() if key.startswith("kept/")
-            },
-            "seconds": sum(line["seconds"] for line in lines),
-            "cohort": self.together,
-            "versions": _versions(),
-            "code": asdict(code.of_this_process()[0]),
-        }
+def _status(error: BaseException) -> str:
+    """What MLflow is told of a run that ends early."""
+    if isinstance(error, (KeyboardInterrupt, Withdrawn)):
+        return "KILLED"
+    # A cluster's time limit puts the job back into the queue, and a cohort that is too large is split: both go on.
+    return "SCHEDULED" if isinstance(error, (SystemExit, torch.OutOfMemoryError)) else "FAILED"
 
 
 def _patience(run: Run, together: int) -> dict[str, Any]:
@@ -526,13 +396,3 @@ def _leave_failure(run: Run, error: Exception) -> None:
         mirror = start_mirror(run.folder, run.config)
         if mirror is not None:
             mirror.close("FAILED")
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("sakd", "torch", "torchvision", "numpy", "scikit-learn", "hydra-core", "mlflow"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

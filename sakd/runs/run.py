@@ -19,7 +19,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from sakd import configuration
-from sakd.errors import CheckpointError, RunError
+from sakd.errors import CheckpointError, RunError, RunHeld
 from sakd.files import explained, read_json, write_whole
 from sakd.runs import code
 
@@ -60,18 +60,20 @@ class Run:
         return result
 
     @contextmanager
-    def locked(self, waiting: Any = None) -> Iterator[None]:
-        """Only one process at a time works in a run's folder; the kernel lets go of the lock when the process
-        dies.
+    def locked(self, waiting: Any = None, wait: bool = True) -> Iterator[None]:
+        """Work in the run's folder, as the only process; the kernel lets go of the lock when that dies.
 
-        ``waiting()`` is called once if another process has it. Raises RunError if the folder cannot be
-        written."""
+        ``waiting()`` is called once if another process has it, which is waited for. Raises RunHeld instead where it
+        is not to ``wait``, and RunError if the folder cannot be written.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / ".lock")
             try:
                 lock.acquire(timeout=0)
             except Timeout:
+                if not wait:
+                    raise RunHeld(f"{self.folder}: another process works on it") from None
                 if waiting is not None:
                     waiting()
                 lock.acquire()
