@@ -4,8 +4,7 @@ tracked, finished."""
 import logging
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -23,15 +22,16 @@ from sakd.configuration import (
     teacher_config,
 )
 from sakd.data import Dataset
-from sakd.errors import CheckpointError, DataError, in_one_line
+from sakd.errors import CheckpointError, DataError
 from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
 from sakd.process import allow_tf32
 from sakd.runs import code
 from sakd.runs.certificates import Certificate, certify
-from sakd.runs.run import ENDED_EARLY, Run
+from sakd.runs.logs import OwnLog
+from sakd.runs.run import Run
 from sakd.runs.tracking import Mirror, start_mirror
 from sakd.signals import interruptible
-from sakd.terminal import Watch
+from sakd.terminal import Watch, Watched
 from sakd.training import Profile, Trainer
 
 log = logging.getLogger("sakd")
@@ -95,7 +95,7 @@ def _prepared(
 
 def _leave_failure(run: Run, error: Exception) -> None:
     with run.locked():
-        with suppress(type(error)), _own_log(run.folder / "run.log"):
+        with suppress(type(error)), OwnLog(run.folder / "run.log"):
             run.start()
             raise error
         mirror = start_mirror(run.folder, run.config)
@@ -202,7 +202,7 @@ def _train(
     mirror, status = None, "FAILED"
     allow_tf32(run.config["precision"] == "tf32")
     try:
-        with _own_log(run.folder / "run.log"), interruptible():
+        with OwnLog(run.folder / "run.log") as own, own.speaking(), interruptible():
             run.start()
             mirror = start_mirror(run.folder, run.config)
             state = run.load_checkpoint(_sources(dataset, certificate))
@@ -220,10 +220,8 @@ def _train(
         status = "SCHEDULED"
         raise
     finally:
-        if mirror is not None and not mirror.close(status):
-            log.warning(
-                "MLflow has not got everything of this run (%s); `sakd sync` sends the rest", mirror.error
-            )
+        if mirror is not None:
+            mirror.close(status)
     return result
 
 
@@ -239,10 +237,11 @@ def _train_epochs(
     title += f", seed {names['seed']}"
     sources = _sources(dataset, certificate)
     profile = Profile(run.folder, trainer.device) if config["profile"] else None
-    with Watch(title, config["epochs"], trainer.epoch) as watch, profile or nullcontext():
+    watched = {run.name: Watched(title, config["epochs"], trainer.epoch)}
+    with Watch(watched) as watch, profile or nullcontext():
 
         def progress(*seen: Any) -> None:
-            watch.step(*seen)
+            watch.step(run.name, *seen)
             if profile is not None:
                 profile.step()
 
@@ -255,7 +254,7 @@ def _train_epochs(
                 metrics["teacher/accuracy"] = certificate.accuracy
             run.append_metrics(metrics)
             run.save_checkpoint(trainer.state_dict(), sources)
-            watch.epoch(metrics)
+            watch.epoch(run.name, metrics)
             if mirror is not None:
                 mirror.notify()
 
@@ -303,32 +302,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-@contextmanager
-def _own_log(path: Path) -> Iterator[None]:
-    """Messages, and the traceback of what ends the run early, in the run's own log."""
-    handler = logging.FileHandler(path)
-    handler.handleError = lambda record: (
-        None
-    )  # a full disk has its own error, which must not drown in this one
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    own = logging.getLogger("sakd")
-
-    def write(level: int, message: str, error: BaseException | None = None) -> None:
-        traceback = None if error is None else (type(error), error, error.__traceback__)
-        handler.handle(own.makeRecord(own.name, level, __file__, 0, "%s", (message,), traceback))
-
-    own.addHandler(handler)
-    try:
-        write(logging.INFO, f"begins, with the code of {code.of_this_process()[0]}")
-        yield
-    except SystemExit:
-        write(logging.INFO, "ends here, to go on in its next turn")
-        raise
-    except BaseException as error:
-        write(logging.ERROR, f"{ENDED_EARLY}{in_one_line(error)}", error)
-        raise
-    finally:
-        own.removeHandler(handler)
-        handler.close()
