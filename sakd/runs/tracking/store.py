@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from sakd.errors import RunError
 PARAMETERS_AT_ONCE, METRICS_AT_ONCE = 100, 1000  # MLflow's limits of one batch
 PARAMETER = 6000  # characters, MLflow's limit
 GOING_ON = ("RUNNING", "SCHEDULED")  # of the states that MLflow has for a run, those that are not its end
-
-_importing = threading.Lock()  # threads that import one package at once may find it half made
 
 
 class Store:
@@ -205,8 +202,7 @@ def _client_class() -> Any:
     """MLflow's client, told to give up soon and to be quiet: whoever sends tries again, and tells once."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    with _importing:
-        from mlflow.tracking import MlflowClient
+    from mlflow.tracking import MlflowClient
 
     for name, level in (("alembic", "WARNING"), ("mlflow", "WARNING"), ("urllib3", "ERROR")):
         logging.getLogger(name).setLevel(level)
