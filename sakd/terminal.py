@@ -1,5 +1,5 @@
-"""What a person sees while runs go on: a line for each that fits the terminal, or a line for each epoch where
-there is none; and a run's table."""
+"""Progress of runs, and their tables: a line for each run that fits the terminal, or a line for each epoch
+where there is none."""
 
 import logging
 import time
@@ -61,7 +61,7 @@ class Watched:
 
 @dataclass
 class _Member:
-    """What is known of a run that is shown."""
+    """A run that is shown, and what is known of it."""
 
     title: str
     epochs: int
@@ -78,7 +78,7 @@ class _Member:
         return f"epoch {int(self.done)}/{self.epochs}"
 
     def left(self, now: float) -> str:
-        """How long the rest takes at the pace so far."""
+        """The time that the rest takes at the pace so far."""
         return _left(self.since, now, self.done - self.before, self.epochs - self.done)
 
 
@@ -167,7 +167,7 @@ class Watch:
                 yield _line(width, member.title, title_width, member.epoch, left, bar, losses, accuracy)
 
     def _line_of_all(self, now: float, width: int) -> Table:
-        """How many go on, in which epoch the one is that is furthest behind, and how long all take."""
+        """The number of those that go on, the epoch of the one furthest behind, and the time for all."""
         going = [member for member in self.members.values() if member.dropped is None]
         last = max((member.epochs for member in going), default=0)
         behind = min((member.done for member in going if member.done < member.epochs), default=last)
@@ -191,7 +191,7 @@ def _line(
     shortened, then accuracy and bar go; never ``epoch`` and ``end``."""
 
     def room() -> int:
-        """Columns that the others leave to the title."""
+        """Columns that the other parts leave to the title."""
         others = (epoch, end, losses, accuracy, " " * BAR * (bar is not None))
         return width - sum(len(part) + GAP for part in others if part)
 
@@ -210,8 +210,8 @@ def _line(
 
 
 def _shortened(text: str, width: int, head: float = 0.3) -> str:
-    """``text`` in at most ``width`` columns; of what is kept of it, the share ``head`` is its beginning, and
-    the rest its end: there titles of runs that are trained together differ."""
+    """Cut ``text`` to ``width`` columns; of what is kept, the share ``head`` is its beginning, and the rest
+    its end: there titles of runs that are trained together differ."""
     if len(text) <= width:
         return text
     kept = width - len(CUT)
@@ -226,7 +226,7 @@ def _bar(done: float, total: int) -> ProgressBar:
 
 
 def _left(since: float | None, now: float, made: float, rest: float) -> str:
-    """How long ``rest`` takes where ``made`` took from ``since`` to ``now``."""
+    """The time that ``rest`` takes where ``made`` took from ``since`` to ``now``."""
     known = since is not None and made > 0
     return f"left {clock((now - since) / made * rest) if known else '-:--'}"
 
@@ -242,7 +242,7 @@ def _losses(metrics: dict[str, float]) -> str:
 
 
 def clock(seconds: float) -> str:
-    """As 1:02:03, or 2:03."""
+    """Write a time as 1:02:03, or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 

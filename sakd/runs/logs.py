@@ -18,8 +18,8 @@ _speaking: ContextVar["OwnLog | None"] = ContextVar("speaking", default=None)
 
 
 class OwnLog:
-    """The file at ``path``, open inside ``with``. Several runs of one process have one each, and each gets
-    only its own messages: those from inside its ``speaking``.
+    """A log in the file at ``path``, open inside ``with``. Several runs of one process have one each, which
+    gets only its own messages: those from inside its ``speaking``.
 
     An error that passes through it is noted, as by ``failed``. Raises RunError where it cannot be opened."""
 
@@ -49,7 +49,8 @@ class OwnLog:
 
     @contextmanager
     def speaking(self) -> Iterator[None]:
-        """Inside, and in threads that begin there with a copy of the context, messages are this run's."""
+        """Take messages from inside, and from threads that begin there with a copy of the context, as this
+        run's."""
         before = _speaking.set(self)
         try:
             yield

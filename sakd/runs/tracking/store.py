@@ -31,7 +31,7 @@ class Store:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Inside, no other process or thread writes to an SQLite store, which takes only one at a time.
+        """Keep other processes and threads from writing to an SQLite store, which takes only one at a time.
 
         A server looks after itself."""
         if self.path is None:
@@ -110,7 +110,7 @@ class Store:
         return len(new)
 
     def send_tags(self, run: Any, tags: Mapping[str, str]) -> None:
-        """Set them; a run has one value of each."""
+        """Set tags; a run has one value of each."""
         from mlflow.entities import RunTag
 
         self.client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
@@ -178,7 +178,7 @@ def reason(error: Exception) -> str:
 
 
 def open_command(uri: str) -> str:
-    """What a user types, or opens, to see the runs."""
+    """The command that a user types, or the address to open, to see the runs."""
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
 

@@ -50,7 +50,7 @@ def synchronise(folder: Path, status: str | None = None) -> int:
 
 
 def _run_of(store: Store, state: dict[str, Any], folder: Path, config: Config) -> Any:
-    """The store's run of this folder, created if need be; its id is noted."""
+    """Find or create the store's run of this folder, and note its id."""
     experiment = store.experiment(state["experiment"])
     known = store.run(state.get("run_id"))
     if known is not None:
@@ -66,7 +66,7 @@ def _run_of(store: Store, state: dict[str, Any], folder: Path, config: Config) -
 
 
 def _send_end(store: Store, run: Any, folder: Path, status: str) -> None:
-    """What is known once a run is over: files, checksums, and why it failed; once it is mended, no more."""
+    """Send what is known once a run is over: files, checksums, and, until it is mended, why it failed."""
     names = ["config.yaml", "result.json", "code.diff", *(["run.log"] if status == "FAILED" else [])]
     for path in (folder / name for name in names):
         if path.exists():
@@ -79,7 +79,7 @@ def _send_end(store: Store, run: Any, folder: Path, status: str) -> None:
 
 
 def _checksums(result: dict[str, Any] | None) -> dict[str, str]:
-    """Of what a finished run made and learned from, as tags."""
+    """Checksums of what a finished run made and learned from, as tags."""
     if result is None:
         return {}
     tags = {
