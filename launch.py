@@ -21,7 +21,7 @@ from sakd.configuration.compose import CONF, explain, register_resolvers, resolv
 from sakd.errors import ConfigError, SakdError
 from sakd.process import set_up
 from sakd.runs import Run
-from sakd.runs.tracking import catch_up
+from sakd.runs.tracking import catch_up, open_command
 from sakd.terminal import show_result, start_logging
 
 log = logging.getLogger("sakd")
@@ -48,7 +48,8 @@ def main(cfg: DictConfig) -> None:
         ):  # Hydra tells of the first failure only, and only at the end
             log.error("%s failed: %s", " ".join(HydraConfig.get().overrides.task), error)
         raise
-    show_result(result, str(run.folder), config["tracking"].get("uri"))
+    uri = config["tracking"].get("uri")
+    show_result(result, str(run.folder), None if uri is None else open_command(uri))
 
 
 def _check_mode(hydra_config: DictConfig) -> None:

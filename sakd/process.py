@@ -1,4 +1,4 @@
-"""How a process that trains is set up: its memory, its threads, its arithmetic."""
+"""Setting up a process that trains: its memory, its threads, its arithmetic."""
 
 import ctypes
 import os

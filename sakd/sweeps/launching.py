@@ -86,7 +86,7 @@ def settle(planned: Plan, standings: Mapping[str, Standing]) -> None:
     """Runs that were killed without warning do not stay RUNNING in MLflow."""
     for job in planned.jobs:
         if standings[job.name].state in ("lost", "failed") and tracking.goes_on(job.run.folder):
-            outcome = tracking.settle(job.run.folder, lost=True)
+            outcome = tracking.mark_ended(job.run.folder, lost=True)
             if isinstance(outcome, Exception):
                 log.warning(
                     "%s: MLflow cannot be told that it is over (%s); `sakd sync` will", job.name, outcome
@@ -258,7 +258,7 @@ def _prepare_store(wanted: Iterable[Job]) -> None:
         if settings["name"] == "mlflow":
             stores.setdefault(settings["uri"], set()).add(settings["experiment"])
     for uri, experiments in stores.items():
-        error = tracking.prepare(uri, sorted(experiments))
+        error = tracking.set_up_store(uri, sorted(experiments))
         if error is not None:
             log.warning(
                 "MLflow at %s cannot be reached (%s). Jobs run unharmed; `sakd sync` sends what is missing",
