@@ -21,7 +21,7 @@ from sakd.compare import compare, read, select
 from sakd.compare.formats import ABSENT, FORMATS, MINUS, UNREACHABLE
 from sakd.compare.published import FIGURES, read_published
 from sakd.compare.statistics import holm, least_signed_rank, paired, pairs_needed
-from sakd.configuration import pretraining_config, short_names
+from sakd.configuration import prerequisites, short_names
 from sakd.errors import ConfigError, DataError, RunError
 from sakd.runs import Run
 from sakd.runs.tracking import Mirror, synchronise_all
@@ -120,7 +120,7 @@ def three(tmp_path_factory):
     finish_all(folder, ADAPTIVE, "distiller=sp", "spot_mode=fixed")
     finish_all(folder, FIXED, "distiller=sp", "spot_mode=adaptive")
     finish(folder, 99.0, "distiller=none", teacher=None)
-    finish(folder, 0.0, config=pretraining_config(composed("distiller=ft"), ["stage2"]))
+    finish(folder, 0.0, config=prerequisites(composed("distiller=ft")).pretraining)
     finish(folder, 10.0, "experiment=[cifar100/resnet56_resnet20,debug]", "distiller=at")
     unfinished = finish(folder, 50.0, "distiller=vid")
     (unfinished.folder / "result.json").unlink()
@@ -480,7 +480,7 @@ def test_folders_and_mlflow_give_the_same(tmp_path, monkeypatch):
     ):
         finish(folder, 90 + 10 / 3 * seed, f"distiller={distiller}", f"spot_mode={mode}", seed=seed)
     finish(folder, 99.0, "distiller=none", teacher=None)
-    finish(folder, 0.0, config=pretraining_config(composed("distiller=ft"), ["stage2"]))
+    finish(folder, 0.0, config=prerequisites(composed("distiller=ft")).pretraining)
     (finish(folder, 50.0, "distiller=vid").folder / "result.json").unlink()
     for config in folder.glob("*/config.yaml"):
         finished = (config.parent / "result.json").exists()

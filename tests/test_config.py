@@ -11,8 +11,19 @@ from pkgutil import resolve_name
 import pytest
 import torch
 
-from sakd.configuration import NEUTRAL, TEACHER_KEYS, build, digest, flatten, teacher_config
+from sakd.configuration import (
+    NEUTRAL,
+    TEACHER_KEYS,
+    Prerequisites,
+    build,
+    check,
+    digest,
+    flatten,
+    prerequisites,
+)
+from sakd.configuration.check import KEYS
 from sakd.configuration.compose import sweep
+from sakd.configuration.prerequisites import _shared_stages
 from sakd.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from sakd.sweeps import launchers
 from tests.conftest import ROOT, compose_config, skip_without_package_of
@@ -287,7 +298,7 @@ def test_digest_leaves_the_configuration_as_it_was():
     config = compose_config(*BASE)
     before = deepcopy(config)
     digest(config)
-    teacher_config(config)
+    list(prerequisites(config))
     assert config == before
 
 
@@ -296,7 +307,7 @@ def test_a_teacher_s_own_run_is_the_one_that_trains_it_alone():
         *BASE, "seed=3", "optimizer.lr=0.1", "batch_size=32", "spot_mode=anti", "teacher.min_accuracy=70"
     )
     alone = compose_config("dataset=cifar10", "distiller=none", "student=resnet20")
-    assert digest(teacher_config(config)) == digest(alone)
+    assert digest(prerequisites(config).teacher) == digest(alone)
 
 
 def test_a_teacher_s_own_run_follows_its_own_recipe():
@@ -306,7 +317,62 @@ def test_a_teacher_s_own_run_follows_its_own_recipe():
     alone = compose_config(
         "dataset=cifar10", "distiller=none", "student=resnet20", "seed=3", "epochs=80", "optimizer.lr=0.1"
     )
-    assert digest(teacher_config(config)) == digest(alone)
+    assert digest(prerequisites(config).teacher) == digest(alone)
+
+
+SET_BY_THE_RECIPE = ("seed", "epochs", "batch_size", "optimizer", "schedule")
+
+
+def test_what_a_run_needs_first_are_whole_runs_in_the_order_in_which_they_are_trained():
+    config = compose_config(*BASE, "distiller=ft", "precision=bf16", "device=cpu", "threads=3", "cohort=4")
+    needed = prerequisites(config)
+    assert list(needed) == [needed.teacher, needed.pretraining]
+    for own, recipe in (
+        (needed.teacher, config["teacher"]["training"]),
+        (needed.pretraining, config["distiller"]["pretraining"]),
+    ):
+        assert set(own) == set(KEYS)
+        check(own)
+        assert {key: own[key] for key in SET_BY_THE_RECIPE} == {key: recipe[key] for key in SET_BY_THE_RECIPE}
+        for key in set(KEYS) - {
+            *SET_BY_THE_RECIPE,
+            "student",
+            "distiller",
+            "spot_mode",
+            "tracking",
+            "precision",
+        }:
+            assert own[key] == config[key], key
+    assert (needed.teacher["precision"], needed.pretraining["precision"]) == ("fp32", "bf16")
+    assert prerequisites(needed.teacher) == Prerequisites(None, None)
+    (teacher,) = prerequisites(needed.pretraining)
+    assert digest(teacher) == digest(needed.teacher)
+
+
+def test_a_teacher_is_needed_first_unless_there_is_none_or_its_weights_are_there(tmp_path):
+    (tmp_path / "weights.pt").write_bytes(b"weights")
+    assert list(prerequisites(compose_config("distiller=none"))) == []
+    assert list(prerequisites(compose_config(f"teacher.checkpoint={tmp_path}/weights.pt"))) == []
+    teacher, pretraining = prerequisites(compose_config("distiller=fsp_init", "teacher=wrn_16_1"))
+    assert (teacher["student"]["name"], pretraining["student"]["name"]) == ("wrn_16_1", "resnet8")
+
+
+def test_networks_are_built_once_for_all_seeds_and_modes_that_share_a_pretraining():
+    _shared_stages.cache_clear()
+    configs = [
+        compose_config("distiller=ft", f"seed={seed}", f"spot_mode={mode}")
+        for seed in (0, 1)
+        for mode in ("fixed", "anti")
+    ]
+    assert len({digest(prerequisites(config).pretraining) for config in configs}) == 1
+    assert _shared_stages.cache_info().misses == 1
+
+
+@pytest.mark.parametrize("override", ["+teacher.training.sed=1", "~teacher.training.batch_size"])
+def test_a_teacher_s_training_has_the_keys_of_a_recipe_and_no_others(override):
+    key = override.strip("+~").partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}: "):
+        compose_config(override)
 
 
 def test_a_teacher_s_checkpoint_counts_by_its_content(tmp_path):

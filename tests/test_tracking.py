@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
 
 from sakd.cli import main as cli
-from sakd.configuration import teacher_config
+from sakd.configuration import prerequisites
 from sakd.runs import Run
 from sakd.runs.job import execute
 from sakd.runs.tracking import synchronise
@@ -265,4 +265,4 @@ def test_a_real_server_that_goes_away_and_comes_back_has_each_epoch_once(tmp_pat
 
 def test_the_teacher_is_tracked_apart(tmp_path):
     config = compose_config(*TINY, "distiller=kd")
-    assert teacher_config(config)["tracking"]["experiment"] == "sakd-teachers"
+    assert prerequisites(config).teacher["tracking"]["experiment"] == "sakd-teachers"

@@ -137,6 +137,15 @@ def _pretraining(
     return make(node["loss"], "distiller.pretraining.loss", student, teacher)
 
 
+def shared_stages(student: Config, teacher: Config, loss: Config) -> list[str] | None:
+    """The teacher's stages at which a loss is pretrained, if one pretraining serves all students; else None.
+    All are given as nodes."""
+    with initialising(0, "shared_stages"):
+        networks = make(student, "student"), make(teacher, "teacher")
+        built = make(loss, "distiller.pretraining.loss", *networks)
+    return [spot.teacher for spot in built.spots] if built.pretraining_shared else None
+
+
 def trainer(config: Config, built: Parts, device: torch.device) -> Trainer:
     policy, schedule = config["spot_mode"].get("optimizer"), config["schedule"]
     keys = {

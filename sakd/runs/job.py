@@ -17,10 +17,9 @@ import torch
 from sakd.configuration import (
     Config,
     build,
-    pretraining_config,
+    prerequisites,
     require_accuracy,
     short_names,
-    teacher_config,
 )
 from sakd.data import Dataset
 from sakd.errors import CheckpointError, DataError, in_one_line
@@ -117,23 +116,19 @@ def _check_prerequisites(config: Config, parts: build.Parts, device: torch.devic
     if parts.teacher is None:
         return
     checkpoint = config["teacher"]["checkpoint"]
-    if parts.pretraining is not None:
-        own = _pretraining_config(config, parts)
-        if Run(own).result() is None:
-            build.trainer(own, build.parts(own), device)
     if checkpoint is not None:
         path = Path(checkpoint)
         load_weights(parts.teacher, read_weights(path), config["teacher"]["name"], path)
-    else:
-        own = teacher_config(config)
+    for own in prerequisites(config):
         if Run(own).result() is None:
             build.trainer(own, build.parts(own), device)
 
 
 def _check_untouched(config: Config, certificate: Certificate) -> None:
     """A teacher trained here is still what its run stored."""
-    if config["teacher"]["checkpoint"] is None:
-        stored = Run(teacher_config(config)).result()
+    own = prerequisites(config).teacher
+    if own is not None:
+        stored = Run(own).result()
         if stored["student_sha256"] != certificate.sha256:
             raise CheckpointError(
                 f"{certificate.source}: found checksum {certificate.sha256}, expected "
@@ -144,29 +139,13 @@ def _check_untouched(config: Config, certificate: Certificate) -> None:
 
 
 def _teacher_weights(config: Config, dataset: Dataset) -> Path:
-    checkpoint = config["teacher"]["checkpoint"]
-    if checkpoint is not None:
-        return Path(checkpoint)
-    own = teacher_config(config)
+    own = prerequisites(config).teacher
+    if own is None:
+        return Path(config["teacher"]["checkpoint"])
     if Run(own).result() is None:
         log.info("training the teacher %s first", config["teacher"]["name"])
     execute(own, dataset)
     return Run(own).weights
-
-
-def _pretraining_config(config: Config, parts: build.Parts) -> Config:
-    return pretraining_config(config, _pretraining_stages(parts))
-
-
-def _pretraining_stages(parts: build.Parts) -> list[str] | None:
-    return (
-        [spot.teacher for spot in parts.pretraining.spots] if parts.pretraining.pretraining_shared else None
-    )
-
-
-def pretraining_stages(config: Config) -> list[str] | None:
-    """What `sakd.config.pretraining_config` needs to know of a configuration with a pretraining."""
-    return _pretraining_stages(build.parts(config))
 
 
 def _pretraining(config: Config, parts: build.Parts, dataset: Dataset) -> dict[str, str]:
@@ -175,7 +154,7 @@ def _pretraining(config: Config, parts: build.Parts, dataset: Dataset) -> dict[s
 
     What it was, for the result.
     """
-    own = _pretraining_config(config, parts)
+    own = prerequisites(config).pretraining
     if Run(own).result() is None:
         log.info("pretraining for %s first", config["distiller"]["name"])
     expected = execute(own, dataset)["student_sha256"]
