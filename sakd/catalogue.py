@@ -1,4 +1,5 @@
-"""The README's tables of distillers and networks, from conf/, the code, and the measured steps."""
+"""The README's tables of distillers, networks and keys without identity, and config.yaml's comment of the
+latter, from conf/, the code, and the measured steps."""
 
 import csv
 import re
@@ -9,7 +10,7 @@ from pkgutil import resolve_name
 import torch
 import yaml
 
-from sakd.configuration import Config, build
+from sakd.configuration import NOT_IDENTITY, Config, build
 from sakd.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -24,20 +25,31 @@ NOT_ALWAYS_INSTALLED = ("timm",)
 
 def tables() -> dict[str, str]:
     """Markdown by name."""
-    return {"distillers": distillers(STEPS), "networks": networks()}
+    keys = [[f"`{key}`", why] for key, why in NOT_IDENTITY.items()]
+    return {
+        "distillers": distillers(STEPS),
+        "networks": networks(),
+        "not_identity": markdown(["key", "what it says"], keys),
+    }
 
 
-def write(tables: dict[str, str], path: Path) -> None:
-    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``. Raises ConfigError where they are
-    missing."""
+def comments() -> dict[str, str]:
+    """Comments of config.yaml, by name."""
+    width = max(map(len, NOT_IDENTITY))
+    return {"not_identity": "".join(f"#   {key:<{width}}  {why}\n" for key, why in NOT_IDENTITY.items())}
+
+
+def write(blocks: dict[str, str], path: Path) -> None:
+    """Replace what stands between the lines ``<!-- name -->`` and ``<!-- /name -->``, which may be comments.
+    Raises ConfigError where they are missing."""
     text = path.read_text()
-    for name, table in tables.items():
-        between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", flags=re.DOTALL)
+    for name, block in blocks.items():
+        between = re.compile(
+            rf"(?<=<!-- {name} -->\n).*?(?=^(# )?<!-- /{name} -->)", re.DOTALL | re.MULTILINE
+        )
         if not between.search(text):
-            raise ConfigError(
-                f"{path}: found no lines <!-- {name} --> and <!-- /{name} -->, expected both around the table"
-            )
-        text = between.sub(lambda _, table=table: table, text, count=1)
+            raise ConfigError(f"{path}: found no lines <!-- {name} --> and <!-- /{name} -->, expected both")
+        text = between.sub(lambda _, block=block: block, text, count=1)
     path.write_text(text)
 
 

@@ -25,11 +25,11 @@ class RunError(SakdError):
     """The folder of a run cannot be read or written."""
 
 
-class RunHeld(RunError):
+class RunHeldError(RunError):
     """Another process works on a run."""
 
 
-class Withdrawn(SakdError):
+class WithdrawnError(SakdError):
     """A run was cancelled while others of its cohort go on."""
 
 

@@ -8,7 +8,8 @@ class Plugin(nn.Module):
     """A module that a trainer prepares once, tells of each epoch, saves and restores.
 
     Parameters and buffers are saved with every epoch and restored strictly, but for buffers that are not
-    persistent. Random numbers in training come from ``stream`` alone, which the trainer starts anew each epoch.
+    persistent. Random numbers in training come from ``stream`` alone, which the trainer starts anew each
+    epoch.
     """
 
     stream: torch.Generator
@@ -16,7 +17,8 @@ class Plugin(nn.Module):
     classes: int
 
     def prepare(self, labels: Tensor, classes: int, stream: torch.Generator) -> None:
-        """Build what depends on the training set; called once, before training or the loading of a saved state.
+        """Build what depends on the training set; called once, before training or the loading of a saved
+        state.
 
         ``labels``: [N], of the whole training set, on the device that trains: ``self.labels[indices]`` are a
         batch's. What is built here are buffers: the optimizer knows the parameters already.

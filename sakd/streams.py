@@ -2,7 +2,8 @@
 
 Initialisation, data and policy draw from streams of their own, so that with one seed every spot mode starts
 from the same weights and sees the same batches. A stream is a function of (seed, name, epoch): resuming at an
-epoch needs no stored state."""
+epoch needs no stored state.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -33,8 +34,8 @@ def drawing(seed: int, name: str, epoch: int = 0, device: torch.device | str = "
 
 
 class GlobalDraws:
-    """A stream for what draws from the device's global generators, such as dropout, that can be put in their place
-    again and again: networks that take steps in turn draw as each would alone."""
+    """A stream for what draws from the device's global generators, such as dropout, that can be put in their
+    place again and again: networks that take steps in turn draw as each would alone."""
 
     def __init__(self, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
@@ -61,7 +62,8 @@ class GlobalDraws:
 
     @contextmanager
     def _on_gpu(self) -> Iterator[None]:
-        """The states themselves change places, not their values: a captured graph draws from the one it has seen."""
+        """The states themselves change places, not their values: a captured graph draws from the one it
+        has seen."""
         if self.on_gpu is None:
             yield
             return

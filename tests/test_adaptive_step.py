@@ -3,7 +3,8 @@
 ``StraightLine`` is written as one reads the paper: every stage by name from the images on, kept rows picked
 out, batch norm, Gumbel draws and SGD as formulas, all gradients by autograd over the complete routed network.
 Of the package it uses the stages of the two networks alone; it starts from a trainer's weights, by their
-names in a saved state."""
+names in a saved state.
+"""
 
 from copy import deepcopy
 from functools import partial

@@ -1,6 +1,7 @@
 """The README's tables: they are what the command writes, and what conf/ and the code say."""
 
 import csv
+import re
 
 import pytest
 import yaml
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 from sakd import catalogue
 from sakd.catalogue import ABSENT
 from sakd.cli import main
+from sakd.configuration import NOT_IDENTITY
 from sakd.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -34,6 +36,21 @@ def test_the_readme_has_the_tables_that_the_command_writes(tables, tmp_path, mon
     done = CliRunner().invoke(main, ["catalogue", "--write", str(copy)])
     assert done.exit_code == 0, done.output
     assert copy.read_text() == README.read_text()
+
+
+def test_config_yaml_lists_the_keys_without_identity_as_the_command_writes_them(tmp_path):
+    """Mend it with `sakd catalogue --write conf/config.yaml`."""
+    copy = tmp_path / "config.yaml"
+    copy.write_text((ROOT / "conf/config.yaml").read_text())
+    done = CliRunner().invoke(main, ["catalogue", "--write", str(copy)])
+    assert done.exit_code == 0, done.output
+    assert copy.read_text() == (ROOT / "conf/config.yaml").read_text()
+    for key, why in NOT_IDENTITY.items():
+        assert re.search(rf"^#   {re.escape(key)} +{re.escape(why)}$", copy.read_text(), re.MULTILINE), key
+
+
+def test_the_readme_lists_the_keys_without_identity(tables):
+    assert rows(tables["not_identity"]) == {key: [why] for key, why in NOT_IDENTITY.items()}
 
 
 def test_every_distiller_has_a_row(tables):

@@ -1,4 +1,5 @@
-"""Students that are trained together end as each would alone, bit for bit; and what goes wrong in one is its own."""
+"""Students that are trained together end as each would alone, bit for bit; and what goes wrong in one is
+its own."""
 
 import json
 import subprocess
@@ -311,12 +312,12 @@ def until_two_are_done(configs: list[dict]) -> None:
 
 
 def test_a_member_that_is_withdrawn_ends_and_the_others_go_on(tmp_path):
-    from sakd.errors import Withdrawn
+    from sakd.errors import WithdrawnError
 
     configs = runs_of(tmp_path)
     gone = Run(configs[2]).name
     outcomes = execute_together(configs, withdrawn=lambda name: name == gone)
-    assert isinstance(outcomes.pop(gone), Withdrawn)
+    assert isinstance(outcomes.pop(gone), WithdrawnError)
     assert all(isinstance(outcome, dict) for outcome in outcomes.values())
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from sakd.configuration import Config, teacher_config
+from sakd.configuration import Config, prerequisites
 from sakd.runs import Run
 from sakd.runs.job import execute, execute_together
 from sakd.runs.tracking import synchronise_all
@@ -83,7 +83,7 @@ def test_killed_at_random_moments_every_member_ends_with_the_bits_of_a_run_alone
     assert all(isinstance(outcome, int) for outcome in synchronise_all(tmp_path / "runs").values())
     for found, expected in zip(disturbed, undisturbed, strict=True):
         assert_same_runs(Run(found), Run(expected))
-    assert_same_runs(Run(teacher_config(disturbed[0])), Run(teacher_config(undisturbed[0])))
+    assert_same_runs(Run(prerequisites(disturbed[0]).teacher), Run(prerequisites(undisturbed[0]).teacher))
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("kills").experiment_id
     tracked = {run.data.tags["sakd.folder"]: run for run in client.search_runs([experiment])}

@@ -22,9 +22,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from sakd.configuration import Config, build, digest
-from sakd.data import Dataset, ImageSet, evaluation_batches, train_batches
+from sakd.data import Dataset, ImageSet, evaluation_batches, tiny_imagenet, train_batches
 from sakd.data.files import ImageFiles
-from sakd.data.tiny_imagenet import tiny_imagenet
 from sakd.errors import ConfigError, DataError
 from sakd.runs import Run
 from sakd.runs.job import execute

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sakd.configuration import build, digest, teacher_config
+from sakd.configuration import build, digest, prerequisites
 from sakd.data import train_batches
 from sakd.errors import ConfigError, RunError
 from sakd.runs import Run, certificates
@@ -53,7 +53,7 @@ def test_no_way_of_computing_is_part_of_a_run_s_identity_but_precision_is(tiny):
     others = ("memory_format=contiguous", "fold_batch_norm=false", "compile=default", "profile=true")
     assert {digest(tiny(other)) for other in others} == {usual}
     assert digest(tiny("precision=bf16")) != usual
-    assert digest(teacher_config(tiny("precision=bf16"))) == digest(teacher_config(tiny()))
+    assert digest(prerequisites(tiny("precision=bf16")).teacher) == digest(prerequisites(tiny()).teacher)
 
 
 def test_bfloat16_is_for_the_networks_alone(tiny):

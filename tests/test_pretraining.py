@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim import SGD
 from torch.testing import assert_close
 
-from sakd.configuration import build, pretraining_config
+from sakd.configuration import build, prerequisites
 from sakd.distillers import FSP, FT, KD
 from sakd.errors import CheckpointError, ConfigError
 from sakd.networks import resnet8, resnet8x4, resnet14, vgg8, wrn_16_1
@@ -235,11 +235,7 @@ def config(tiny):
 
 def own_run(config) -> Run:
     """The pretraining's."""
-    parts = build.parts(config)
-    shared = parts.pretraining.pretraining_shared
-    return Run(
-        pretraining_config(config, [spot.teacher for spot in parts.pretraining.spots] if shared else None)
-    )
+    return Run(prerequisites(config).pretraining)
 
 
 def pretrainings(config) -> list[str]:

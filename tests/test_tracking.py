@@ -19,7 +19,7 @@ from rich.console import Console
 
 from sakd import terminal
 from sakd.cli import main as cli
-from sakd.configuration import teacher_config
+from sakd.configuration import prerequisites
 from sakd.runs import Run
 from sakd.runs.job import execute
 from sakd.runs.logs import OwnLog
@@ -341,4 +341,4 @@ def test_a_real_server_that_goes_away_and_comes_back_has_each_epoch_once(tmp_pat
 
 def test_the_teacher_is_tracked_apart(tmp_path):
     config = compose_config(*TINY, "distiller=kd")
-    assert teacher_config(config)["tracking"]["experiment"] == "sakd-teachers"
+    assert prerequisites(config).teacher["tracking"]["experiment"] == "sakd-teachers"

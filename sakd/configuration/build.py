@@ -12,7 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from sakd.configuration.prerequisites import TEACHER_KEYS, Config, needs_teacher
-from sakd.data import Dataset, assemble, check_promises
+from sakd.data import PROMISES, PROMISES_IN_MEMORY, Dataset, assemble, check_promises
 from sakd.distillers import Distiller
 from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.networks import StagedNet
@@ -26,7 +26,8 @@ def make(node: Config, key: str, *arguments: object, leave: tuple[str, ...] = ()
     out.
 
     Raises ConfigError naming ``key`` if there is no such target, or it does not take the keys or their
-    values."""
+    values.
+    """
     own = check_node(node, key, len(arguments), leave)
     try:
         return instantiate(own, *arguments, _convert_="all")
@@ -140,12 +141,22 @@ def _pretraining(
     return make(node["loss"], "distiller.pretraining.loss", student, teacher)
 
 
+def shared_stages(student: Config, teacher: Config, loss: Config) -> list[str] | None:
+    """The teacher's stages at which a loss is pretrained, if one pretraining serves all students; else None.
+    All are given as nodes."""
+    with initialising(0, "shared_stages"):
+        networks = make(student, "student"), make(teacher, "teacher")
+        built = make(loss, "distiller.pretraining.loss", *networks)
+    return [spot.teacher for spot in built.spots] if built.pretraining_shared else None
+
+
 def execution(config: Config) -> Execution:
     return Execution(*(config[key] for key in ("precision", "memory_format", "compile", "fold_batch_norm")))
 
 
 def trainer(config: Config, built: Parts, device: torch.device, teacher: Teacher | None = None) -> Trainer:
-    """A trainer of what was built; of ``teacher``, which is ``built.teacher`` made ready, or else of one made here."""
+    """A trainer of what was built; of ``teacher``, which is ``built.teacher`` made ready, or else of one
+    made here."""
     if teacher is None and built.teacher is not None:
         teacher = Teacher(built.teacher, device=device, execution=execution(config))
     policy, schedule = config["spot_mode"].get("optimizer"), config["schedule"]
@@ -179,45 +190,57 @@ def trainer(config: Config, built: Parts, device: torch.device, teacher: Teacher
     return built_trainer
 
 
-IN_MEMORY = ("crop_padding", "flip")  # what is promised of images in memory alone
+# Keys of a data set's node that are neither for its reader nor promises.
+ABOUT_DATA = ("_target_", "reads", "ignore_others", "recipe")
 
 
 def promises(config: Config) -> dict[str, Any]:
-    """What the data set's node says of its images. Raises ConfigError if a key is missing or no images could
-    satisfy it."""
+    """What the data set's node says of its images. Raises ConfigError if a key is missing, or nobody's, or no
+    images could satisfy it."""
     node = config["dataset"]
-    taken = _taken_by_reader(node)
-    keys = [
-        key
-        for key in inspect.signature(check_promises).parameters
-        if key not in IN_MEMORY or "augmentation" not in taken
-    ]
-    missing = [key for key in keys if key not in node]
-    if missing:
-        raise ConfigError(
-            f"dataset.{missing[0]}: found nothing, every data set needs it.{did_you_mean(missing[0], node)}"
-        )
-    promised = {key: node[key] for key in keys}
-    check_promises(**promised)
-    check_node(node, "dataset", 0, _not_taken(promised, taken))
-    return promised
+    reads = _read_keys(node)
+    promised = PROMISES if "augmentation" in reads else (*PROMISES, *PROMISES_IN_MEMORY)
+    for key in promised:
+        if key not in node:
+            raise ConfigError(
+                f"dataset.{key}: found nothing, every data set needs it.{did_you_mean(key, node)}"
+            )
+    known = (*promised, *reads, *ABOUT_DATA)
+    for key in node:
+        if key not in known and not node.get("ignore_others"):
+            raise ConfigError(
+                f"dataset.{key}: no such key; expected a promise ({', '.join(promised)}) or one that "
+                f"dataset.reads names ({', '.join(reads) or 'none'}).{did_you_mean(key, known)}"
+                f" (~dataset.{key} removes it)"
+            )
+    own = {key: node[key] for key in promised}
+    check_promises(**own)
+    check_node(_reader(node), "dataset", 0, ())
+    return own
 
 
 def dataset(config: Config) -> Dataset:
-    """Read the images with the node's ``_target_``, which gets the promises that it has arguments for; all
+    """Read the images with the node's ``_target_``, which gets the keys that ``reads`` names; all promises
     must be kept."""
     promised = promises(config)
-    taken = _taken_by_reader(config["dataset"])
-    train, test = make(config["dataset"], "dataset", leave=_not_taken(promised, taken))
+    train, test = make(_reader(config["dataset"]), "dataset")
     return assemble(train, test, **promised)
 
 
-def _taken_by_reader(node: Config) -> set[str]:
-    return set(inspect.signature(_target(node, "dataset")).parameters)
+def _reader(node: Config) -> Config:
+    return {"_target_": node.get("_target_")} | {key: node[key] for key in _read_keys(node)}
 
 
-def _not_taken(promised: dict[str, Any], taken: set[str]) -> tuple[str, ...]:
-    return ("recipe", *(key for key in promised if key not in taken))
+def _read_keys(node: Config) -> list[str]:
+    """What the reader gets of a data set's node; a promise may be among it."""
+    reads = node.get("reads", [])
+    if not isinstance(reads, list) or not all(isinstance(key, str) for key in reads):
+        raise ConfigError(f"dataset.reads: found {reads!r}, expected a list of keys")
+    for key in reads:
+        if key not in node:
+            near = did_you_mean(key, node)
+            raise ConfigError(f"dataset.{key}: found nothing, but dataset.reads names it.{near}")
+    return reads
 
 
 def device(config: Config) -> torch.device:

@@ -17,12 +17,12 @@ class Distiller(Plugin):
     """*What* to distil: a published loss at each spot of a kind, over the rows kept there.
 
     A distiller sees features and masks; never labels' cross-entropy, optimizers, the policy or the networks.
-    A new one gives ``spot_loss``; a method that compares spots with each other overrides ``loss``. Modules that
-    a spot needs are built in ``__init__`` from ``self.spots``; what depends on the training set (a memory
-    bank) is built in ``prepare``. The teacher's features need no detaching: it runs without gradients.
+    A new one gives ``spot_loss``; a method that compares spots with each other overrides ``loss``. Modules
+    that a spot needs are built in ``__init__`` from ``self.spots``; what depends on the training set (a
+    memory bank) is built in ``prepare``. The teacher's features need no detaching: it runs without gradients.
 
-    ``weight`` scales the loss; with ``ramp_epochs`` it begins small: at epoch e of the first ``ramp_epochs`` it
-    counts e / ramp_epochs of the whole.
+    ``weight`` scales the loss; with ``ramp_epochs`` it begins small: at epoch e of the first ``ramp_epochs``
+    it counts e / ramp_epochs of the whole.
 
     ``takes`` says which features the loss is defined for: "map", "vector" or "both". A method with a stage of
     training before the student's own gives ``pretrained`` and ``pretraining_loss``; where that needs the
@@ -50,7 +50,8 @@ class Distiller(Plugin):
             found = "map" if len(spot.student_shape) == 3 else "vector"
             if self.takes not in (found, "both"):
                 raise ConfigError(
-                    f"where={where}: found a {found} at {spot.name}, {type(self).__name__} takes {self.takes}s"
+                    f"where={where}: found a {found} at {spot.name}, {type(self).__name__} takes "
+                    f"{self.takes}s"
                 )
         self.weight, self.ramp_epochs = float(weight), ramp_epochs
         if ramp_epochs:  # a tensor, so that a captured step sees it change
@@ -106,7 +107,8 @@ class Distiller(Plugin):
         raise ConfigError(f"{type(self).__name__} has no pretraining")
 
     def pretraining_loss(self, student: StagedNet, images: Tensor, teacher_features: Features) -> Tensor:
-        """The scalar that a pretraining minimises. ``images``: [B, C, H, W]; ``teacher_features``: of them."""
+        """The scalar that a pretraining minimises. ``images``: [B, C, H, W]; ``teacher_features``: of
+        them."""
         raise NotImplementedError
 
 

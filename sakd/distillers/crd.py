@@ -30,7 +30,8 @@ def noise_contrastive_losses(scores: Tensor, log_z: Tensor, n: int) -> Tensor:
     """Loss of each row of scores [B, 1 + K], the positive's first: [B].
 
     It is a logistic regression: the model's probability exp(score) / Z of a sample, against K draws of noise
-    with 1 / n each."""
+    with 1 / n each.
+    """
     logits = scores - log_z - log((scores.shape[1] - 1) / n)
     return -F.logsigmoid(-logits).sum(dim=1) - logits[:, 0]
 

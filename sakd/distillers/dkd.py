@@ -33,7 +33,8 @@ class DKD(Distiller):
     its own.
 
     It stands in the place of KD. Raises ConfigError for a spot that is not the logits: labels name their
-    entries."""
+    entries.
+    """
 
     takes = "vector"
 

@@ -1,4 +1,5 @@
-"""A teacher is certified before it teaches: loaded strictly, its file's checksum taken, its accuracy measured."""
+"""A teacher is certified before it teaches: loaded strictly, its file's checksum taken, its accuracy
+measured."""
 
 import hashlib
 import json
@@ -21,8 +22,8 @@ def certify(
 ) -> None:
     """Load ``path`` into ``teacher``, measure it and give it its certificate.
 
-    It is not measured again where the folder ``certificates`` has a file's word for these very weights, network and
-    test images. ``accept`` raises what it has against the teacher; nothing is written then.
+    It is not measured again where the folder ``certificates`` has a file's word for these very weights,
+    network and test images. ``accept`` raises what it has against the teacher; nothing is written then.
 
     Raises CheckpointError if the file does not fit.
     """

@@ -1,4 +1,5 @@
-"""Runs, trained: what they need first, then they themselves, resumed where they were left, tracked, finished."""
+"""Runs, trained: what they need first, then they themselves, resumed where they were left, tracked,
+finished."""
 
 import gc
 import logging
@@ -13,7 +14,7 @@ import torch
 
 from sakd.configuration import Config, build, prerequisites, require_accuracy
 from sakd.data import Dataset
-from sakd.errors import CheckpointError, DataError, RunHeld, Withdrawn, in_one_line
+from sakd.errors import CheckpointError, DataError, RunHeldError, WithdrawnError, in_one_line
 from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
 from sakd.process import allow_tf32
 from sakd.runs.certificates import certify
@@ -36,10 +37,10 @@ SECONDS_BETWEEN_QUESTIONS = 1.0  # whether a member has been withdrawn
 def execute(config: Config, dataset: Dataset | None = None, leave_failure: bool = False) -> Result:
     """The run's result: read if it is finished, else trained, from its last checkpoint if there is one.
 
-    All that can be wrong with the configuration is found before any data is read; such a run leaves nothing, or, with
-    ``leave_failure``, what a run that failed in training leaves: its folder with the traceback, and a FAILED run in
-    MLflow. Raises a SakdError for what the user can mend; an interruption (SIGINT, SIGTERM) ends as
-    KeyboardInterrupt with the run marked KILLED.
+    All that can be wrong with the configuration is found before any data is read; such a run leaves nothing,
+    or, with ``leave_failure``, what a run that failed in training leaves: its folder with the traceback, and
+    a FAILED run in MLflow. Raises a SakdError for what the user can mend; an interruption (SIGINT, SIGTERM)
+    ends as KeyboardInterrupt with the run marked KILLED.
     """
     (outcome,) = Together([Run(config)], dataset, leave_failure).outcomes().values()
     if isinstance(outcome, Exception):
@@ -55,10 +56,10 @@ def execute_together(
 ) -> dict[str, Outcome]:
     """Results of runs that may go together, by their names, in order; for one that fails, its error.
 
-    They share data set and how it is read, teacher, seed, batch size, precision, execution and folder of runs. What is
-    finished is read, the others are trained as one cohort; a run that another process works on is waited for at the
-    end. ``withdrawn(name)`` is asked now and then: a run for which it says True ends as KILLED, with Withdrawn as its
-    outcome. ``leave_failures`` and an interruption as in ``execute``.
+    They share data set and how it is read, teacher, seed, batch size, precision, execution and folder of
+    runs. What is finished is read, the others are trained as one cohort; a run that another process works on
+    is waited for at the end. ``withdrawn(name)`` is asked now and then: a run for which it says True ends as
+    KILLED, with WithdrawnError as its outcome. ``leave_failures`` and an interruption as in ``execute``.
     """
     runs = [Run(config) for config in configs]
     outcomes = Together(runs, None, leave_failures, withdrawn).outcomes()
@@ -188,7 +189,7 @@ class Together:
                 with self._alone(one.run, leave=False):
                     try:
                         stack.enter_context(one.run.locked(**_patience(one.run, len(prepared))))
-                    except RunHeld:
+                    except RunHeldError:
                         log.info("another process works on %s; it is left to that", one.run.folder)
                         held.append(one.run)
                         continue
@@ -262,12 +263,12 @@ class Together:
                         self.ended[name] = members[name].finish()
 
     def _ask(self, name: str, asked: dict[str, float]) -> None:
-        """Raise Withdrawn if a run is to end; the question is put once a second at most."""
+        """Raise WithdrawnError if a run is to end; the question is put once a second at most."""
         now = time.monotonic()
         if now - asked.get(name, 0.0) >= SECONDS_BETWEEN_QUESTIONS:
             asked[name] = now
             if self.withdrawn(name):
-                raise Withdrawn(f"{name}: cancelled")
+                raise WithdrawnError(f"{name}: cancelled")
 
     # ---- errors
 
@@ -318,16 +319,18 @@ class Together:
         if self.dataset is not None and result["data_sha256"] != self.dataset.checksum:
             raise DataError(
                 f"{run.folder}: learned from images with checksum {result['data_sha256']}, found "
-                f"{self.dataset.checksum} now. Two data sets of one name count as one: give the other another "
+                f"{self.dataset.checksum} now. Two data sets of one name count as one: give the other "
+                "another "
                 "dataset.name, or move that folder away"
             )
 
 
 def _status(error: BaseException) -> str:
     """What MLflow is told of a run that ends early."""
-    if isinstance(error, (KeyboardInterrupt, Withdrawn)):
+    if isinstance(error, (KeyboardInterrupt, WithdrawnError)):
         return "KILLED"
-    # A cluster's time limit puts the job back into the queue, and a cohort that is too large is split: both go on.
+    # A cluster's time limit puts the job back into the queue, and a cohort that is too large is split: both
+    # go on.
     return "SCHEDULED" if isinstance(error, (SystemExit, torch.OutOfMemoryError)) else "FAILED"
 
 
@@ -366,7 +369,8 @@ def _teacher_weights(config: Config, dataset: Dataset) -> tuple[Path, str | None
 
 
 def _pretrained(config: Config, parts: build.Parts, dataset: Dataset) -> dict[str, str] | None:
-    """Give this run's distiller, or student, what its pretraining has learned: a run found again like a teacher.
+    """Give this run's distiller, or student, what its pretraining has learned: a run found again like a
+    teacher.
 
     What it was, for the result.
     """
@@ -380,7 +384,8 @@ def _pretrained(config: Config, parts: build.Parts, dataset: Dataset) -> dict[st
     raw = weights.read_bytes()
     if sha256(raw).hexdigest() != expected:
         raise CheckpointError(
-            f"{weights}: found another checksum than {expected} as in result.json beside it; the file was changed. "
+            f"{weights}: found another checksum than {expected} as in result.json beside it; the file "
+            "was changed. "
             "Move that folder away to pretrain again"
         )
     parts.pretraining.pretrained(parts.student).load_state_dict(parse_weights(raw, weights))
@@ -388,7 +393,8 @@ def _pretrained(config: Config, parts: build.Parts, dataset: Dataset) -> dict[st
 
 
 def _leave_failure(run: Run, error: Exception) -> None:
-    """What a run leaves that failed before its training: its folder with the traceback, a FAILED run in MLflow."""
+    """What a run leaves that failed before its training: its folder with the traceback, a FAILED run in
+    MLflow."""
     with run.locked():
         with OwnLog(run.folder / "run.log") as own_log:
             run.start()

@@ -109,8 +109,8 @@ class UnderWay:
     def _result(self) -> Result:
         """What is kept of a finished run.
 
-        Accuracies in percent (None after a pretraining), ``kept`` as shares in the last epoch, ``seconds`` of its own
-        steps and its share of what its cohort shared.
+        Accuracies in percent (None after a pretraining), ``kept`` as shares in the last epoch, ``seconds`` of
+        its own steps and its share of what its cohort shared.
         """
         run, certificate = self.run, self.prepared.certificate
         lines = run.metrics()

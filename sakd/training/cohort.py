@@ -54,9 +54,10 @@ class Member:
 class Cohort:
     """Trains students of one teacher together: each batch is drawn once, and the teacher sees it once.
 
-    Every trainer takes its own steps, bit for bit (on the CPU) those that it would take alone. They may differ in
-    student, distillers, spot mode, optimizers, schedule and epochs; teacher, seed, device and execution are the same.
-    Trainers that have done different numbers of epochs catch up: at each epoch those train that have it before them.
+    Every trainer takes its own steps, bit for bit (on the CPU) those that it would take alone. They may
+    differ in student, distillers, spot mode, optimizers, schedule and epochs; teacher, seed, device and
+    execution are the same. Trainers that have done different numbers of epochs catch up: at each epoch those
+    train that have it before them.
 
     Raises ConfigError for trainers that cannot go together.
     """
@@ -98,14 +99,15 @@ class Cohort:
         progress: Progress | None = None,
         failed: Failed | None = None,
     ) -> Iterator[tuple[str, Measured]]:
-        """Train up to and with epoch number ``epochs``, of all or by name; yield name and measurements of each
-        member's epoch when it is done.
+        """Train up to and with epoch number ``epochs``, of all or by name; yield name and measurements of
+        each member's epoch when it is done.
 
-        A member's ``seconds`` are those of its own steps and its share of what all share. The caller may save the
-        state of a trainer whose epoch was yielded; one that loads it goes on with the next epoch.
+        A member's ``seconds`` are those of its own steps and its share of what all share. The caller may save
+        the state of a trainer whose epoch was yielded; one that loads it goes on with the next epoch.
 
-        What goes wrong in a member raises, such as NonFiniteLossError when a loss or a weight is not finite; or, with
-        ``failed``, ends that member alone, after ``failed(name, error)``. Too little memory on a GPU always raises.
+        What goes wrong in a member raises, such as NonFiniteLossError when a loss or a weight is not finite;
+        or, with ``failed``, ends that member alone, after ``failed(name, error)``. Too little memory on a GPU
+        always raises.
         """
         self._failed = failed
         for name, member in self.members.items():
@@ -137,8 +139,8 @@ class Cohort:
     ) -> dict[str, Measured]:
         """One pass over the training images for members that have done the same epochs, and their evaluation.
 
-        Means over the images of what steps measure, evaluations, rates and seconds, by the name of each member that
-        stands. ``dataset`` is on the cohort's device; trainers are prepared.
+        Means over the images of what steps measure, evaluations, rates and seconds, by the name of each
+        member that stands. ``dataset`` is on the cohort's device; trainers are prepared.
         """
         clock = self.clock = SharedClock(member.name for member in members)
         for member in self._standing(members):

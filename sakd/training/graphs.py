@@ -1,4 +1,5 @@
-"""A function of a batch, captured once as a CUDA graph and replayed: the same operations, launched at once."""
+"""A function of a batch, captured once as a CUDA graph and replayed: the same operations, launched at
+once."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,7 +20,8 @@ REGISTERED_BY_CAPTURE = (
 
 
 class PlacedBatches:
-    """Copies each batch to where the last one of its size lay: a captured function reads the same memory again."""
+    """Copies each batch to where the last one of its size lay: a captured function reads the same memory
+    again."""
 
     def __init__(self):
         self.places: dict[int, Batch] = {}
@@ -34,10 +36,10 @@ class PlacedBatches:
 class Captured:
     """``function`` of a batch in a place of its own and, perhaps, of features in theirs.
 
-    It is captured at the first call for each batch size, and anew when ``settings()`` gives another value, such as
-    other learning rates. Capturing trains nothing: what its own calls change is put back by ``unchanged()``.
-    What it returns is overwritten by the next call. Replays run on a stream of their own, behind what the current
-    stream has to do; ``join`` makes that wait for them.
+    It is captured at the first call for each batch size, and anew when ``settings()`` gives another value,
+    such as other learning rates. Capturing trains nothing: what its own calls change is put back by
+    ``unchanged()``. What it returns is overwritten by the next call. Replays run on a stream of their own,
+    behind what the current stream has to do; ``join`` makes that wait for them.
     """
 
     def __init__(
@@ -96,8 +98,8 @@ def unchanged(
 ) -> Iterator[None]:
     """What is done inside leaves the tensors of ``state()`` and all random generators as they were.
 
-    In place, so that what holds the same memory sees it. What an optimizer adds at its first step is left at zero,
-    which is how its second finds it after no first.
+    In place, so that what holds the same memory sees it. What an optimizer adds at its first step is left at
+    zero, which is how its second finds it after no first.
     """
     before = [(tensor, tensor.clone()) for tensor in tensors_of(state())]
     own_draws = [(generator, generator.get_state()) for generator in generators]

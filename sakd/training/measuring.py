@@ -1,4 +1,5 @@
-"""Measurements of an epoch: means over its steps, kept on the device, and what a network is worth on images."""
+"""Measurements of an epoch: means over its steps, kept on the device, and what a network is worth on
+images."""
 
 import math
 from collections.abc import Generator, Mapping, Sequence
@@ -16,7 +17,8 @@ NEVER = 2**62  # a step that is not reached
 
 
 class RunningMeans:
-    """Means of measurements over samples, kept on the device, and the first step at which each was not finite."""
+    """Means of measurements over samples, kept on the device, and the first step at which each was not
+    finite."""
 
     def __init__(self, names: Sequence[str], epoch: int):
         self.names, self.epoch = names, epoch
@@ -33,13 +35,15 @@ class RunningMeans:
         self.first_bad = torch.minimum(self.first_bad, bad)
 
     def compute(self) -> dict[str, float]:
-        """The means so far; waits for the device. Raises NonFiniteLossError naming what was first not finite."""
+        """The means so far; waits for the device. Raises NonFiniteLossError naming what was first not
+        finite."""
         bad = dict(zip(self.names, self.first_bad.tolist(), strict=True))
         first = min(bad.values())
         if first < NEVER:
             names = ", ".join(name for name, step in bad.items() if step == first)
             raise NonFiniteLossError(
-                f"{names} became NaN or infinite at epoch {self.epoch}, step {first}; expected finite losses. "
+                f"{names} became NaN or infinite at epoch {self.epoch}, step {first}; expected finite "
+                "losses. "
                 "A lower learning rate or distillation weight may help."
             )
         means = {

@@ -26,10 +26,11 @@ class Certificate:
 
 
 class Teacher:
-    """A network in eval and without gradients, on its device, its batch norm folded where ``execution`` says so.
+    """A network in eval and without gradients, on its device, its batch norm folded where ``execution`` says
+    so.
 
-    Weights that are loaded into ``network`` later count from the next ``refold`` on. It may teach any number of
-    students at once: nothing in a step writes into what it gives.
+    Weights that are loaded into ``network`` later count from the next ``refold`` on. It may teach any number
+    of students at once: nothing in a step writes into what it gives.
     """
 
     def __init__(

@@ -37,9 +37,9 @@ class Step(NamedTuple):
 class Trainer:
     """Trains ``student``; with a teacher, distillers and a spot mode, distils it.
 
-    ``optimizer`` and ``policy_optimizer`` build an optimizer from parameters, ``schedule`` builds a learning rate
-    schedule from an optimizer and is stepped once an epoch, for both. Random numbers come from streams of ``seed``.
-    A ``Cohort``, of this trainer alone or with others, runs it.
+    ``optimizer`` and ``policy_optimizer`` build an optimizer from parameters, ``schedule`` builds a learning
+    rate schedule from an optimizer and is stepped once an epoch, for both. Random numbers come from streams
+    of ``seed``. A ``Cohort``, of this trainer alone or with others, runs it.
 
     Raises ConfigError if teacher, distillers and spot mode are not given together, or do not fit together.
     """
@@ -149,8 +149,9 @@ class Trainer:
     ) -> Step:
         """Update the student, and the policy where it learns.
 
-        ``images``: float32 [B, C, H, W], normalised; ``labels``, ``indices``: int64 [B]; ``teacher_features``: the
-        teacher's, by stage, of the same images. Nothing here waits for the device or writes into what it is given.
+        ``images``: float32 [B, C, H, W], normalised; ``labels``, ``indices``: int64 [B];
+        ``teacher_features``: the teacher's, by stage, of the same images. Nothing here waits for the device
+        or writes into what it is given.
         """
         images = self.execution.arrange(images)
         with self.execution.networks(self.device):
@@ -182,7 +183,8 @@ class Trainer:
     def _policy_step(
         self, images: Tensor, labels: Tensor, teacher_features: Features, route: Tensor, task_loss: Tensor
     ) -> Tensor:
-        """Train policy and adapters from the routed network, whose gradients reach neither student nor distillers.
+        """Train policy and adapters from the routed network, whose gradients reach neither student nor
+        distillers.
 
         The loss, a scalar.
         """
@@ -212,7 +214,8 @@ class Trainer:
     def check_finite(self, measured: Mapping[str, float]) -> None:
         """Raise NonFiniteLossError if weights or evaluation losses are not finite.
 
-        An epoch's last steps can break weights without a training loss having shown it: they must not be saved.
+        An epoch's last steps can break weights without a training loss having shown it: they must not be
+        saved.
         """
         found = broken(measured)
         modules = {"student": self.student, "distillers": self.distillers, "spot mode": self.spot_mode}
