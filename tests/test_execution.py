@@ -105,7 +105,7 @@ def test_what_a_capture_tries_leaves_the_training_as_it_was_bit_for_bit(distille
         take_step(trainer, *batch)
         take_step(untouched, *batch)
     before = deepcopy(trainer.state_dict())
-    with unchanged(trainer):
+    with unchanged(trainer.state_dict, list(trainer.streams.values()), CPU):
         for batch in batches:
             take_step(trainer, *batch)
         if steps_before:

@@ -20,6 +20,7 @@ from sakd.networks import resnet8, resnet8x4, resnet14, vgg8, wrn_16_1
 from sakd.networks.checkpoints import read_weights
 from sakd.runs import Run
 from sakd.runs.job import execute
+from sakd.runs.underway import UnderWay
 from sakd.training import Pretraining
 from tests.conftest import fit
 from tests.test_resume import KILLED, assert_same, assert_same_runs, in_a_process, sources_of
@@ -279,17 +280,14 @@ def test_it_trains_what_it_names_and_nothing_else(method, config):
 def test_the_run_starts_from_what_was_learned_and_records_it(method, config, monkeypatch):
     composed = config(method)
     started = []
-    from sakd.runs import job
+    begin = UnderWay.begin
 
-    original = job._train
+    def spy(self):
+        parts = (self.trainer.student, self.trainer.distillers)
+        started.append((self.run.name, *(deepcopy(part.state_dict()) for part in parts)))
+        begin(self)
 
-    def spy(run, trainer, *rest):
-        started.append(
-            (run.name, deepcopy(trainer.student.state_dict()), deepcopy(trainer.distillers.state_dict()))
-        )
-        return original(run, trainer, *rest)
-
-    monkeypatch.setattr(job, "_train", spy)
+    monkeypatch.setattr(UnderWay, "begin", spy)
     result = execute(composed)
     run = own_run(composed)
     learned = read_weights(run.weights)

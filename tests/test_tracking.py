@@ -118,15 +118,15 @@ def test_a_failed_run_is_failed_with_its_traceback_in_its_own_log(store, tmp_pat
     from sakd.training import Trainer
 
     config = tracked(tmp_path, store, "distiller=none", "epochs=3")
-    train_epoch = Trainer.train_epoch
+    begin_epoch = Trainer.begin_epoch
 
     def breaks(self, *arguments):
         if self.epoch == 1:
             raise ZeroDivisionError("of all things")
-        return train_epoch(self, *arguments)
+        return begin_epoch(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_epoch", breaks)
+        patch.setattr(Trainer, "begin_epoch", breaks)
         with pytest.raises(ZeroDivisionError):
             execute(config)
     (run,) = runs_of(store, tmp_path.name)
@@ -144,15 +144,15 @@ def test_an_interrupted_run_is_killed_in_mlflow(store, tmp_path, monkeypatch):
     from sakd.training import Trainer
 
     config = tracked(tmp_path, store, "distiller=none", "epochs=3")
-    train_epoch = Trainer.train_epoch
+    begin_epoch = Trainer.begin_epoch
 
     def interrupted(self, *arguments):
         if self.epoch == 1:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
-        return train_epoch(self, *arguments)
+        return begin_epoch(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "train_epoch", interrupted)
+    monkeypatch.setattr(Trainer, "begin_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         execute(config)
     (run,) = runs_of(store, tmp_path.name)
@@ -209,9 +209,7 @@ def test_what_finished_untracked_comes_to_mlflow_when_it_is_asked_for(store, tmp
 def test_a_kill_between_the_result_and_the_store_is_mended_by_the_same_command(store, tmp_path, launch):
     overrides = (*TINY, "distiller=none", f"tracking.uri={store}", f"tracking.experiment={tmp_path.name}")
     script = (str(ROOT / "tests/kill_at.py"),)
-    launch(
-        "sakd.runs.tracking:Mirror.close", "1", "before", *overrides, script=script, expect=-signal.SIGKILL
-    )
+    launch("sakd.runs.tracking:Mirror.end", "1", "before", *overrides, script=script, expect=-signal.SIGKILL)
     assert "finished before" in launch(*overrides).stdout
     (run,) = runs_of(store, tmp_path.name)
     assert run.info.status == "FINISHED"
