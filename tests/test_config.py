@@ -472,6 +472,69 @@ def test_a_missing_key_of_a_constructor_is_named():
         build_all("~distiller.losses.kd.temperature")
 
 
+@pytest.mark.parametrize("key", ["_partial_", "_args_", "_recursive_", "_convert_"])
+def test_what_only_hydra_would_make_of_a_node_is_refused_by_key(key):
+    for at in ("student", "distiller.losses.kd"):
+        with pytest.raises(ConfigError, match=rf"^{at}\.{key}: found a key of Hydra's instantiation"):
+            build_all(f"+{at}.{key}=true")
+
+
+class Holder:
+    """Keeps what it was built with."""
+
+    def __init__(self, first=None, **keys):
+        self.first, self.keys = first, keys
+
+
+def holder(**keys) -> dict:
+    return {"_target_": "tests.test_config.Holder", **keys}
+
+
+def test_nodes_among_values_are_built_first_and_lists_and_dictionaries_are_copies():
+    inner = {"plain": [1, holder(name="kept", value=2.0)], "deep": {"er": holder()}}
+    made = build.make(holder(name="left out", of_no_use=0, **inner), "it", "first", leave=("of_no_use",))
+    assert (made.first, set(made.keys)) == ("first", {"plain", "deep"})
+    number, built = made.keys["plain"]
+    assert (number, built.keys) == (1, {"name": "kept", "value": 2.0})
+    assert isinstance(made.keys["deep"]["er"], Holder)
+    made.keys["plain"].append(3)
+    assert len(inner["plain"]) == 2
+
+
+def raising(error: str) -> None:
+    raise {"ours": DataError, "config": ConfigError, "named": ConfigError, "other": RuntimeError}[error](
+        "part.inner: wrong" if error == "named" else "wrong"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        ("ours", DataError, "wrong"),
+        ("config", ConfigError, "part.inner: wrong"),
+        ("named", ConfigError, "part.inner: wrong"),
+        ("other", ConfigError, "part.inner: wrong"),
+    ],
+)
+def test_what_goes_wrong_in_building_names_the_node(error, kind, message):
+    node = holder(inner={"_target_": "tests.test_config.raising", "error": error})
+    with pytest.raises(kind, match=rf"^{re.escape(message)}$"):
+        build.make(node, "part")
+
+
+def test_a_mistake_in_an_inner_node_is_found_before_anything_is_built():
+    node = holder(inner=[{"_target_": "tests.test_config.raising", "eror": "ours"}])
+    with pytest.raises(ConfigError, match=r"^part\.inner\.0\.eror: no such key; .*Did you mean 'error'"):
+        build.check_node(node, "part")
+
+
+def test_a_target_must_be_callable():
+    with pytest.raises(
+        ConfigError, match=r"^student\._target_: found sakd\.networks, a module, expected what"
+    ):
+        build_all("student._target_=sakd.networks")
+
+
 def test_a_misspelled_target_is_refused_with_the_near_name():
     with pytest.raises(ConfigError, match=r"^student\._target_: .*Did you mean 'resnet8'"):
         build_all("student._target_=sakd.networks.resnet8y")
