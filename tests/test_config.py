@@ -13,6 +13,7 @@ import torch
 
 from sakd.configuration import (
     NEUTRAL,
+    NOT_IDENTITY,
     TEACHER_KEYS,
     Prerequisites,
     build,
@@ -249,6 +250,17 @@ PINNED = {
 @pytest.mark.parametrize("overrides", PINNED, ids=" ".join)
 def test_digests_stay(overrides):
     assert digest(compose_config(*overrides)) == PINNED[overrides]
+
+
+def test_the_table_of_what_is_no_part_of_an_identity_has_keys_that_there_are():
+    there = {
+        path
+        for name in names("dataset")
+        for experiment in ([], ["experiment=debug"])
+        for path, _ in flatten(compose_config(f"dataset={name}", *experiment))
+    }
+    for key in NOT_IDENTITY:
+        assert any(f"{path}.".startswith(f"{key}.") for path in there), key
 
 
 def place_of(config: dict, path: str) -> tuple[dict, str]:
