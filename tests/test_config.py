@@ -13,6 +13,7 @@ import torch
 
 from sakd.configuration import (
     NEUTRAL,
+    NOT_IDENTITY,
     TEACHER_KEYS,
     Prerequisites,
     build,
@@ -251,6 +252,17 @@ def test_digests_stay(overrides):
     assert digest(compose_config(*overrides)) == PINNED[overrides]
 
 
+def test_the_table_of_what_is_no_part_of_an_identity_has_keys_that_there_are():
+    there = {
+        path
+        for name in names("dataset")
+        for experiment in ([], ["experiment=debug"])
+        for path, _ in flatten(compose_config(f"dataset={name}", *experiment))
+    }
+    for key in NOT_IDENTITY:
+        assert any(f"{path}.".startswith(f"{key}.") for path in there), key
+
+
 def place_of(config: dict, path: str) -> tuple[dict, str]:
     *parents, key = path.split(".")
     return reduce(lambda node, parent: node[parent], parents, config), key
@@ -470,6 +482,69 @@ def test_keys_that_nobody_asks_for_may_stay_where_the_digits_stand_in():
 def test_a_missing_key_of_a_constructor_is_named():
     with pytest.raises(ConfigError, match=r"^distiller\.losses\.kd\.temperature: found nothing"):
         build_all("~distiller.losses.kd.temperature")
+
+
+@pytest.mark.parametrize("key", ["_partial_", "_args_", "_recursive_", "_convert_"])
+def test_what_only_hydra_would_make_of_a_node_is_refused_by_key(key):
+    for at in ("student", "distiller.losses.kd"):
+        with pytest.raises(ConfigError, match=rf"^{at}\.{key}: found a key of Hydra's instantiation"):
+            build_all(f"+{at}.{key}=true")
+
+
+class Holder:
+    """Keeps what it was built with."""
+
+    def __init__(self, first=None, **keys):
+        self.first, self.keys = first, keys
+
+
+def holder(**keys) -> dict:
+    return {"_target_": "tests.test_config.Holder", **keys}
+
+
+def test_nodes_among_values_are_built_first_and_lists_and_dictionaries_are_copies():
+    inner = {"plain": [1, holder(name="kept", value=2.0)], "deep": {"er": holder()}}
+    made = build.make(holder(name="left out", of_no_use=0, **inner), "it", "first", leave=("of_no_use",))
+    assert (made.first, set(made.keys)) == ("first", {"plain", "deep"})
+    number, built = made.keys["plain"]
+    assert (number, built.keys) == (1, {"name": "kept", "value": 2.0})
+    assert isinstance(made.keys["deep"]["er"], Holder)
+    made.keys["plain"].append(3)
+    assert len(inner["plain"]) == 2
+
+
+def raising(error: str) -> None:
+    raise {"ours": DataError, "config": ConfigError, "named": ConfigError, "other": RuntimeError}[error](
+        "part.inner: wrong" if error == "named" else "wrong"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        ("ours", DataError, "wrong"),
+        ("config", ConfigError, "part.inner: wrong"),
+        ("named", ConfigError, "part.inner: wrong"),
+        ("other", ConfigError, "part.inner: wrong"),
+    ],
+)
+def test_what_goes_wrong_in_building_names_the_node(error, kind, message):
+    node = holder(inner={"_target_": "tests.test_config.raising", "error": error})
+    with pytest.raises(kind, match=rf"^{re.escape(message)}$"):
+        build.make(node, "part")
+
+
+def test_a_mistake_in_an_inner_node_is_found_before_anything_is_built():
+    node = holder(inner=[{"_target_": "tests.test_config.raising", "eror": "ours"}])
+    with pytest.raises(ConfigError, match=r"^part\.inner\.0\.eror: no such key; .*Did you mean 'error'"):
+        build.check_node(node, "part")
+
+
+def test_a_target_must_be_callable():
+    with pytest.raises(
+        ConfigError, match=r"^student\._target_: found sakd\.networks, a module, expected what"
+    ):
+        build_all("student._target_=sakd.networks")
 
 
 def test_a_misspelled_target_is_refused_with_the_near_name():

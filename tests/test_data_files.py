@@ -415,7 +415,7 @@ def test_workers_can_be_started_afresh(folder):
             r"dataset\.augmentation: found .*\(3, 12, 12\).* expected \(3, 16, 16\)",
         ),
         ("~dataset.evaluation.crop", r"dataset\.evaluation: found .*\(3, 26, 18\).* expected \(3, 16, 16\)"),
-        ("dataset.augmentation.flip.p=2", r"dataset: .*`p` should be"),
+        ("dataset.augmentation.flip.p=2", r"dataset\.augmentation\.flip: `p` should be"),
         (
             "+dataset.augmentation.crop.scal=3",
             r"dataset\.augmentation\.crop\.scal: no such key; .*Did you mean 'scale'",
