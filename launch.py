@@ -19,9 +19,9 @@ from omegaconf import DictConfig
 
 from sakd.configuration.compose import CONF, explain, register_resolvers, resolve
 from sakd.errors import ConfigError, SakdError
-from sakd.process import keep_freed_memory
+from sakd.process import set_up
 from sakd.runs import Run
-from sakd.runs.tracking import catch_up
+from sakd.runs.tracking import catch_up, open_command
 from sakd.terminal import show_result, start_logging
 
 log = logging.getLogger("sakd")
@@ -48,7 +48,8 @@ def main(cfg: DictConfig) -> None:
         ):  # Hydra tells of the first failure only, and only at the end
             log.error("%s failed: %s", " ".join(HydraConfig.get().overrides.task), error)
         raise
-    show_result(result, str(run.folder), config["tracking"].get("uri"))
+    uri = config["tracking"].get("uri")
+    show_result(result, str(run.folder), None if uri is None else open_command(uri))
 
 
 def _check_mode(hydra_config: DictConfig) -> None:
@@ -64,9 +65,7 @@ def run() -> None:
     register_resolvers()
     start_logging()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the handlers below whole
-    # Idle OpenMP threads give way soon: where runs share cores, spinning ones make them several times slower.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    keep_freed_memory()
+    set_up()
     try:
         main()
     except SakdError as error:

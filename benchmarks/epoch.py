@@ -2,7 +2,8 @@
 benchmarks/README.md.
 
 The same training steps are fed twice: by batches cut from images that lie on the device, and by torchvision's
-transforms in the workers of a DataLoader, as the field's scripts do it."""
+transforms in the workers of a DataLoader, as the field's scripts do it.
+"""
 
 import argparse
 import os
@@ -21,7 +22,6 @@ from torchvision import transforms
 from benchmarks import parts
 from benchmarks.step import Cell, checked, measure, parser_of, print_table, write_csv
 from sakd.data import Augmentation, Batch, Dataset, ImageSet, steps_per_epoch, train_batches
-from sakd.process import keep_freed_memory
 from sakd.streams import stream
 from sakd.training import RunningMeans, Trainer
 
@@ -178,7 +178,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    keep_freed_memory()  # as launch.py does
     torch.set_num_threads(options.threads)
     images = random_images(min(options.samples, options.timed_steps * options.batch))
     loader = plain_loader(images, options)

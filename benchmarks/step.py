@@ -19,8 +19,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.parts import batch, choices, network, trainer
 from sakd.errors import ConfigError, did_you_mean
-from sakd.process import keep_freed_memory
-from sakd.training import Execution, allow_tf32
+from sakd.process import allow_tf32
+from sakd.training import Execution
 
 COLUMNS = (
     "distiller",
@@ -295,7 +295,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    keep_freed_memory()  # as launch.py does
     torch.set_num_threads(options.threads)
     allow_tf32(options.precision == "tf32")
     cells = [floor_cell(options)]

@@ -25,12 +25,16 @@ class RunError(SakdError):
     """The folder of a run cannot be read or written."""
 
 
+class RunHeldError(RunError):
+    """Another process works on a run."""
+
+
+class WithdrawnError(SakdError):
+    """A run was cancelled while others of its cohort go on."""
+
+
 class SlurmError(SakdError):
     """SLURM does not answer, or refuses."""
-
-
-class Withdrawn(SakdError):  # noqa: N818 (nothing went wrong)
-    """A run was taken out of its training, as by `sakd cancel`; what it has learned is kept."""
 
 
 class NonFiniteLossError(SakdError):

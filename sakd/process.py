@@ -1,19 +1,32 @@
-"""How this process keeps memory that it has freed."""
+"""Setting up a process that trains: its memory, its threads, its arithmetic."""
 
 import ctypes
+import os
 import sys
 
 # glibc's mallopt: parameters by number, and the highest values that it takes.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 UNTRIMMED = 2**31 - 1
 LARGEST_IN_HEAP = (2**28, 2**25)  # bytes, the second for releases of glibc that take no more
+SPINS = "1000"  # rounds that an idle thread of OpenMP waits awake
+
+
+def set_up() -> None:
+    """Arrange what a process that trains wants; to be called before torch is imported, which reads it then.
+
+    What the environment says already is left as it is.
+    """
+    # Idle OpenMP threads give way soon: where runs share cores, spinning ones make them several times slower.
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    keep_freed_memory()
 
 
 def keep_freed_memory() -> bool:
     """Let the heap keep what a step frees for the next one; True if that could be arranged.
 
     Otherwise glibc gives a step's activations back to the system again and again, which hands them out anew
-    page by page, filled with zeros. Other C libraries are left as they are."""
+    page by page, filled with zeros. Other C libraries are left as they are.
+    """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -22,3 +35,11 @@ def keep_freed_memory() -> bool:
     if mallopt is None or not any(mallopt(MMAP_THRESHOLD, size) for size in LARGEST_IN_HEAP):
         return False
     return bool(mallopt(TRIM_THRESHOLD, UNTRIMMED))
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Say whether float32 convolutions and products may be rounded to TensorFloat-32 on a GPU."""
+    import torch  # here, since all else is to be arranged before it
+
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed

@@ -1,4 +1,4 @@
-"""SIGTERM, as clusters send it, ends like Ctrl-C."""
+"""Interruptions: SIGTERM, as clusters send it, ends like Ctrl-C."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, SIGTERM raises KeyboardInterrupt with its name; only the main thread may ask for signals."""
+    """Let SIGTERM raise KeyboardInterrupt with its name inside; only the main thread may ask for signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,25 +1,30 @@
-"""What a person sees while a run goes on: a progress bar, or a line per epoch where there is no terminal; and
-its table."""
+"""Progress of runs, and their tables: a line for each run that fits the terminal, or a line for each epoch
+where there is none."""
 
 import logging
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, ConsoleOptions
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
-
-from sakd.runs.tracking import open_command
+from rich.text import Text
 
 # Between two looks at the device's measurements: each waits for it, and stops a run whose loss is not finite.
 SECONDS_BETWEEN, SECONDS_WITHOUT_TERMINAL = 0.5, 10.0
+BAR = 20  # columns
+GAP = 2  # columns between the parts of a line
+LEAST_TITLE = 24  # columns that a title keeps while something else can give way
+CUT = "..."
 
 console = Console(soft_wrap=True, highlight=False)
 
 
 def start_logging() -> logging.Logger:
-    """Messages of sakd go to the terminal, below the progress bar."""
+    """Let messages of sakd go to the terminal, above the lines of a watch."""
     log = logging.getLogger("sakd")
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -29,62 +34,206 @@ def start_logging() -> logging.Logger:
 
 
 class _ConsoleHandler(logging.Handler):
+    """Prints messages. One that comes with ``news``, a topic and what has become of it, is left out where it
+    says no more than the last about that topic: several runs may meet with the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.latest: dict[str, str] = {}
+
     def emit(self, record: logging.LogRecord) -> None:
+        topic, state = getattr(record, "news", (None, None))
+        if topic is not None:
+            if self.latest.get(topic) == state:
+                return
+            self.latest[topic] = state
         console.print(record.getMessage(), markup=False)
 
 
+@dataclass(frozen=True)
+class Watched:
+    """A run that is to be shown."""
+
+    title: str
+    epochs: int  # of all
+    done: int  # of them, before this start
+
+
+@dataclass
+class _Member:
+    """A run that is shown, and what is known of it."""
+
+    title: str
+    epochs: int
+    before: int  # epochs done before this start
+    done: float  # epochs; of the one under way, the part that is done
+    since: float | None = None  # when its first step of this start began, on the monotonic clock
+    losses: str = ""
+    accuracy: str = ""
+    dropped: str | None = None  # why it goes on no more
+    looked_at: bool = True  # in this round of looks at the measurements
+
+    @property
+    def epoch(self) -> str:
+        return f"epoch {int(self.done)}/{self.epochs}"
+
+    def left(self, now: float) -> str:
+        """The time that the rest takes at the pace so far."""
+        return _left(self.since, now, self.done - self.before, self.epochs - self.done)
+
+
 class Watch:
-    """Shows a run's progress: ``step`` during an epoch, ``epoch`` after each."""
+    """Shows the progress of runs that are trained together: ``step`` after each step of a member, ``epoch``
+    after each epoch, ``drop`` for one that goes on no more.
 
-    def __init__(self, title: str, epochs: int, done: int):
-        self.title, self.epochs = title, epochs
-        self.started, self.done_before = time.monotonic(), done
-        self.accuracy = ""
+    A terminal has a line for each below one with a bar for all; a single run has the bar in its own."""
+
+    def __init__(self, members: Mapping[str, Watched]):
+        self.members = {
+            name: _Member(run.title, run.epochs, run.done, run.done) for name, run in members.items()
+        }
+        self.started = self.latest = time.monotonic()  # latest: when something was last done
         self.last_look = 0.0
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            TextColumn("epoch"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[measured]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.task = self.bar.add_task(title, total=epochs, completed=done, measured="")
+        self.lines: Live | None = None
 
-    def __enter__(self) -> "Watch":
-        self.bar.start()
+    def __enter__(self) -> Self:
+        self.started = self.latest = time.monotonic()
+        if console.is_terminal:
+            self.lines = Live(self, console=console, transient=True, refresh_per_second=1 / SECONDS_BETWEEN)
+            self.lines.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        if self.lines is not None:
+            self.lines.stop()
+            self.lines = None
 
-    def step(self, epoch: int, step: int, steps: int, means: Callable[[], dict[str, float]]) -> None:
-        """Called after every step; looks at the measurements only now and then."""
-        now = time.monotonic()
-        if now - self.last_look < (SECONDS_BETWEEN if console.is_terminal else SECONDS_WITHOUT_TERMINAL):
-            return
-        self.last_look = now
-        self.bar.update(
-            self.task, completed=epoch - 1 + step / steps, measured=_losses(means()) + self.accuracy
-        )
+    def step(
+        self, name: str, epoch: int, step: int, steps: int, means: Callable[[], dict[str, float]]
+    ) -> None:
+        """Take in that ``step`` of the ``steps`` of an epoch is done. Measurements are looked at only now and
+        then, of every member in turn; what ``means`` raises passes through."""
+        member = self._advanced(name, epoch - 1 + step / steps)
+        between = SECONDS_WITHOUT_TERMINAL if self.lines is None else SECONDS_BETWEEN
+        if self.latest - self.last_look >= between:
+            self.last_look = self.latest
+            for each in self.members.values():
+                each.looked_at = False
+        if not member.looked_at:
+            member.looked_at = True
+            member.losses = _losses(means())
 
-    def epoch(self, metrics: dict[str, float]) -> None:
-        """Called with an epoch's measurements."""
-        number = int(metrics["epoch"])
+    def epoch(self, name: str, metrics: dict[str, float]) -> None:
+        """Take in an epoch's measurements."""
+        member = self._advanced(name, int(metrics["epoch"]))
+        member.losses = _losses(metrics)
         if "test/accuracy" in metrics:  # a pretraining measures none
-            self.accuracy = f"  test {metrics['test/accuracy']:.2f} %"
-        self.bar.update(self.task, completed=number, measured=_losses(metrics) + self.accuracy)
-        if not console.is_terminal:
-            elapsed = time.monotonic() - self.started
-            left = elapsed / (number - self.done_before) * (self.epochs - number)
-            console.print(
-                f"{self.title}  epoch {number}/{self.epochs}  {_losses(metrics)}{self.accuracy}  "
-                f"{metrics['seconds']:.1f} s  left {clock(left)}"
+            member.accuracy = f"test {metrics['test/accuracy']:.2f} %"
+        if self.lines is None:
+            seconds = f"{metrics['seconds']:.1f} s"
+            _say(
+                member.title, member.epoch, member.losses, member.accuracy, seconds, member.left(self.latest)
             )
+
+    def drop(self, name: str, why: str) -> None:
+        """Take in that a member goes on no more, and why, of which the first line is shown."""
+        member = self.members[name]
+        member.dropped = next(iter(why.splitlines()), "")
+        if self.lines is None:
+            _say(member.title, member.epoch, member.dropped)
+
+    def _advanced(self, name: str, done: float) -> _Member:
+        member, before = self.members[name], self.latest
+        self.latest = time.monotonic()
+        member.done = done
+        if member.since is None:
+            member.since = before  # members step one after the other
+        return member
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        now, width = time.monotonic(), options.max_width
+        members = list(self.members.values())
+        if len(members) > 1:
+            yield self._line_of_all(now, width)
+        title_width = max(len(member.title) for member in members)
+        for member in members:
+            bar = _bar(member.done, member.epochs) if len(members) == 1 else None
+            if member.dropped is not None:
+                room = width - min(title_width, LEAST_TITLE) - len(member.epoch) - 2 * GAP
+                why = _shortened(member.dropped, room, head=1.0)
+                yield _line(width, member.title, title_width, member.epoch, why)
+            else:
+                left, losses, accuracy = member.left(now), member.losses, member.accuracy
+                yield _line(width, member.title, title_width, member.epoch, left, bar, losses, accuracy)
+
+    def _line_of_all(self, now: float, width: int) -> Table:
+        """The number of those that go on, the epoch of the one furthest behind, and the time for all."""
+        going = [member for member in self.members.values() if member.dropped is None]
+        last = max((member.epochs for member in going), default=0)
+        behind = min((member.done for member in going if member.done < member.epochs), default=last)
+        done, total = sum(member.done for member in going), sum(member.epochs for member in going)
+        left = _left(self.started, now, done - sum(member.before for member in going), total - done)
+        title = f"{len(going)} together"
+        return _line(width, title, len(title), f"epoch {int(behind)}/{last}", left, _bar(done, total))
+
+
+def _line(
+    width: int,
+    title: str,
+    title_width: int,
+    epoch: str,
+    end: str,
+    bar: ProgressBar | None = None,
+    losses: str = "",
+    accuracy: str = "",
+) -> Table:
+    """A line of at most ``width`` columns. Where there is no room for all, the losses go, then the title is
+    shortened, then accuracy and bar go; never ``epoch`` and ``end``."""
+
+    def room() -> int:
+        """Columns that the other parts leave to the title."""
+        others = (epoch, end, losses, accuracy, " " * BAR * (bar is not None))
+        return width - sum(len(part) + GAP for part in others if part)
+
+    if room() < title_width:
+        losses = ""
+    if room() < min(title_width, LEAST_TITLE):
+        accuracy = ""
+    if room() < min(title_width, LEAST_TITLE):
+        bar = None
+    title_width = max(0, min(title_width, room()))
+    title = _shortened(title, title_width).ljust(title_width)
+    styled = [Text(title), Text(epoch, "progress.download"), bar, Text(losses), Text(accuracy)]
+    line = Table.grid(padding=(0, GAP, 0, 0))
+    line.add_row(*(part for part in (*styled, Text(end, "progress.remaining")) if part))
+    return line
+
+
+def _shortened(text: str, width: int, head: float = 0.3) -> str:
+    """Cut ``text`` to ``width`` columns; of what is kept, the share ``head`` is its beginning, and the rest
+    its end: there titles of runs that are trained together differ."""
+    if len(text) <= width:
+        return text
+    kept = width - len(CUT)
+    if kept <= 0:
+        return ""
+    beginning = round(head * kept)
+    return text[:beginning] + CUT + text[len(text) - (kept - beginning) :]
+
+
+def _bar(done: float, total: int) -> ProgressBar:
+    return ProgressBar(total=max(total, 1), completed=done, width=BAR)
+
+
+def _left(since: float | None, now: float, made: float, rest: float) -> str:
+    """The time that ``rest`` takes where ``made`` took from ``since`` to ``now``."""
+    known = since is not None and made > 0
+    return f"left {clock((now - since) / made * rest) if known else '-:--'}"
+
+
+def _say(*parts: str) -> None:
+    """Print a whole line, however long."""
+    console.print((GAP * " ").join(part for part in parts if part), markup=False)
 
 
 def _losses(metrics: dict[str, float]) -> str:
@@ -93,12 +242,13 @@ def _losses(metrics: dict[str, float]) -> str:
 
 
 def clock(seconds: float) -> str:
+    """Write a time as 1:02:03, or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
-def show_result(result: dict[str, Any], folder: str, tracking_uri: str | None) -> None:
-    """The table at the end of a run."""
+def show_result(result: dict[str, Any], folder: str, see_it: str | None) -> None:
+    """Print the table at the end of a run. ``see_it``: what shows more of it, if anything does."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -115,6 +265,6 @@ def show_result(result: dict[str, Any], folder: str, tracking_uri: str | None) -
         table.add_row("kept", f"{shares}  (last epoch)")
     table.add_row("seconds", f"{result['seconds']:.1f}")
     table.add_row("folder", folder)
-    if tracking_uri is not None:
-        table.add_row("see it", open_command(tracking_uri))
+    if see_it is not None:
+        table.add_row("see it", see_it)
     console.print(table, width=max(console.width, 160) if not console.is_terminal else None)

@@ -21,7 +21,7 @@ from sakd.compare import compare, read, select
 from sakd.compare.formats import ABSENT, FORMATS, MINUS, UNREACHABLE
 from sakd.compare.published import FIGURES, read_published
 from sakd.compare.statistics import holm, least_signed_rank, paired, pairs_needed
-from sakd.configuration import pretraining_config, short_names
+from sakd.configuration import prerequisites, short_names
 from sakd.errors import ConfigError, DataError, RunError
 from sakd.runs import Run
 from sakd.runs.tracking import Mirror, synchronise_all
@@ -95,9 +95,9 @@ def compared(folder, *filters, metric="test/accuracy", **keys):
     return compare(select(read(str(folder)), filters), metric, read_published(FIGURES), **keys)
 
 
-def cell(comparison, distiller, mode):
-    found = comparison.cells[
-        (comparison.cells["distiller"] == distiller) & (comparison.cells["spot_mode"] == mode)
+def group(comparison, distiller, mode):
+    found = comparison.groups[
+        (comparison.groups["distiller"] == distiller) & (comparison.groups["spot_mode"] == mode)
     ]
     assert len(found) == 1
     return found.iloc[0]
@@ -120,7 +120,7 @@ def three(tmp_path_factory):
     finish_all(folder, ADAPTIVE, "distiller=sp", "spot_mode=fixed")
     finish_all(folder, FIXED, "distiller=sp", "spot_mode=adaptive")
     finish(folder, 99.0, "distiller=none", teacher=None)
-    finish(folder, 0.0, config=pretraining_config(composed("distiller=ft"), ["stage2"]))
+    finish(folder, 0.0, config=prerequisites(composed("distiller=ft")).pretraining)
     finish(folder, 10.0, "experiment=[cifar100/resnet56_resnet20,debug]", "distiller=at")
     unfinished = finish(folder, 50.0, "distiller=vid")
     (unfinished.folder / "result.json").unlink()
@@ -206,12 +206,12 @@ def test_the_number_of_pairs_that_wilcoxon_needs():
 # The table
 
 
-def test_cells_are_means_and_sample_deviations_and_differences_are_paired_by_seed(three):
+def test_groups_are_means_and_sample_deviations_and_differences_are_paired_by_seed(three):
     comparison = compared(three)
-    assert comparison.cells[["distiller", "spot_mode"]].apply(" ".join, axis=1).tolist() == [
+    assert comparison.groups[["distiller", "spot_mode"]].apply(" ".join, axis=1).tolist() == [
         *("at fixed", "at adaptive", "at anti", "sp fixed", "sp adaptive", "sp anti")
     ]
-    fixed, anti = cell(comparison, "at", "fixed"), cell(comparison, "at", "anti")
+    fixed, anti = group(comparison, "at", "fixed"), group(comparison, "at", "anti")
     assert (fixed["n"], fixed["mean"]) == (5, pytest.approx(np.mean(FIXED)))
     assert fixed["std"] == pytest.approx(np.std(FIXED, ddof=1))
     assert (fixed["pairs"], np.isnan(fixed["difference"])) == (0, True)
@@ -227,7 +227,7 @@ def test_only_seeds_that_both_modes_have_make_pairs(tmp_path):
     ):
         for seed, accuracy in accuracies.items():
             finish(tmp_path, accuracy, "distiller=at", f"spot_mode={mode}", seed=seed)
-    found = cell(compared(tmp_path), "at", "adaptive")
+    found = group(compared(tmp_path), "at", "adaptive")
     assert (found["n"], found["expected"], found["pairs"], found["difference"]) == (3, 4, 2, 0.75)
 
 
@@ -243,12 +243,12 @@ def test_holms_correction_is_over_rows_and_modes(three):
     adjusted = {smallest: 3 * smallest, middle: max(3 * smallest, 2 * middle)}
     adjusted[largest] = max(adjusted[middle], largest)
     for name, p in by_hand.items():
-        assert cell(comparison, *name)["t_p_holm"] == pytest.approx(adjusted[p]), name
+        assert group(comparison, *name)["t_p_holm"] == pytest.approx(adjusted[p]), name
 
 
 def test_a_test_that_cannot_reach_the_level_is_said_to_be_one(three):
     comparison = compared(three)
-    least = [cell(comparison, "at", mode)["wilcoxon_least_p_holm"] for mode in ("adaptive", "anti")]
+    least = [group(comparison, "at", mode)["wilcoxon_least_p_holm"] for mode in ("adaptive", "anti")]
     assert least == [pytest.approx(3 * 2 / 2**5), pytest.approx(0.25)]
     (note,) = [note for note in comparison.notes if "cannot reach" in note]
     assert "with 3 pairs 0.25, corrected 0.25; with 5 pairs 0.0625, corrected 0.188" in note
@@ -260,12 +260,12 @@ def test_enough_seeds_reach_the_level(tmp_path):
     finish_all(tmp_path, [98 + seed / 2 for seed in range(6)], "distiller=at", "spot_mode=adaptive")
     comparison = compared(tmp_path)
     assert UNREACHABLE not in FORMATS["terminal"](comparison)
-    assert cell(comparison, "at", "adaptive")["wilcoxon_p_holm"] == pytest.approx(2 / 64)
+    assert group(comparison, "at", "adaptive")["wilcoxon_p_holm"] == pytest.approx(2 / 64)
 
 
-def test_missing_cells_are_shown_as_missing(three):
+def test_missing_groups_are_shown_as_missing(three):
     comparison = compared(three)
-    absent = cell(comparison, "sp", "anti")
+    absent = group(comparison, "sp", "anti")
     assert (absent["n"], absent["expected"]) == (0, 5)
     assert comparison.missing[["distiller", "spot_mode", "seed"]].values.tolist() == [
         *(["at", "anti", 3], ["at", "anti", 4]),
@@ -282,7 +282,7 @@ def test_cells_that_a_plan_expects_are_missing_too(three):
     names = short_names(composed("distiller=vid", "spot_mode=random"))
     comparison = compared(three, "distiller=sp", expected=[names | {"seed": "7"}])
     assert comparison.missing.to_dict("records") == [names | {"seed": 7}]
-    assert cell(comparison, "vid", "random")["n"] == 0
+    assert group(comparison, "vid", "random")["n"] == 0
 
 
 def test_one_seed_gives_differences_without_intervals_or_tests(tmp_path):
@@ -293,7 +293,7 @@ def test_one_seed_gives_differences_without_intervals_or_tests(tmp_path):
     assert re.search(rf"at +adaptive +\+0.50 +{ABSENT} +1 +{ABSENT} +{ABSENT}", shown)
     assert "With one pair of seeds there is neither an interval nor a test: at adaptive." in shown
     content = json.loads(command("--from", tmp_path, "--format", "json"))
-    assert (content["cells"][1]["difference"], content["cells"][1]["t_p"], content["cells"][1]["std"]) == (
+    assert (content["groups"][1]["difference"], content["groups"][1]["t_p"], content["groups"][1]["std"]) == (
         0.5,
         None,
         None,
@@ -313,15 +313,15 @@ def test_equal_differences_are_told_and_leave_no_nan(tmp_path):
 
 def test_without_fixed_there_are_no_differences(three):
     comparison = compared(three, "spot_mode=adaptive")
-    assert (comparison.cells["pairs"] == 0).all()
+    assert (comparison.groups["pairs"] == 0).all()
     assert "No mode has a seed in common with fixed: no differences." in comparison.notes
 
 
 def test_other_metrics_are_the_last_epochs(three):
-    assert cell(compared(three, metric="test/best_accuracy"), "at", "fixed")["mean"] == pytest.approx(
+    assert group(compared(three, metric="test/best_accuracy"), "at", "fixed")["mean"] == pytest.approx(
         np.mean(FIXED) + 1
     )
-    assert cell(compared(three, metric="loss/task"), "at", "fixed")["mean"] == 0.5
+    assert group(compared(three, metric="loss/task"), "at", "fixed")["mean"] == 0.5
     with pytest.raises(ConfigError, match=r"--metric: found 'test/acuracy'.* Did you mean 'test/accuracy'"):
         compared(three, metric="test/acuracy")
     with pytest.raises(ConfigError, match="--metric: found 'time'"):
@@ -332,7 +332,7 @@ def test_runs_that_lack_a_metric_are_left_out_by_name(tmp_path):
     finish(tmp_path, 97.0, "distiller=at", "spot_mode=fixed", measured={"val/accuracy": 90.0}.items())
     without = finish(tmp_path, 97.5, "distiller=sp", "spot_mode=fixed")
     comparison = compared(tmp_path, metric="val/accuracy")
-    assert comparison.cells["distiller"].tolist() == ["at"]
+    assert comparison.groups["distiller"].tolist() == ["at"]
     assert f"Left out, as they have no val/accuracy: {without.name}." in comparison.notes
 
 
@@ -382,14 +382,14 @@ def test_what_follows_from_the_spot_mode_or_does_not_change_results_may_differ(t
         tmp_path, 97.5, "distiller=at", "spot_mode=adaptive",
         changes={"threads": 1, "dataset.root": "here", "spot_mode.gamma": 2.0, "teacher.min_accuracy": 1},
     )  # fmt: skip
-    assert cell(compared(tmp_path), "at", "adaptive")["difference"] == 0.5
+    assert group(compared(tmp_path), "at", "adaptive")["difference"] == 0.5
 
 
 def test_another_teacher_is_refused_and_the_same_one_made_otherwise_is_not(tmp_path):
     otherwise = {"teacher.training.seed": 1}
     finish(tmp_path, 97.0, "distiller=at", "spot_mode=fixed")
     finish(tmp_path, 97.5, "distiller=at", "spot_mode=adaptive", changes=otherwise)
-    assert cell(compared(tmp_path), "at", "adaptive")["pairs"] == 1
+    assert group(compared(tmp_path), "at", "adaptive")["pairs"] == 1
     finish(tmp_path, 98.0, "distiller=at", "spot_mode=adaptive", changes=otherwise, seed=1, teacher="b" * 64)
     with pytest.raises(
         ConfigError, match=r"teacher.sha256 is a{12} \(.* and 1 more\) and b{12}.*teacher.training.seed is"
@@ -410,7 +410,7 @@ def test_one_result_found_twice_counts_once_and_two_results_are_refused(tmp_path
     finish(tmp_path / "there", 97.5, "distiller=at", "spot_mode=fixed")
     here, there = read(str(tmp_path / "here")), read(str(tmp_path / "there"))
     figures = read_published(FIGURES)
-    assert compare(here + here, "test/accuracy", figures).cells["n"].tolist() == [1]
+    assert compare(here + here, "test/accuracy", figures).groups["n"].tolist() == [1]
     with pytest.raises(ConfigError, match="found two results of one configuration and seed"):
         compare(here + there, "test/accuracy", figures)
 
@@ -480,7 +480,7 @@ def test_folders_and_mlflow_give_the_same(tmp_path, monkeypatch):
     ):
         finish(folder, 90 + 10 / 3 * seed, f"distiller={distiller}", f"spot_mode={mode}", seed=seed)
     finish(folder, 99.0, "distiller=none", teacher=None)
-    finish(folder, 0.0, config=pretraining_config(composed("distiller=ft"), ["stage2"]))
+    finish(folder, 0.0, config=prerequisites(composed("distiller=ft")).pretraining)
     (finish(folder, 50.0, "distiller=vid").folder / "result.json").unlink()
     for config in folder.glob("*/config.yaml"):
         finished = (config.parent / "result.json").exists()
@@ -508,9 +508,11 @@ def test_published_figures_stand_beside_ours(tmp_path):
     by_hand = {(row[4], row[5], row[0]): float(row[6]) for row in csv.reader(FIGURES.open()) if row[1:4] == [
         "cifar100", "resnet56", "resnet20"]}  # fmt: skip
     for mode in ("fixed", "adaptive"):
-        assert cell(comparison, "at", mode)["published sakd-readme"] == by_hand["at", mode, "sakd-readme"]
-    assert cell(comparison, "at", "fixed")["published repdistiller"] == by_hand["at", "fixed", "repdistiller"]
-    assert np.isnan(cell(comparison, "dist", "fixed")["published sakd-readme"])
+        assert group(comparison, "at", mode)["published sakd-readme"] == by_hand["at", mode, "sakd-readme"]
+    assert (
+        group(comparison, "at", "fixed")["published repdistiller"] == by_hand["at", "fixed", "repdistiller"]
+    )
+    assert np.isnan(group(comparison, "dist", "fixed")["published sakd-readme"])
     (note,) = [note for note in comparison.notes if "the teacher has" in note]
     assert "the teacher has 98.50 %" in note
     assert "sakd-readme has the teacher alone at 72.34 % and the student alone at 69.06 %" in note
@@ -552,12 +554,12 @@ def test_published_figures_of_ones_own(three, tmp_path):
 # Formats
 
 
-def test_csv_and_json_parse_back_to_the_same_cells(three):
+def test_csv_and_json_parse_back_to_the_same_groups(three):
     comparison = compared(three)
     lines = list(csv.DictReader(io.StringIO(command("--from", three, "--format", "csv", "--runs"))))
     content = json.loads(command("--from", three, "--format", "json", "--runs"))
-    assert len(lines) == len(content["cells"]) == len(comparison.cells)
-    for line, stored, (_, known) in zip(lines, content["cells"], comparison.cells.iterrows(), strict=True):
+    assert len(lines) == len(content["groups"]) == len(comparison.groups)
+    for line, stored, (_, known) in zip(lines, content["groups"], comparison.groups.iterrows(), strict=True):
         assert line["metric"] == content["metric"] == "test/accuracy"
         for key, value in known.items():
             if value != value:  # not a number
@@ -565,13 +567,13 @@ def test_csv_and_json_parse_back_to_the_same_cells(three):
             else:
                 assert stored[key] == value, key
                 assert type(value)(line[key]) == value, key
-        of_cell = [
+        of_group = [
             run
             for run in content["runs"]
             if all(run[key] == stored[key] for key in ("distiller", "spot_mode"))
         ]
-        assert line["runs"].split() == [run["run"] for run in of_cell]
-        assert len(of_cell) == stored["n"]
+        assert line["runs"].split() == [run["run"] for run in of_group]
+        assert len(of_group) == stored["n"]
     assert all((three / run["run"] / "result.json").exists() for run in content["runs"])
     assert content["notes"] == comparison.notes
     assert "runs" not in json.loads(command("--from", three, "--format", "json"))
@@ -679,7 +681,7 @@ def test_a_png_is_one_and_other_files_are_refused(three, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_thousand_cells_are_compared_in_time(tmp_path, monkeypatch):
+def test_a_thousand_runs_are_compared_in_time(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda file: None)  # a thousand runs are otherwise finished one by one
     draw = np.random.default_rng(0).normal
     for distiller in ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "nst", "dkd", "dist"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from sakd.configuration import TEACHER_KEYS, Config, build, digest, teacher_config
+from sakd.configuration import TEACHER_KEYS, Config, build, digest, prerequisites
 from sakd.configuration.compose import resolve
 from sakd.data import digits, stand_in
 from sakd.runs.job import execute
@@ -147,7 +147,7 @@ def test_every_cell_has_the_published_values(cell):
 def test_every_cell_has_the_published_values_by_command(cell, distiller):
     config = compose_config(experiment(*cell), f"distiller={distiller}")
     assert composed(config, distiller) == published(*cell, distiller)
-    assert digest(teacher_config(config)) == digest(
+    assert digest(prerequisites(config).teacher) == digest(
         compose_config("distiller=none", f"dataset={cell[0]}", f"student={cell[1]}")
     )
 
@@ -206,7 +206,7 @@ def test_the_teacher_of_an_experiment_is_trained_once_whoever_learns_from_it():
         compose_config("dataset=cifar100", "student=resnet56", "distiller=none"),
     ]
     assert cells[1]["batch_size"] == 32
-    assert len({digest(teacher_config(config)) for config in cells[:2]} | {digest(cells[2])}) == 1
+    assert len({digest(prerequisites(config).teacher) for config in cells[:2]} | {digest(cells[2])}) == 1
 
 
 # Trying one in seconds

@@ -1,5 +1,7 @@
-"""Memory that a step frees stays with the process, for the next step."""
+"""A process keeps the memory that a step frees for the next one, and its idle threads give way."""
 
+import os
+import re
 import subprocess
 import sys
 
@@ -57,3 +59,30 @@ def test_a_library_that_refuses_large_sizes_gets_a_smaller_one(monkeypatch):
     monkeypatch.setattr(process.ctypes, "CDLL", lambda _: Library())
     assert process.keep_freed_memory()
     assert asked == [(-3, 2**28), (-3, 2**25), (-1, 2**31 - 1)]
+
+
+def spins(script: str, **environment: str) -> set[str]:
+    """How long idle threads wait awake in a process, as its OpenMP libraries say when they are loaded."""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=100, check=True,
+        env={key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
+        | {"OMP_DISPLAY_ENV": "VERBOSE"} | environment,
+    )  # fmt: skip
+    found = {*re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)}
+    if not found:
+        pytest.skip("torch has another OpenMP")
+    return found
+
+
+def test_idle_threads_give_way_soon_unless_the_environment_says_otherwise():
+    script = "from sakd.process import set_up; set_up(); import torch"
+    assert spins(script) == {process.SPINS}
+    assert spins("import benchmarks.step") == {process.SPINS}
+    assert spins(script, GOMP_SPINCOUNT="5") == {"5"}
+    assert not spins("import torch") & {process.SPINS}  # else there would be nothing to arrange
+
+
+@pytest.mark.parametrize("module", ["launch", "sakd.sweeps.work"])
+def test_what_sets_its_process_up_has_not_imported_torch_before(module):
+    script = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=100, check=True)

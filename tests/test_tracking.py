@@ -1,5 +1,6 @@
 """MLflow mirrors a run's folder: with real stores, real servers, and servers that are not there."""
 
+import io
 import json
 import logging
 import os
@@ -7,16 +8,22 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
+from rich.console import Console
 
+from sakd import terminal
 from sakd.cli import main as cli
-from sakd.configuration import teacher_config
+from sakd.configuration import prerequisites
 from sakd.runs import Run
 from sakd.runs.job import execute
-from sakd.runs.tracking import synchronise
+from sakd.runs.logs import OwnLog
+from sakd.runs.tracking import Mirror, synchronise
 from tests.conftest import ROOT, TINY, compose_config
 from tests.servers import MlflowServer, free_port
 
@@ -40,6 +47,19 @@ def tracked(tmp_path, uri: str, *overrides: str) -> dict:
 def runs_of(uri: str, experiment: str) -> list:
     client = MlflowClient(uri)
     return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+
+
+@pytest.fixture
+def free_address() -> str:
+    """Where no server listens."""
+    return f"http://127.0.0.1:{free_port()}"
+
+
+def a_folder(folder: Path) -> Path:
+    """What a run's folder has when its mirror begins."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(compose_config(*TINY, "distiller=none")))
+    return folder
 
 
 def steps(uri: str, run_id: str, metric: str) -> list[int]:
@@ -98,15 +118,15 @@ def test_a_failed_run_is_failed_with_its_traceback_in_its_own_log(store, tmp_pat
     from sakd.training import Trainer
 
     config = tracked(tmp_path, store, "distiller=none", "epochs=3")
-    train_epoch = Trainer.train_epoch
+    begin_epoch = Trainer.begin_epoch
 
     def breaks(self, *arguments):
         if self.epoch == 1:
             raise ZeroDivisionError("of all things")
-        return train_epoch(self, *arguments)
+        return begin_epoch(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_epoch", breaks)
+        patch.setattr(Trainer, "begin_epoch", breaks)
         with pytest.raises(ZeroDivisionError):
             execute(config)
     (run,) = runs_of(store, tmp_path.name)
@@ -124,15 +144,15 @@ def test_an_interrupted_run_is_killed_in_mlflow(store, tmp_path, monkeypatch):
     from sakd.training import Trainer
 
     config = tracked(tmp_path, store, "distiller=none", "epochs=3")
-    train_epoch = Trainer.train_epoch
+    begin_epoch = Trainer.begin_epoch
 
     def interrupted(self, *arguments):
         if self.epoch == 1:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
-        return train_epoch(self, *arguments)
+        return begin_epoch(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "train_epoch", interrupted)
+    monkeypatch.setattr(Trainer, "begin_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         execute(config)
     (run,) = runs_of(store, tmp_path.name)
@@ -189,9 +209,7 @@ def test_what_finished_untracked_comes_to_mlflow_when_it_is_asked_for(store, tmp
 def test_a_kill_between_the_result_and_the_store_is_mended_by_the_same_command(store, tmp_path, launch):
     overrides = (*TINY, "distiller=none", f"tracking.uri={store}", f"tracking.experiment={tmp_path.name}")
     script = (str(ROOT / "tests/kill_at.py"),)
-    launch(
-        "sakd.runs.tracking:Mirror.close", "1", "before", *overrides, script=script, expect=-signal.SIGKILL
-    )
+    launch("sakd.runs.tracking:Mirror.end", "1", "before", *overrides, script=script, expect=-signal.SIGKILL)
     assert "finished before" in launch(*overrides).stdout
     (run,) = runs_of(store, tmp_path.name)
     assert run.info.status == "FINISHED"
@@ -217,6 +235,62 @@ def test_a_damaged_note_of_the_mirror_does_not_stop_the_training(store, tmp_path
     execute(config)
     (run,) = runs_of(store, tmp_path.name)
     assert run.info.status == "FINISHED"
+
+
+def test_an_end_is_said_at_once_and_waited_for_apart(tmp_path, free_address):
+    mirror = Mirror(a_folder(tmp_path / "run"), free_address, "sakd")
+    start = time.monotonic()
+    mirror.end("FAILED")
+    assert not mirror.wait(0.0)
+    assert time.monotonic() - start < 5
+    assert json.loads((tmp_path / "run/mlflow.json").read_text())["status"] == "FAILED"
+    assert not mirror.wait()  # the store stays away
+    assert not mirror._thread.is_alive()
+
+
+def test_all_that_runs_of_one_process_send_arrives(store, tmp_path):
+    """Their threads begin at the same moment, in a process that has not imported MLflow yet."""
+    script = """
+import sys
+from pathlib import Path
+from sakd.runs.tracking import Mirror
+mirrors = [Mirror(Path(folder), sys.argv[1], sys.argv[2]) for folder in sys.argv[3:]]
+for mirror in mirrors:
+    mirror.end("FINISHED")
+print(all([mirror.wait(60) for mirror in mirrors]))
+"""
+    folders = [a_folder(tmp_path / f"run{number}") for number in range(8)]
+    command = [sys.executable, "-c", script, store, tmp_path.name, *map(str, folders)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+    assert [run.info.status for run in runs_of(store, tmp_path.name)] == ["FINISHED"] * 8
+
+
+def test_a_store_that_is_away_is_told_once_on_the_terminal_and_in_each_runs_own_log(
+    tmp_path, free_address, monkeypatch
+):
+    said = io.StringIO()
+    monkeypatch.setattr(terminal, "console", Console(file=said, soft_wrap=True))
+    monkeypatch.setattr(logging.getLogger("sakd"), "handlers", [])
+    terminal.start_logging()
+    logs, mirrors = [], []
+    with ExitStack() as stack:
+        for number in range(3):
+            folder = a_folder(tmp_path / f"run{number}")
+            logs.append(stack.enter_context(OwnLog(folder / "run.log")))
+            with logs[-1].speaking():
+                mirrors.append(Mirror(folder, free_address, "sakd"))
+        for mirror in mirrors:
+            mirror.end("FINISHED")
+        for own, mirror in zip(logs, mirrors, strict=True):
+            with own.speaking():
+                assert not mirror.wait()
+    away, incomplete = said.getvalue().splitlines()
+    assert away.startswith(f"MLflow at {free_address} cannot be reached (")
+    assert incomplete.startswith(f"MLflow at {free_address} has not got everything (")
+    for own in logs:
+        text = own.path.read_text()
+        assert (text.count("cannot be reached"), text.count("has not got everything")) == (1, 1)
 
 
 @pytest.mark.slow
@@ -265,4 +339,4 @@ def test_a_real_server_that_goes_away_and_comes_back_has_each_epoch_once(tmp_pat
 
 def test_the_teacher_is_tracked_apart(tmp_path):
     config = compose_config(*TINY, "distiller=kd")
-    assert teacher_config(config)["tracking"]["experiment"] == "sakd-teachers"
+    assert prerequisites(config).teacher["tracking"]["experiment"] == "sakd-teachers"

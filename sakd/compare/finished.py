@@ -102,7 +102,7 @@ def _finished(
 
 
 def _canonical(text: str) -> str:
-    """1.0 is written as 1, as in a run's identity."""
+    """Write 1.0 as 1, as in a run's identity."""
     try:
         number = float(text)
     except ValueError:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sakd.compare.statistics import LEVEL
-from sakd.compare.table import BASELINE, CELL, PAIR, ROW, Comparison, ordered
+from sakd.compare.table import BASELINE, GROUP, PAIR, ROW, Comparison, ordered
 
 ABSENT, MINUS, UNREACHABLE = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{DAGGER}"
 LATEX = str.maketrans(
@@ -56,10 +56,10 @@ def markdown(comparison: Comparison, with_runs: bool = False) -> str:
 
 
 def latex(comparison: Comparison, with_runs: bool = False) -> str:
-    """Needs the package booktabs; notes are comments."""
+    """Write LaTeX, which needs the package booktabs; notes are comments."""
     parts = []
     for head, *body in _tables(comparison):
-        head, *body = ([cell.translate(LATEX) for cell in line] for line in [head, *body])
+        head, *body = ([text.translate(LATEX) for text in line] for line in [head, *body])
         rows = "".join(f"{' & '.join(line)} \\\\\n" for line in body)
         parts.append(
             f"\\begin{{tabular}}{{{'l' * len(head)}}}\n\\toprule\n{' & '.join(head)} \\\\\n\\midrule\n"
@@ -70,17 +70,17 @@ def latex(comparison: Comparison, with_runs: bool = False) -> str:
 
 
 def csv(comparison: Comparison, with_runs: bool = False) -> str:
-    cells = comparison.cells.assign(metric=comparison.metric)
+    groups = comparison.groups.assign(metric=comparison.metric)
     if with_runs:
-        names = comparison.runs.groupby(CELL)["run"].agg(" ".join).rename("runs").reset_index()
-        cells = cells.merge(names, how="left", on=CELL)
-    return cells.to_csv(index=False)
+        names = comparison.runs.groupby(GROUP)["run"].agg(" ".join).rename("runs").reset_index()
+        groups = groups.merge(names, how="left", on=GROUP)
+    return groups.to_csv(index=False)
 
 
 def as_json(comparison: Comparison, with_runs: bool = False) -> str:
     content = {
         "metric": comparison.metric,
-        "cells": _records(comparison.cells),
+        "groups": _records(comparison.groups),
         "missing": _records(comparison.missing),
     }
     if with_runs:
@@ -98,60 +98,62 @@ FORMATS: dict[str, Callable[..., str]] = {
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, object]]:
-    """NaN is null."""
+    """List the rows, with NaN as null."""
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
 def _tables(comparison: Comparison) -> Iterator[Lines]:
     """The values by spot mode with what is published, and the differences, if there are any."""
-    cells = comparison.cells
-    named = ROW if len(cells[PAIR].drop_duplicates()) > 1 else ["distiller"]
+    groups = comparison.groups
+    named = ROW if len(groups[PAIR].drop_duplicates()) > 1 else ["distiller"]
     show = _number(comparison.metric)
-    modes = ordered(cells["spot_mode"])
+    modes = ordered(groups["spot_mode"])
     figures = [
         (column, mode)
-        for column in cells
+        for column in groups
         if column.startswith("published ")
         for mode in modes
-        if cells.loc[cells["spot_mode"] == mode, column].notna().any()
+        if groups.loc[groups["spot_mode"] == mode, column].notna().any()
     ]
     values: Lines = [
         [*named, *modes, *(f"{column.replace(' ', f' {mode}, ', 1)}" for column, mode in figures)]
     ]
-    for _, row in cells.groupby(ROW, sort=False):
+    for _, row in groups.groupby(ROW, sort=False):
         by_mode = row.set_index("spot_mode")
         line = [_mean(by_mode.loc[mode], show) if mode in by_mode.index else ABSENT for mode in modes]
         line += [_or_absent(by_mode[column].get(mode, math.nan), show) for column, mode in figures]
         values.append([*row.iloc[0][named], *line])
     yield values
-    compared = cells[cells["pairs"] > 0]
+    compared = groups[groups["pairs"] > 0]
     if len(compared):
         head = [f"difference to {BASELINE}", f"{1 - LEVEL:.0%} interval", "pairs", "p (t)", "p (Wilcoxon)"]
-        lines = ([*cell[[*named, "spot_mode"]], *_difference(cell, show)] for _, cell in compared.iterrows())
+        lines = (
+            [*group[[*named, "spot_mode"]], *_difference(group, show)] for _, group in compared.iterrows()
+        )
         yield [[*named, "spot mode", *head], *lines]
 
 
-def _mean(cell: pd.Series, show: Callable[..., str]) -> str:
-    if cell["n"] == 0:
+def _mean(group: pd.Series, show: Callable[..., str]) -> str:
+    if group["n"] == 0:
         return "missing"
-    spread = "" if math.isnan(cell["std"]) else f" \N{PLUS-MINUS SIGN} {show(cell['std'])}"
-    of = f" of {cell['expected']}" if cell["n"] < cell["expected"] else ""
-    return f"{show(cell['mean'])}{spread} ({cell['n']}{of})"
+    spread = "" if math.isnan(group["std"]) else f" \N{PLUS-MINUS SIGN} {show(group['std'])}"
+    of = f" of {group['expected']}" if group["n"] < group["expected"] else ""
+    return f"{show(group['mean'])}{spread} ({group['n']}{of})"
 
 
-def _difference(cell: pd.Series, show: Callable[..., str]) -> list[str]:
+def _difference(group: pd.Series, show: Callable[..., str]) -> list[str]:
     interval = (
         ABSENT
-        if math.isnan(cell["low"])
-        else f"{show(cell['low'], sign=True)} to {show(cell['high'], sign=True)}"
+        if math.isnan(group["low"])
+        else f"{show(group['low'], sign=True)} to {show(group['high'], sign=True)}"
     )
-    unreachable = UNREACHABLE if cell["wilcoxon_least_p_holm"] > LEVEL else ""
+    unreachable = UNREACHABLE if group["wilcoxon_least_p_holm"] > LEVEL else ""
     return [
-        show(cell["difference"], sign=True),
+        show(group["difference"], sign=True),
         interval,
-        str(cell["pairs"]),
-        _or_absent(cell["t_p_holm"], _p),
-        _or_absent(cell["wilcoxon_p_holm"], _p) + unreachable,
+        str(group["pairs"]),
+        _or_absent(group["t_p_holm"], _p),
+        _or_absent(group["wilcoxon_p_holm"], _p) + unreachable,
     ]
 
 
@@ -160,7 +162,7 @@ def _or_absent(value: float, show: Callable[..., str]) -> str:
 
 
 def _number(metric: str) -> Callable[..., str]:
-    """Hundredths of a percent for accuracies, four digits for all else."""
+    """Show accuracies in hundredths of a percent, all else with four digits."""
     form = ".2f" if metric.endswith("accuracy") else ".4g"
     return lambda value, sign=False: f"{value:{'+' * sign}{form}}".replace("-", MINUS)
 

@@ -42,13 +42,13 @@ def check_plot(path: Path) -> None:
 
 def plot(comparison: Comparison, suffix: str) -> bytes:
     """The figure as a file's content. Raises ConfigError where there are no differences."""
-    cells = comparison.cells[comparison.cells["pairs"] > 0]
-    if cells.empty:
+    groups = comparison.groups[comparison.groups["pairs"] > 0]
+    if groups.empty:
         raise ConfigError(
             f"--plot: found no mode with a seed in common with {BASELINE}, expected differences to draw"
         )
-    looks = dict(zip(ordered(cells["spot_mode"]), itertools.cycle(LOOKS), strict=False))
-    panels = [panel for _, panel in cells.groupby(PAIR, sort=False)]
+    looks = dict(zip(ordered(groups["spot_mode"]), itertools.cycle(LOOKS), strict=False))
+    panels = [panel for _, panel in groups.groupby(PAIR, sort=False)]
     across = min(COLUMNS, len(panels))
     down = math.ceil(len(panels) / across)
     tallest = max(panel["distiller"].nunique() for panel in panels)
@@ -79,20 +79,20 @@ def plot(comparison: Comparison, suffix: str) -> bytes:
     return content.getvalue()
 
 
-def _panel(axis: Axes, cells: pd.DataFrame, looks: dict[str, tuple[str, str]]) -> None:
-    """One pair's: each distiller's modes below one another, the number of pairs of seeds at the right."""
-    distillers = list(cells["distiller"].unique())
+def _panel(axis: Axes, groups: pd.DataFrame, looks: dict[str, tuple[str, str]]) -> None:
+    """Draw one pair: each distiller's modes below one another, the number of pairs of seeds at the right."""
+    distillers = list(groups["distiller"].unique())
     step = 1 / (len(looks) + 1)
-    for cell in cells.itertuples():
-        color, marker = looks[cell.spot_mode]
-        mode = list(looks).index(cell.spot_mode)
-        y = distillers.index(cell.distiller) + step * (mode - (len(looks) - 1) / 2)
-        name = f"{cell.teacher}-{cell.student}-{cell.distiller}-{cell.spot_mode}"
-        if not math.isnan(cell.low):
-            axis.plot([cell.low, cell.high], [y, y], color=color, linewidth=1.2, gid=f"interval-{name}")
-        axis.plot(cell.difference, y, color=color, marker=marker, markersize=4, gid=f"difference-{name}")
+    for group in groups.itertuples():
+        color, marker = looks[group.spot_mode]
+        mode = list(looks).index(group.spot_mode)
+        y = distillers.index(group.distiller) + step * (mode - (len(looks) - 1) / 2)
+        name = f"{group.teacher}-{group.student}-{group.distiller}-{group.spot_mode}"
+        if not math.isnan(group.low):
+            axis.plot([group.low, group.high], [y, y], color=color, linewidth=1.2, gid=f"interval-{name}")
+        axis.plot(group.difference, y, color=color, marker=marker, markersize=4, gid=f"difference-{name}")
         axis.annotate(
-            f"n = {cell.pairs}",
+            f"n = {group.pairs}",
             (1, y),
             (2, 0),
             ("axes fraction", "data"),
@@ -108,5 +108,5 @@ def _panel(axis: Axes, cells: pd.DataFrame, looks: dict[str, tuple[str, str]]) -
     axis.tick_params("x", labelbottom=True)  # there may be no panel below
     axis.grid(axis="x", color="0.92", zorder=0)
     axis.set_axisbelow(True)
-    dataset, teacher, student = cells[PAIR].iloc[0]
+    dataset, teacher, student = groups[PAIR].iloc[0]
     axis.set_title(f"{dataset}: {teacher} \N{RIGHTWARDS ARROW} {student}", fontsize=8, loc="left")

@@ -14,8 +14,8 @@ METRICS = ("test/accuracy", "test/best_accuracy")  # what the figures may stand 
 
 
 def read_published(path: Path) -> pd.DataFrame:
-    """Its columns are source, dataset, teacher, student, distiller, spot_mode, top1; networks alone are the
-    distillers ``teacher`` and ``student``, with mode ``none``. Raises DataError for another format."""
+    """Read figures: a table of source, dataset, teacher, student, distiller, spot_mode, top1; networks alone
+    are the distillers ``teacher`` and ``student``, with mode ``none``. Raises DataError for any other."""
     try:
         figures = pd.read_csv(
             path, keep_default_na=False, dtype=dict.fromkeys(COLUMNS[:-1], str) | {"top1": float}

@@ -18,7 +18,7 @@ TABULATED = 50  # up to this many, scipy knows the distribution without ties
 
 @dataclass(frozen=True)
 class Paired:
-    """Of n differences: their mean, its t interval, and two-sided p values, each NaN where n or the variance
+    """The mean of n differences, its t interval, and two-sided p values, each NaN where n or the variance
     gives none."""
 
     pairs: int
@@ -30,7 +30,7 @@ class Paired:
 
 
 def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:
-    """``values`` minus ``baseline``, pair by pair; at least one pair.
+    """Test ``values`` minus ``baseline``, pair by pair; at least one pair.
 
     Differences that are all the same have no variance: then there is neither an interval nor a t-test.
     """
@@ -46,8 +46,8 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:
 
 
 def signed_rank(differences: np.ndarray) -> float:
-    """Two-sided p of Wilcoxon's test; zeros are dropped. Exact, but for ties among more than 13 and for more
-    than 50."""
+    """The two-sided p of Wilcoxon's test; zeros are dropped. Exact, but for ties among more than 13 and for
+    more than 50."""
     differences = differences[differences != 0]
     n = len(differences)
     if n == 0:
@@ -67,8 +67,7 @@ def least_signed_rank(pairs: Any) -> Any:
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Adjusted for all of them together (Holm, "A Simple Sequentially Rejective Multiple Test Procedure",
-    1979).
+    """Adjust them for all together (Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979).
 
     NaN is no test: it stays, and does not count. Adjusted values grow with each p, so those of the smallest
     possible p values are the smallest possible.
@@ -82,5 +81,5 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def pairs_needed(tests: int) -> int:
-    """So many pairs each let Wilcoxon's test reach LEVEL after Holm's correction over ``tests``."""
+    """The number of pairs that let Wilcoxon's test reach LEVEL after Holm's correction over ``tests``."""
     return math.ceil(1 + math.log2(tests / LEVEL))

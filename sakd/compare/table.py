@@ -1,4 +1,5 @@
-"""The comparison itself: a line for each cell (data set, pair, distiller, spot mode), over the seeds."""
+"""The comparison itself: a line for each group, which is runs alike but for the seed: one data set, pair,
+distiller and spot mode."""
 
 import itertools
 from collections import Counter, defaultdict
@@ -15,20 +16,20 @@ from sakd.errors import ConfigError, did_you_mean
 
 PAIR = ["dataset", "teacher", "student"]
 ROW = [*PAIR, "distiller"]
-CELL = [*ROW, "spot_mode"]
+GROUP = [*ROW, "spot_mode"]
 BASELINE = "fixed"
-LISTED = 12  # cells in a note; the tables have them all
+LISTED = 12  # groups in a note; the tables have them all
 MODES = (BASELINE, "adaptive", "anti", "random")  # and then others, by name
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """``cells``: a line for each, also for those that nothing is known of; ``runs``: a line for each run,
-    with its value; ``missing``: the seeds that cells lack; ``notes``: how to read it, and what should be
-    known of it."""
+    """Tables: ``groups`` with a line for each, also for those that nothing is known of; ``runs`` with a line
+    for each run and its value; ``missing``, the seeds that groups lack. ``notes``: how to read it, and what
+    should be known of it."""
 
     metric: str
-    cells: pd.DataFrame
+    groups: pd.DataFrame
     runs: pd.DataFrame
     missing: pd.DataFrame
     notes: list[str]
@@ -42,9 +43,9 @@ def compare(
 ) -> Comparison:
     """The comparison of ``runs`` by the last epoch's ``metric``, beside published ``figures``.
 
-    ``expected``: the cells that there should be, as `sakd.config.short_names` has them; by default all
+    ``expected``: the runs that there should be, as `sakd.configuration.short_names` has them; by default all
     distillers in all modes with all seeds for each pair, as far as they are among the runs. Raises
-    ConfigError where runs of a cell, or of a row but for its spot mode, differ in more than the seed."""
+    ConfigError where runs of a group, or of a row but for its spot mode, differ in more than the seed."""
     if not runs:
         raise ConfigError("found no finished run to compare, expected some; `python launch.py` makes them")
     metrics = {name for run in runs for name in run.metrics}
@@ -54,23 +55,23 @@ def compare(
         )
     for row, members in _grouped(runs, ROW):
         _check_agreement(members, _called(row), besides="spot_mode")
-        for cell, alike in _grouped(members, CELL):
-            _check_agreement(alike, _called(cell))
+        for group, alike in _grouped(members, GROUP):
+            _check_agreement(alike, _called(group))
     runs = _once(runs)
     measured = _frame([run for run in runs if metric in run.metrics], metric)
     wanted = _wanted(measured, expected)
-    cells = _cells(measured, wanted)
-    missing = wanted.merge(measured, how="left", on=[*CELL, "seed"])
-    missing = missing[missing["value"].isna()][[*CELL, "seed"]].reset_index(drop=True)
+    groups = _groups(measured, wanted)
+    missing = wanted.merge(measured, how="left", on=[*GROUP, "seed"])
+    missing = missing[missing["value"].isna()][[*GROUP, "seed"]].reset_index(drop=True)
     shown = figures if metric in published.METRICS else figures.iloc[:0]
-    cells = _beside(cells, shown)
+    groups = _beside(groups, shown)
     notes = [
-        *_reading(cells, metric),
+        *_reading(groups, metric),
         *_missing(missing),
         *_doubts(runs, metric),
-        *_baselines(runs, cells, shown),
+        *_baselines(runs, groups, shown),
     ]
-    return Comparison(metric, cells, measured, missing, notes)
+    return Comparison(metric, groups, measured, missing, notes)
 
 
 def _grouped(
@@ -88,8 +89,8 @@ def _called(names: Sequence[str]) -> str:
 
 
 def _differing(runs: Sequence[Finished], besides: str = "seed") -> dict[str, dict[str, list[str]]]:
-    """What a result depends on, but for the seed and ``besides``, where it is not the same: names of runs by
-    value by key."""
+    """Names of runs by value by key, for keys that a result depends on and that are not the same, but for the
+    seed and ``besides``."""
     ignored = ("seed", besides, *NOT_IDENTITY)
     if len({run.facts["teacher.sha256"] for run in runs}) == 1:
         ignored += ("teacher.training",)  # the same teacher, whatever made it
@@ -125,11 +126,11 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _once(runs: Iterable[Finished]) -> list[Finished]:
-    """One run for each cell and seed: the same result found twice counts once. Raises ConfigError for two
+    """One run for each group and seed: the same result found twice counts once. Raises ConfigError for two
     results."""
     found: dict[tuple[str, ...], Finished] = {}
     for run in runs:
-        key = tuple(run.facts[name] for name in (*CELL, "seed"))
+        key = tuple(run.facts[name] for name in (*GROUP, "seed"))
         other = found.setdefault(key, run)
         if other.student_sha256 != run.student_sha256:
             raise ConfigError(
@@ -143,15 +144,15 @@ def _once(runs: Iterable[Finished]) -> list[Finished]:
 
 def _frame(runs: Iterable[Finished], metric: str) -> pd.DataFrame:
     lines = [
-        {key: run.facts[key] for key in CELL}
+        {key: run.facts[key] for key in GROUP}
         | {"seed": int(run.facts["seed"]), "value": run.metrics[metric], "run": run.name}
         for run in runs
     ]
-    return pd.DataFrame(lines).sort_values([*CELL, "seed"], key=_rank, ignore_index=True)
+    return pd.DataFrame(lines).sort_values([*GROUP, "seed"], key=_rank, ignore_index=True)
 
 
 def ordered(modes: Iterable[str]) -> list[str]:
-    """Each once, as they are usually read."""
+    """Spot modes, each once, as they are usually read."""
     return sorted({*modes}, key=lambda mode: (MODES.index(mode) if mode in MODES else len(MODES), mode))
 
 
@@ -160,25 +161,25 @@ def _rank(column: pd.Series) -> pd.Series:
 
 
 def _wanted(measured: pd.DataFrame, expected: Iterable[Mapping[str, str]] | None) -> pd.DataFrame:
-    """Every cell and seed that there should be."""
+    """The groups and seeds that there should be."""
     if expected is None:
         pairs = measured[PAIR].drop_duplicates().itertuples(index=False)
         rest = (measured[key].unique() for key in ("distiller", "spot_mode", "seed"))
         wanted = [(*pair, *names) for pair, *names in itertools.product(pairs, *rest)]
     else:
-        wanted = [(*(names[key] for key in CELL), int(names["seed"])) for names in expected]
-    wanted = pd.DataFrame(wanted, columns=[*CELL, "seed"]).drop_duplicates()
-    return wanted.sort_values([*CELL, "seed"], key=_rank, ignore_index=True)
+        wanted = [(*(names[key] for key in GROUP), int(names["seed"])) for names in expected]
+    wanted = pd.DataFrame(wanted, columns=[*GROUP, "seed"]).drop_duplicates()
+    return wanted.sort_values([*GROUP, "seed"], key=_rank, ignore_index=True)
 
 
-def _cells(measured: pd.DataFrame, wanted: pd.DataFrame) -> pd.DataFrame:
-    """Mean, sample standard deviation and number of each cell; its difference to the baseline, and what the
+def _groups(measured: pd.DataFrame, wanted: pd.DataFrame) -> pd.DataFrame:
+    """Mean, sample standard deviation and number of each group; its difference to the baseline, and what the
     tests say."""
-    all_of = pd.concat([wanted, measured[[*CELL, "seed"]]]).drop_duplicates().groupby(CELL)["seed"].count()
-    summary = measured.groupby(CELL)["value"].agg(["mean", "std", "count"])
-    cells = summary.reindex(all_of.index)
-    cells["n"], cells["expected"] = cells.pop("count").fillna(0).astype(int), all_of
-    by_seed = {cell: lines.set_index("seed")["value"] for cell, lines in measured.groupby(CELL)}
+    all_of = pd.concat([wanted, measured[[*GROUP, "seed"]]]).drop_duplicates().groupby(GROUP)["seed"].count()
+    summary = measured.groupby(GROUP)["value"].agg(["mean", "std", "count"])
+    groups = summary.reindex(all_of.index)
+    groups["n"], groups["expected"] = groups.pop("count").fillna(0).astype(int), all_of
+    by_seed = {group: lines.set_index("seed")["value"] for group, lines in measured.groupby(GROUP)}
     differences = []
     for *row, mode in by_seed:
         values, baseline = by_seed[(*row, mode)], by_seed.get((*row, BASELINE), {})
@@ -186,32 +187,34 @@ def _cells(measured: pd.DataFrame, wanted: pd.DataFrame) -> pd.DataFrame:
         if mode != BASELINE and seeds:
             differences.append((*row, mode, *astuple(paired(values[seeds], baseline[seeds]))))
     measures = [field.name for field in fields(Paired)]
-    differences = pd.DataFrame(differences, columns=[*CELL, *measures]).astype(dict.fromkeys(measures, float))
-    cells = cells.reset_index().merge(differences, how="left", on=CELL)
-    cells["pairs"] = cells["pairs"].fillna(0).astype(int)
-    cells["t_p_holm"], cells["wilcoxon_p_holm"] = holm(cells["t_p"]), holm(cells["wilcoxon_p"])
-    cells["wilcoxon_least_p_holm"] = holm(
-        least_signed_rank(cells["pairs"]).where(cells["wilcoxon_p"].notna())
+    differences = pd.DataFrame(differences, columns=[*GROUP, *measures]).astype(
+        dict.fromkeys(measures, float)
     )
-    return cells.sort_values(CELL, key=_rank, ignore_index=True)
+    groups = groups.reset_index().merge(differences, how="left", on=GROUP)
+    groups["pairs"] = groups["pairs"].fillna(0).astype(int)
+    groups["t_p_holm"], groups["wilcoxon_p_holm"] = holm(groups["t_p"]), holm(groups["wilcoxon_p"])
+    groups["wilcoxon_least_p_holm"] = holm(
+        least_signed_rank(groups["pairs"]).where(groups["wilcoxon_p"].notna())
+    )
+    return groups.sort_values(GROUP, key=_rank, ignore_index=True)
 
 
-def _beside(cells: pd.DataFrame, figures: pd.DataFrame) -> pd.DataFrame:
-    """With a column for each source that has a figure for one of the cells."""
+def _beside(groups: pd.DataFrame, figures: pd.DataFrame) -> pd.DataFrame:
+    """Add a column for each source that has a figure for one of the groups."""
     for source, of_source in figures.groupby("source", sort=False):
-        column = of_source[[*CELL, "top1"]].rename(columns={"top1": f"published {source}"})
-        joined = cells.merge(column, how="left", on=CELL)
+        column = of_source[[*GROUP, "top1"]].rename(columns={"top1": f"published {source}"})
+        joined = groups.merge(column, how="left", on=GROUP)
         if joined[f"published {source}"].notna().any():
-            cells = joined
-    return cells
+            groups = joined
+    return groups
 
 
-def _reading(cells: pd.DataFrame, metric: str) -> Iterator[str]:
-    pairs = list(cells[PAIR].drop_duplicates().itertuples(index=False, name=None))
+def _reading(groups: pd.DataFrame, metric: str) -> Iterator[str]:
+    pairs = list(groups[PAIR].drop_duplicates().itertuples(index=False, name=None))
     where = f" for {_called(pairs[0])}" if len(pairs) == 1 else ""
     spread = "mean \N{PLUS-MINUS SIGN} sample standard deviation (number of seeds)"
     yield f"{metric} at the last epoch{where}: {spread}."
-    tested = cells[cells["pairs"] > 0]
+    tested = groups[groups["pairs"] > 0]
     if tested.empty:
         yield f"No mode has a seed in common with {BASELINE}: no differences."
         return
@@ -242,9 +245,9 @@ def _reading(cells: pd.DataFrame, metric: str) -> Iterator[str]:
         )
 
 
-def _listed(cells: pd.DataFrame) -> str:
-    """What tells cells apart; the first few."""
-    names = cells[CELL].drop_duplicates()
+def _listed(groups: pd.DataFrame) -> str:
+    """Names that tell groups apart; the first few."""
+    names = groups[GROUP].drop_duplicates()
     several = len(names[PAIR].drop_duplicates()) > 1
     told = [
         _called(name) if several else " ".join(name[len(PAIR) :])
@@ -255,13 +258,13 @@ def _listed(cells: pd.DataFrame) -> str:
 
 def _missing(missing: pd.DataFrame) -> Iterator[str]:
     for seeds, alike in missing.groupby(
-        missing.groupby(CELL)["seed"].transform(lambda seeds: ", ".join(map(str, seeds)))
+        missing.groupby(GROUP)["seed"].transform(lambda seeds: ", ".join(map(str, seeds)))
     ):
         yield f"Missing, seed {seeds}: {_listed(alike)}."
 
 
 def _doubts(runs: Sequence[Finished], metric: str) -> Iterator[str]:
-    """What does not forbid a comparison and should be known."""
+    """Notes of what does not forbid a comparison and should be known."""
     without = [run.name for run in runs if metric not in run.metrics]
     if without:
         yield f"Left out, as they have no {metric}: {', '.join(without)}."
@@ -281,8 +284,8 @@ def _doubts(runs: Sequence[Finished], metric: str) -> Iterator[str]:
         yield f"Made by different code: commits {counted}."
 
 
-def _baselines(runs: Sequence[Finished], cells: pd.DataFrame, figures: pd.DataFrame) -> Iterator[str]:
-    """What the teachers, and the students alone, reach."""
+def _baselines(runs: Sequence[Finished], groups: pd.DataFrame, figures: pd.DataFrame) -> Iterator[str]:
+    """Notes of what the teachers, and the students alone, reach."""
     for pair, members in _grouped(runs, PAIR):
         accuracies = sorted(
             {f"{run.metrics['teacher/accuracy']:.2f}" for run in members if "teacher/accuracy" in run.metrics}
@@ -294,7 +297,7 @@ def _baselines(runs: Sequence[Finished], cells: pd.DataFrame, figures: pd.DataFr
             told.append(f"{source} has {' and '.join(networks)}")
         if told:
             yield f"{_called(pair)}: {'; '.join(told)}."
-    if any(column.startswith("published") for column in cells):
+    if any(column.startswith("published") for column in groups):
         yield (
             "Published figures are percent on the test images at the best epoch, of one run: "
             "compare test/best_accuracy."

@@ -16,9 +16,9 @@ from sakd.configuration.identity import (
 from sakd.configuration.prerequisites import (
     TEACHER_KEYS,
     Config,
+    Prerequisites,
     needs_teacher,
-    pretraining_config,
-    teacher_config,
+    prerequisites,
 )
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "PRECISIONS",
     "TEACHER_KEYS",
     "Config",
+    "Prerequisites",
     "check",
     "check_choice",
     "digest",
@@ -34,10 +35,9 @@ __all__ = [
     "identity",
     "needs_teacher",
     "parameters",
-    "pretraining_config",
+    "prerequisites",
     "require_accuracy",
     "run_name",
     "sha256_of",
     "short_names",
-    "teacher_config",
 ]

@@ -1,7 +1,8 @@
 """scikit-learn's handwritten digits: 1,797 real images of 8x8, inside the package, no download.
 
 Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
-Repository, 1998 (its test part)."""
+Repository, 1998 (its test part).
+"""
 
 from collections.abc import Mapping
 

@@ -21,7 +21,8 @@ class Images(Protocol):
     its place here.
 
     ``labels``: int64 [N], on the device on which batches arrive. ``shape``: of each image in a batch, C, H,
-    W."""
+    W.
+    """
 
     labels: Tensor
     shape: tuple[int, ...]

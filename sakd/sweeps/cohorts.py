@@ -4,8 +4,8 @@ import json
 import math
 from collections.abc import Collection, Iterator, Sequence
 
-from sakd.configuration import TEACHER_KEYS, Config, identity, needs_teacher
-from sakd.sweeps.plan import PlannedRun, Teachers
+from sakd.configuration import TEACHER_KEYS, Config, identity, needs_teacher, prerequisites
+from sakd.sweeps.plan import KnownRuns, PlannedRun
 
 # What all members of a cohort have in common, beside their teacher and their images: one value, one process.
 COMMON = (
@@ -18,7 +18,7 @@ def cohorts(runs: Sequence[PlannedRun], alone: Collection[str] = ()) -> list[lis
     """The runs in cohorts of at most ``cohort`` members and even size, in their order.
 
     ``alone``: names of runs that train by themselves, as does a run that is profiled."""
-    teachers = Teachers()
+    teachers = KnownRuns()
     checkpoints: dict[str, str] = {}
     groups: dict[str, list[PlannedRun]] = {}
     for run in runs:
@@ -29,10 +29,10 @@ def cohorts(runs: Sequence[PlannedRun], alone: Collection[str] = ()) -> list[lis
     return [cohort for group in groups.values() for cohort in _split(group, group[0].run.config["cohort"])]
 
 
-def _in_common(config: Config, teachers: Teachers, checkpoints: dict[str, str]) -> str:
+def _in_common(config: Config, teachers: KnownRuns, checkpoints: dict[str, str]) -> str:
     """Equal for runs that may go together. ``checkpoints``: digests of weights files, each taken once."""
     teacher: object = None
-    if (run := teachers.of(config)) is not None:
+    if (run := teachers.of(prerequisites(config).teacher)) is not None:
         teacher = run.digest
     elif needs_teacher(config):
         network = {key: value for key, value in config["teacher"].items() if key not in TEACHER_KEYS}

@@ -74,7 +74,7 @@ def settle(planned: Plan, standings: Standings) -> None:
     """Runs that were killed without warning do not stay RUNNING in MLflow."""
     for run in planned.everything:
         if standings[run.name].state in ("lost", "failed") and tracking.goes_on(run.run.folder):
-            outcome = tracking.settle(run.run.folder, lost=True)
+            outcome = tracking.mark_ended(run.run.folder, lost=True)
             if isinstance(outcome, Exception):
                 log.warning(
                     "%s: MLflow cannot be told that it is over (%s); `sakd sync` will", run.name, outcome
@@ -205,7 +205,7 @@ def _prepare_store(wanted: Iterable[PlannedRun]) -> None:
         if settings["name"] == "mlflow":
             stores.setdefault(settings["uri"], set()).add(settings["experiment"])
     for uri, experiments in stores.items():
-        error = tracking.prepare(uri, sorted(experiments))
+        error = tracking.set_up_store(uri, sorted(experiments))
         if error is not None:
             log.warning(
                 "MLflow at %s cannot be reached (%s). Jobs run unharmed; `sakd sync` sends what is missing",

@@ -6,16 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sakd.configuration import Config, needs_teacher, pretraining_config, teacher_config
+from sakd.configuration import Config, prerequisites
 from sakd.configuration.compose import Overrides, Sweep
 from sakd.errors import ConfigError
 from sakd.runs import Run
-
-# What a student has of its own; all else of its configuration is its teacher's, too.
-STUDENTS_OWN = (
-    *("student", "distiller", "spot_mode"),
-    *("seed", "epochs", "batch_size", "precision", "optimizer", "schedule"),
-)
 
 
 @dataclass(frozen=True)
@@ -46,19 +40,18 @@ class Plan:
         yield from self.cells
 
 
-class Teachers:
-    """The runs that train the teachers of many students, each worked out once."""
+class KnownRuns:
+    """Runs of configurations that come up again and again, as a teacher's does: each worked out once."""
 
     def __init__(self):
         self.known: dict[str, Run] = {}
 
-    def of(self, config: Config) -> Run | None:
-        """None where there is no teacher, or it comes from a weights file."""
-        if not needs_teacher(config) or config["teacher"]["checkpoint"] is not None:
+    def of(self, config: Config | None) -> Run | None:
+        if config is None:
             return None
-        key = json.dumps({name: value for name, value in config.items() if name not in STUDENTS_OWN})
+        key = json.dumps(config)
         if key not in self.known:
-            self.known[key] = Run(teacher_config(config))
+            self.known[key] = Run(config)
         return self.known[key]
 
 
@@ -69,13 +62,14 @@ def plan(sweep: Sweep) -> Plan:
         raise ConfigError(
             f"runs: found {', '.join(sorted(folders))}, expected one folder for all cells of a sweep"
         )
-    teachers, stages = Teachers(), {}
-    prerequisites = [(teachers.of(config), _pretraining(config, stages)) for _, config in sweep.cells]
-    shared = Counter(pretraining.name for _, pretraining in prerequisites if pretraining is not None)
+    known = KnownRuns()
+    needed = [prerequisites(config) for _, config in sweep.cells]
+    needed_runs = [(known.of(each.teacher), known.of(each.pretraining)) for each in needed]
+    shared = Counter(pretraining.name for _, pretraining in needed_runs if pretraining is not None)
     first: dict[str, PlannedRun] = {}
     pretrainings: dict[str, PlannedRun] = {}
     cells = []
-    for (overrides, config), (teacher, pretraining) in zip(sweep.cells, prerequisites, strict=True):
+    for (overrides, config), (teacher, pretraining) in zip(sweep.cells, needed_runs, strict=True):
         needs: tuple[str, ...] = ()
         if teacher is not None:
             first[teacher.name] = PlannedRun(teacher)
@@ -88,23 +82,3 @@ def plan(sweep: Sweep) -> Plan:
     names = {cell.name for cell in cells}
     before = [run for run in (*first.values(), *pretrainings.values()) if run.name not in names]
     return Plan(cells, before, sweep, Path(folders.pop()))
-
-
-def _pretraining(config: Config, stages: dict[str, list[str] | None]) -> Run | None:
-    """The run of the pretraining, where there is one."""
-    if not config["distiller"].get("pretraining"):
-        return None
-    return Run(pretraining_config(config, _pretraining_stages(config, stages)))
-
-
-def _pretraining_stages(config: Config, known: dict[str, list[str] | None]) -> list[str] | None:
-    """As in sakd.runs.job, which builds the networks with torch to know it: once for all seeds and modes."""
-    pretraining = config["distiller"]["pretraining"] | {"seed": None}
-    key = json.dumps(
-        [config["student"], config["teacher"], config["distiller"] | {"pretraining": pretraining}]
-    )
-    if key not in known:
-        from sakd.runs.job import pretraining_stages
-
-        known[key] = pretraining_stages(config)
-    return known[key]

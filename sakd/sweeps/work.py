@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sakd.errors import RunError, Withdrawn, in_one_line
-from sakd.process import keep_freed_memory
+from sakd.errors import RunError, WithdrawnError, in_one_line
+from sakd.process import set_up
 from sakd.runs import code
 from sakd.signals import interruptible
 from sakd.sweeps import submissions
@@ -37,9 +37,9 @@ class Work:
 
     def __call__(self) -> None:
         """Raises RunError at the end where runs failed, in this turn or before."""
+        set_up()
         start_logging()
         log.info("%s: code of %s", ", ".join(self.names), code.of_this_process()[0])
-        keep_freed_memory()
         submission = Submission.read(self.submission)
         for name in self.names:
             failure = submission.failure(name)
@@ -97,7 +97,7 @@ class Work:
     def _ended(self, name: str, outcome: dict[str, Any] | Exception) -> None:
         """Note a failure at once: the job may go on for long, or be killed."""
         self.over.add(name)
-        if isinstance(outcome, Withdrawn):
+        if isinstance(outcome, WithdrawnError):
             log.info("%s: cancelled", name)
         elif isinstance(outcome, Exception):
             self.failed.add(name)

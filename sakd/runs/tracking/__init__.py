@@ -1,19 +1,8 @@
-"""MLflow as a mirror of a run's folder."""
+"""MLflow as a mirror of runs' folders: one run's while it trains, or all that a store lacks, afterwards."""
 
-from sakd.runs.tracking.sync import (
-    Mirror,
-    catch_up,
-    finished_runs,
-    goes_on,
-    is_a_file,
-    mirrored,
-    open_command,
-    prepare,
-    settle,
-    start_mirror,
-    synchronise,
-    synchronise_all,
-)
+from sakd.runs.tracking.store import finished_runs, is_a_file, open_command, set_up_store
+from sakd.runs.tracking.sync import catch_up, goes_on, mark_ended, mirrored, synchronise, synchronise_all
+from sakd.runs.tracking.thread import Mirror, start_mirror
 
 __all__ = [
     "Mirror",
@@ -21,10 +10,10 @@ __all__ = [
     "finished_runs",
     "goes_on",
     "is_a_file",
+    "mark_ended",
     "mirrored",
     "open_command",
-    "prepare",
-    "settle",
+    "set_up_store",
     "start_mirror",
     "synchronise",
     "synchronise_all",

@@ -134,7 +134,6 @@ class SlurmLauncher(Launcher):
             "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
             # srun no longer takes this from the job by itself.
             "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",
-            "export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}",
             # Where a cluster tells the shell, too, that time is up, it must not end before its job has.
             "trap : USR2",
         ]

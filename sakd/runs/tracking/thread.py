@@ -1,0 +1,94 @@
+"""The mirror beside a training: a thread that sends what is new, so that the training never waits."""
+
+import contextvars
+import logging
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from sakd.configuration import Config
+from sakd.errors import RunError
+from sakd.runs.tracking.store import is_a_file, reason
+from sakd.runs.tracking.sync import note_status, note_store, synchronise, tell_away
+
+log = logging.getLogger("sakd")
+
+SECONDS_BETWEEN = 2.0  # between two transfers of one run
+PATIENCE = 20.0  # seconds that the end of a run waits for a server
+PATIENCE_WITH_A_FILE = 600.0  # and for an SQLite store, which is never away, but may have many others waiting
+
+
+class Mirror:
+    """Sends a run's folder to MLflow from a thread of its own; neither slow nor absent stores hold up the
+    training. What it says goes to the run in whose context it was made."""
+
+    def __init__(self, folder: Path, uri: str, experiment: str):
+        self.folder, self.uri = folder, uri
+        self.error: str | None = None
+        self._status = "RUNNING"
+        note_store(folder, uri, experiment, self._status)
+        self._new, self._ended = threading.Event(), threading.Event()
+        work = contextvars.copy_context().run
+        self._thread = threading.Thread(target=work, args=(self._work,), name="mlflow", daemon=True)
+        self._thread.start()
+
+    def notify(self) -> None:
+        """Say that there is something new in the folder."""
+        self._new.set()
+
+    def end(self, status: str) -> None:
+        """Say how the run ended (FINISHED, FAILED, KILLED, or SCHEDULED to go on later), and let the rest be
+        sent; returns at once."""
+        with suppress(RunError):  # the disk is full: that has been said, and the store can still be told
+            note_status(self.folder, status)
+        self._status = status
+        self._ended.set()
+        self._new.set()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Whether all has been sent, once it has or ``seconds`` have passed (None: as long as is sensible for
+        such a store); says so if it has not. Comes after ``end``."""
+        if seconds is None:
+            seconds = PATIENCE_WITH_A_FILE if is_a_file(self.uri) else PATIENCE
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self.error = self.error or f"no answer within {seconds:.0f} seconds"
+        if self.error is not None:
+            log.warning(
+                "MLflow at %s has not got everything (%s); `sakd sync` sends the rest",
+                self.uri,
+                self.error,
+                extra={"news": (self.uri, "incomplete")},
+            )
+        return self.error is None
+
+    def close(self, status: str) -> bool:
+        """Do both: say how the run ended, and wait; False if not all could be sent."""
+        self.end(status)
+        return self.wait()
+
+    def _work(self) -> None:
+        while not self._ended.is_set():
+            self._attempt()
+            self._new.wait()
+            self._new.clear()
+            self._ended.wait(SECONDS_BETWEEN)
+        self._attempt()
+
+    def _attempt(self) -> None:
+        try:
+            synchronise(self.folder, self._status)
+        except Exception as error:
+            if self.error is None:
+                tell_away(self.uri, reason(error))
+            self.error = reason(error)
+        else:
+            if self.error is not None:
+                log.info("MLflow at %s is back", self.uri, extra={"news": (self.uri, "back")})
+            self.error = None
+
+
+def start_mirror(folder: Path, config: Config) -> Mirror | None:
+    """The mirror that the configuration asks for, if any."""
+    tracking = config["tracking"]
+    return Mirror(folder, tracking["uri"], tracking["experiment"]) if tracking["name"] == "mlflow" else None
