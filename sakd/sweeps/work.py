@@ -102,8 +102,11 @@ class Work:
         elif isinstance(outcome, Exception):
             self.failed.add(name)
             told = "".join(traceback.format_exception(outcome))
-            note_failure(self.submission, name, in_one_line(outcome), told)
             log.error("%s failed\n%s", name, told.rstrip())
+            try:
+                note_failure(self.submission, name, in_one_line(outcome), told)
+            except RunError as error:  # a full disk, which the others must not suffer from
+                log.error("%s", error)
 
     def checkpoint(self) -> Any:
         """submitit's: what is to be called when the job comes to its next turn. SLURM, asked for that turn,
