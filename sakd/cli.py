@@ -135,8 +135,10 @@ def cancel(overrides: tuple[str, ...]) -> None:
 
 def _planned(overrides: tuple[str, ...]) -> "Plan":
     from sakd.configuration.compose import sweep
+    from sakd.process import set_up
     from sakd.sweeps import plan
 
+    set_up()  # planning may build networks, with torch
     return plan(sweep(overrides))
 
 

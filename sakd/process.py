@@ -1,8 +1,11 @@
 """Setting up a process that trains: its memory, its threads, its arithmetic."""
 
 import ctypes
+import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # glibc's mallopt: parameters by number, and the highest values that it takes.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
@@ -35,6 +38,18 @@ def keep_freed_memory() -> bool:
     if mallopt is None or not any(mallopt(MMAP_THRESHOLD, size) for size in LARGEST_IN_HEAP):
         return False
     return bool(mallopt(TRIM_THRESHOLD, UNTRIMMED))
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Look for no cycles inside, where many objects are made that stay: each look goes through them all."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def allow_tf32(allowed: bool) -> None:

@@ -30,6 +30,7 @@ from sakd.configuration.check import check, check_numbers
 from sakd.configuration.identity import digest, flatten
 from sakd.configuration.prerequisites import Config
 from sakd.errors import ConfigError, SakdError, did_you_mean
+from sakd.process import uncollected
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 CELLS_WORTH_A_POOL = 64  # fewer are composed sooner than processes start
@@ -156,7 +157,7 @@ def sweep_of(master: DictConfig, overrides: Sequence[str]) -> Sweep:
             lines = expand(
                 master.hydra.sweeper.params or {}, OmegaConf.to_container(master.hydra.overrides.task)
             )
-            with _files_read_once():
+            with _files_read_once(), uncollected():
                 cells = compose_cells(lines, OmegaConf.to_container(master.hydra.overrides.hydra))
         except HYDRAS as error:
             raise ConfigError(explain(error)) from error

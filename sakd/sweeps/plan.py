@@ -9,6 +9,7 @@ from pathlib import Path
 from sakd.configuration import Config, prerequisites
 from sakd.configuration.compose import Overrides, Sweep
 from sakd.errors import ConfigError
+from sakd.process import uncollected
 from sakd.runs import Run
 
 
@@ -55,6 +56,7 @@ class KnownRuns:
         return self.known[key]
 
 
+@uncollected()
 def plan(sweep: Sweep) -> Plan:
     """Raises ConfigError for cells in more than one folder of runs."""
     folders = {config["runs"] for _, config in sweep.cells}
