@@ -39,7 +39,19 @@ def record(folder: Path, number: int = -1) -> dict:
 
 
 def handed_over(folder: Path, number: int = -1) -> list[str]:
-    return [run for array in record(folder, number)["arrays"] for run in array["runs"]]
+    return [run for array in record(folder, number)["arrays"] for job in array["jobs"] for run in job]
+
+
+def logs(folder: Path) -> dict[str, list[Path]]:
+    """By run, what its jobs have said, one log for each."""
+    found: dict[str, list[Path]] = {}
+    for path in folder.glob("runs/.sweeps/*/submission.json"):
+        for array in json.loads(path.read_text())["arrays"]:
+            for index, job in enumerate(array["jobs"]):
+                log = path.parent / "logs" / array["name"] / f"{index}.log"
+                for run in job if log.exists() else ():
+                    found.setdefault(run, []).append(log)
+    return found
 
 
 def workers(folder: Path) -> dict[str, int]:
@@ -51,7 +63,8 @@ def workers(folder: Path) -> dict[str, int]:
         except OSError:
             continue  # it has just ended
         if WORKERS in words and words[words.index(WORKERS) + 1].startswith(str(folder)):
-            found[words[words.index(WORKERS) + 2]] = int(path.parent.name)
+            runs = [word for word in words[words.index(WORKERS) + 2 :] if word]
+            found |= dict.fromkeys(runs, int(path.parent.name))
     return found
 
 
@@ -105,9 +118,10 @@ def test_all_finish_by_the_copied_code_the_teacher_first_and_the_same_command_ag
     begun = {name: read_metrics(tmp_path / "runs" / name)[0] for name in by_processes}
     taught = [line["time"] - line["seconds"] for name, line in begun.items() if name != teacher]
     assert read_metrics(tmp_path / "runs" / teacher)[-1]["time"] < min(taught)
-    logs = {path.stem: path.read_text() for path in (tmp_path / "runs/.sweeps").glob("*/logs/*/*.log")}
-    assert logs.keys() == by_processes.keys()
-    assert not any(re.search("training the teacher|waiting for it", log) for log in logs.values())
+    said = {name: path.read_text() for name, (path,) in logs(tmp_path).items()}
+    assert said.keys() == by_processes.keys()
+    assert len(set(said.values())) == 2, "the students are one job"
+    assert not any(re.search("training the teacher|waiting for it", log) for log in said.values())
     (copy,) = (tmp_path / "runs/.code").iterdir()
     for result in by_processes.values():
         assert result["code"]["snapshot"].endswith(f"({copy.name})")
@@ -139,7 +153,7 @@ def test_a_cell_that_fails_does_not_stop_the_others_and_mlflow_shows_its_traceba
     assert "3 cells: 2 finished, 1 failed" in done.stdout
     failed, *others = [job.name for job in planned(*overrides).cells]
     assert set(results(tmp_path)) == set(others)
-    (log,) = (tmp_path / "runs/.sweeps").glob(f"*/logs/*/{failed}.log")
+    (log,) = logs(tmp_path)[failed]
     assert "Traceback (most recent call last)" in log.read_text()
     assert "Invalid learning rate: -1" in log.read_text()
     assert cells(*overrides)[failed]["state"] == "failed"
@@ -176,9 +190,9 @@ def test_students_of_a_teacher_that_fails_are_left_out_and_say_why(launch, tmp_p
     for name, cell in told.items():
         if cell["state"] == "failed":
             assert cell["error"] == f"{teacher}, which it needs, failed: optimizer: Invalid learning rate: -1"
-            assert cell["log"].endswith(f"{teacher}.log")
+            assert (tmp_path / cell["log"]).samefile(logs(tmp_path)[teacher][0])
             assert f"{name} is left out: what it needs failed" in output
-            assert not list((tmp_path / "runs/.sweeps").glob(f"*/logs/*/{name}.log"))
+            assert name not in logs(tmp_path)
     assert "4 cells: 2 finished, 2 failed" in status(*overrides)
 
 
@@ -233,7 +247,7 @@ def test_when_the_launcher_is_killed_what_waits_is_lost_and_the_same_command_tak
     assert handed_over(tmp_path) == names[2:]
     assert states(*overrides) == ["finished"] * 3
     for name in names:  # each had one process
-        assert len(list((tmp_path / "runs/.sweeps").glob(f"*/logs/*/{name}.log"))) == 1
+        assert len(logs(tmp_path)[name]) == 1
 
 
 def test_processes_that_write_one_file_at_once_all_succeed(tmp_path):
@@ -279,13 +293,13 @@ def test_each_process_has_a_gpu_of_its_own_and_there_are_as_many_as_gpus(start, 
 def test_jobs_run_the_code_as_it_was(where, start, tmp_path):
     root = checkout(tmp_path / "checkout")
     folder = root if where == "in the checkout" else tmp_path
-    with (root / "sakd/trainer.py").open("a") as file:
+    with (root / "sakd/training/trainer.py").open("a") as file:
         file.write("# changed before the launch\n")
     environment = os.environ | {"PYTHONPATH": str(root)}
     overrides = (*ALONE, "epochs=60", "seed=0,1", "hydra.launcher.processes=1")
     launcher = start(*overrides, script=root / "launch.py", where=folder, env=environment)
     (first,) = running(folder, 1)
-    with (root / "sakd/trainer.py").open("a") as file:
+    with (root / "sakd/training/trainer.py").open("a") as file:
         file.write('raise SystemExit("broken")\n')
     commit(root)
     output, _ = launcher.communicate(timeout=500)
