@@ -3,7 +3,8 @@
 FOLDER holds https://github.com/zju-vipa/spot-adaptive-pytorch. Its own ``main`` builds the networks, losses,
 policy and optimizers from its own configs, and its own ``train_epoch`` makes the steps: ``train.py`` the
 adaptive, ``train_baseline.py`` the fixed ones. Only what does not belong to a step, or fails on today's
-PyTorch or on a CPU, is replaced while it runs."""
+PyTorch or on a CPU, is replaced while it runs.
+"""
 
 import argparse
 import inspect

@@ -2,7 +2,8 @@
 benchmarks/README.md.
 
 The same training steps are fed twice: by batches cut from images that lie on the device, and by torchvision's
-transforms in the workers of a DataLoader, as the field's scripts do it."""
+transforms in the workers of a DataLoader, as the field's scripts do it.
+"""
 
 import argparse
 import os

@@ -30,7 +30,8 @@ def read(group: str, name: str, **known: object) -> Node:
     """A file of ``conf/`` over those that its defaults list names, with plain values.
 
     ``${group.key}`` is that key of the file, ``${key}`` one of ``known``; of ``${oc.select:path,otherwise}``
-    there is only the otherwise, since no other group is read."""
+    there is only the otherwise, since no other group is read.
+    """
     node = _merged(group, name)
 
     def resolved(value: Any) -> Any:

@@ -1,43 +1,52 @@
-"""The README's tables of distillers and networks, from conf/, the code, and the measured steps."""
+"""The README's tables of distillers, networks and keys without identity, and config.yaml's comment of the
+latter, from conf/, the code, and the measured steps."""
 
 import csv
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from pkgutil import resolve_name
 
 import torch
 import yaml
 
-from sakd.configuration import Config, build
+from sakd.configuration import NOT_IDENTITY, Config, build
 from sakd.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 STEPS = ROOT / "results/step.csv"  # as `python -m benchmarks.step --csv` writes it
 ABSENT = "\N{EN DASH}"
-PAPER = re.compile(
-    r'(?P<method>[^(]+) \((?P<authors>[^"(]+), "(?P<title>[^"]+)", (?P<venue>[^)]*\d{4}[^)]*)\)'
-)
+REFERENCE = ("method", "authors", "title", "venue", "year")  # all of a paper
 IMAGES = {"num_classes": 100, "in_channels": 3, "image_size": 32}
 NOT_ALWAYS_INSTALLED = ("timm",)
 
 
 def tables() -> dict[str, str]:
     """Markdown by name."""
-    return {"distillers": distillers(STEPS), "networks": networks()}
+    keys = [[f"`{key}`", why] for key, why in NOT_IDENTITY.items()]
+    return {
+        "distillers": distillers(STEPS),
+        "networks": networks(),
+        "not_identity": markdown(["key", "what it says"], keys),
+    }
 
 
-def write(tables: dict[str, str], path: Path) -> None:
-    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``. Raises ConfigError where they are
-    missing."""
+def comments() -> dict[str, str]:
+    """Comments of config.yaml, by name."""
+    width = max(map(len, NOT_IDENTITY))
+    return {"not_identity": "".join(f"#   {key:<{width}}  {why}\n" for key, why in NOT_IDENTITY.items())}
+
+
+def write(blocks: dict[str, str], path: Path) -> None:
+    """Replace what stands between the lines ``<!-- name -->`` and ``<!-- /name -->``, which may be comments.
+    Raises ConfigError where they are missing."""
     text = path.read_text()
-    for name, table in tables.items():
-        between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", flags=re.DOTALL)
+    for name, block in blocks.items():
+        between = re.compile(
+            rf"(?<=<!-- {name} -->\n).*?(?=^(# )?<!-- /{name} -->)", re.DOTALL | re.MULTILINE
+        )
         if not between.search(text):
-            raise ConfigError(
-                f"{path}: found no lines <!-- {name} --> and <!-- /{name} -->, expected both around the table"
-            )
-        text = between.sub(lambda _, table=table: table, text, count=1)
+            raise ConfigError(f"{path}: found no lines <!-- {name} --> and <!-- /{name} -->, expected both")
+        text = between.sub(lambda _, block=block: block, text, count=1)
     path.write_text(text)
 
 
@@ -57,7 +66,7 @@ def distillers(steps: Path) -> str:
                 else ABSENT
             )
             cost = [measured.get((name, mode), ABSENT) for mode in ("fixed", "adaptive")]
-            rows.append([f"`{name}`", *paper(own["_target_"]), spots, weight, *cost])
+            rows.append([f"`{name}`", *paper(node, f"conf/distiller/{name}.yaml"), spots, weight, *cost])
     table = markdown(["distiller", "method", "paper", "spots", "beta", "step, fixed", "step, adaptive"], rows)
     return table + (f"\n{where}\n" if where else "")
 
@@ -83,15 +92,16 @@ def costs(steps: Path) -> tuple[dict[tuple[str, str], str], str]:
     return measured, where
 
 
-def paper(target: str) -> tuple[str, str]:
-    """Method and paper, from the docstring of the module that a ``_target_`` is defined in."""
-    module = resolve_name(target).__module__
-    found = PAPER.match(" ".join((resolve_name(module).__doc__ or "").split()))
-    if not found:
-        raise ConfigError(f'{module}: found no docstring like: Method (Authors, "Title", Venue Year)')
-    authors = found["authors"].split(", ")
-    who = authors[0] if len(authors) == 1 else f"{authors[0]} et al."
-    return found["method"], f"{who}, “{found['title']}”, {found['venue']}"
+def paper(distiller: Config, file: str) -> tuple[str, str]:
+    """Method and paper, as a distiller's ``reference`` has them. Raises ConfigError naming ``file`` unless it
+    has all of them: what one leaves out it would inherit from another's paper."""
+    reference = distiller.get("reference", {})
+    for key in REFERENCE:
+        if key not in reference:
+            raise ConfigError(f"{file}: reference.{key}: found nothing, expected {', '.join(REFERENCE)}")
+    authors = reference["authors"]
+    who = f"{authors[0]} et al." if len(authors) > 2 else " and ".join(authors)
+    return reference["method"], f"{who} ({reference['year']}), “{reference['title']}”, {reference['venue']}"
 
 
 def networks() -> str:

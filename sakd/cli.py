@@ -53,18 +53,18 @@ def export(run: Path, output: Path | None) -> None:
 @click.option(
     "--write",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Replace the tables in this file.",
+    help="Replace the tables in this file; in a YAML file, the comments.",
 )
 def catalogue(write: Path | None) -> None:
-    """Print the tables of distillers and networks, or write them into the README."""
+    """Print the README's tables, or write them into it, or their like into conf/config.yaml."""
     from sakd import catalogue
 
     with _errors_told():
-        tables = catalogue.tables()
         if write is None:
-            click.echo("\n".join(tables.values()), nl=False)
+            click.echo("\n".join(catalogue.tables().values()), nl=False)
         else:
-            catalogue.write(tables, write)
+            blocks = catalogue.comments() if write.suffix == ".yaml" else catalogue.tables()
+            catalogue.write(blocks, write)
 
 
 def _named_sweep(command: Callable) -> Callable:

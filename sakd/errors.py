@@ -25,6 +25,14 @@ class RunError(SakdError):
     """The folder of a run cannot be read or written."""
 
 
+class RunHeldError(RunError):
+    """Another process works on a run."""
+
+
+class WithdrawnError(SakdError):
+    """A run was cancelled while others of its cohort go on."""
+
+
 class SlurmError(SakdError):
     """SLURM does not answer, or refuses."""
 

@@ -19,7 +19,8 @@ def export_checkpoint(run: Path, output: Path) -> None:
     beside its name, its epoch and its accuracy in percent.
 
     Raises RunError if there is no such run or it is not finished, CheckpointError if its weights are not what
-    it stored or its network has no shared names; nothing is written then."""
+    it stored or its network has no shared names; nothing is written then.
+    """
     if not (run / "config.yaml").is_file():
         raise RunError(f"{run}: found no config.yaml, expected a run's folder")
     result = read_json(run / "result.json")

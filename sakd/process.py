@@ -14,7 +14,8 @@ SPINS = "1000"  # rounds that an idle thread of OpenMP waits awake
 def set_up() -> None:
     """Arrange what a process that trains wants; to be called before torch is imported, which reads it then.
 
-    What the environment says already is left as it is."""
+    What the environment says already is left as it is.
+    """
     # Idle OpenMP threads give way soon: where runs share cores, spinning ones make them several times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     keep_freed_memory()
@@ -24,7 +25,8 @@ def keep_freed_memory() -> bool:
     """Let the heap keep what a step frees for the next one; True if that could be arranged.
 
     Otherwise glibc gives a step's activations back to the system again and again, which hands them out anew
-    page by page, filled with zeros. Other C libraries are left as they are."""
+    page by page, filled with zeros. Other C libraries are left as they are.
+    """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

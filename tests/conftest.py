@@ -12,9 +12,12 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from torch import Tensor
 
 from sakd import configuration
 from sakd.configuration.compose import register_resolvers, resolve
+from sakd.data import Dataset
+from sakd.training import Cohort, Trainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -88,3 +91,17 @@ def launch(tmp_path):
 def _no_tracking_server():
     """Tests choose their store themselves."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def fit(trainer: Trainer, dataset: Dataset, epochs: int, batch_size: int) -> list[dict[str, float]]:
+    """Measurements of each epoch of a trainer that trains alone."""
+    return [
+        measured for _, measured in Cohort(trainer.teacher, {"": trainer}).fit(dataset, epochs, batch_size)
+    ]
+
+
+def take_step(trainer: Trainer, images: Tensor, labels: Tensor, indices: Tensor) -> dict[str, Tensor]:
+    """What a trainer measures in one step, by name."""
+    teacher_features = None if trainer.teacher is None else trainer.teacher.features(images)
+    step = trainer.train_step(images, labels, indices, teacher_features)
+    return dict(zip(trainer.measurements, step.measured, strict=True))

@@ -3,7 +3,8 @@
 ``StraightLine`` is written as one reads the paper: every stage by name from the images on, kept rows picked
 out, batch norm, Gumbel draws and SGD as formulas, all gradients by autograd over the complete routed network.
 Of the package it uses the stages of the two networks alone; it starts from a trainer's weights, by their
-names in a saved state."""
+names in a saved state.
+"""
 
 from copy import deepcopy
 from functools import partial
@@ -18,7 +19,8 @@ from sakd.distillers import AT, KD, PKT, SP, FitNet
 from sakd.networks import resnet8, resnet14, vgg8, wrn_16_1
 from sakd.spots import Adaptive, Anti
 from sakd.streams import initialising
-from sakd.training import Execution, Trainer, spots_of
+from sakd.training import Execution, Teacher, Trainer, spots_of
+from tests.conftest import take_step
 
 BATCH, CLASSES, STEPS = 8, 5, 2  # momentum shows in the second step
 TEMPERATURE, GAMMA, KD_TEMPERATURE = 5.0, 2.0, 4.0
@@ -139,7 +141,7 @@ class StraightLine:
             {name: places(name, *pair) for name in ["kd", *methods]},
             anti,
         )
-        self.student, self.teacher = deepcopy(trainer.student), deepcopy(trainer.teacher)
+        self.student, self.teacher = deepcopy(trainer.student), deepcopy(trainer.teacher.network)
 
         def own(module):
             return {
@@ -147,7 +149,7 @@ class StraightLine:
             }
 
         self.regressors, self.policy = own(trainer.distillers), own(trainer.spot_mode)
-        self.draws = torch.Generator().manual_seed(trainer.policy_stream.initial_seed())
+        self.draws = torch.Generator().manual_seed(trainer.streams["policy"].initial_seed())
         self.momenta = {}
 
     def step(self, images, labels):
@@ -277,15 +279,18 @@ def made_trainer(pair, methods, kind, execution):
             spots, student, teacher, TEMPERATURE, GAMMA, same_family_bias=0.0, other_family_bias=0.0
         ).double()
     sgd = partial(torch.optim.SGD, momentum=MOMENTUM)
-    return Trainer(
+    made = Trainer(
         student,
-        teacher,
+        Teacher(teacher, execution=execution),
         distillers,
         mode,
         optimizer=partial(sgd, lr=LR, weight_decay=DECAY),
         policy_optimizer=partial(sgd, lr=POLICY_LR, weight_decay=POLICY_DECAY),
         execution=execution,
     )
+    for name, plugin in made.plugins.items():
+        plugin.prepare(torch.arange(CLASSES), CLASSES, made.streams[name])
+    return made
 
 
 def stepped(trainer, images, labels):
@@ -296,7 +301,7 @@ def stepped(trainer, images, labels):
             {"routes": arguments[-1].detach(), "routed logits": logits}
         )
     )
-    measured = trainer.train_step(images, labels, torch.arange(BATCH))
+    measured = take_step(trainer, images, labels, torch.arange(BATCH))
     hook.remove()
     learned = [trainer.student, trainer.distillers, trainer.spot_mode]
     named = {name: parameter for module in learned for name, parameter in module.named_parameters()}
@@ -322,7 +327,7 @@ def test_a_step_is_that_of_a_straight_line_implementation(kind, pair, methods, f
     spots = {spot for name in ["kd", *methods] for spot in places(name, *pair)}
     spots = sorted(spots, key=lambda spot: (spot[0] == "logits", spot[0] == "embedding", spot))
     trainer = made_trainer(pair, methods, kind, Execution(fold_batch_norm=fold))
-    trainer.policy_stream.manual_seed(3)
+    trainer.streams["policy"].manual_seed(3)
     plain = StraightLine(trainer, spots, methods, pair, anti=kind is Anti)
     draws, routes = torch.Generator().manual_seed(1), []
     for _ in range(STEPS):

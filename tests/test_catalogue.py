@@ -1,6 +1,7 @@
 """The README's tables: they are what the command writes, and what conf/ and the code say."""
 
 import csv
+import re
 
 import pytest
 import yaml
@@ -9,8 +10,9 @@ from click.testing import CliRunner
 from sakd import catalogue
 from sakd.catalogue import ABSENT
 from sakd.cli import main
+from sakd.configuration import NOT_IDENTITY, digest
 from sakd.errors import ConfigError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, compose_config
 
 README = ROOT / "README.md"
 
@@ -36,16 +38,31 @@ def test_the_readme_has_the_tables_that_the_command_writes(tables, tmp_path, mon
     assert copy.read_text() == README.read_text()
 
 
+def test_config_yaml_lists_the_keys_without_identity_as_the_command_writes_them(tmp_path):
+    """Mend it with `sakd catalogue --write conf/config.yaml`."""
+    copy = tmp_path / "config.yaml"
+    copy.write_text((ROOT / "conf/config.yaml").read_text())
+    done = CliRunner().invoke(main, ["catalogue", "--write", str(copy)])
+    assert done.exit_code == 0, done.output
+    assert copy.read_text() == (ROOT / "conf/config.yaml").read_text()
+    for key, why in NOT_IDENTITY.items():
+        assert re.search(rf"^#   {re.escape(key)} +{re.escape(why)}$", copy.read_text(), re.MULTILINE), key
+
+
+def test_the_readme_lists_the_keys_without_identity(tables):
+    assert rows(tables["not_identity"]) == {key: [why] for key, why in NOT_IDENTITY.items()}
+
+
 def test_every_distiller_has_a_row(tables):
     found = rows(tables["distillers"])
     assert set(found) == {path.stem for path in (ROOT / "conf/distiller").glob("*.yaml")} - {"none"}
     assert found["at"][:4] == [
         "Attention transfer",
-        "Zagoruyko and Komodakis, “Paying More Attention to Attention”, ICLR 2017",
+        "Zagoruyko and Komodakis (2017), “Paying More Attention to Attention”, ICLR",
         "stages",
         "1000",
     ]
-    assert found["cc"][1].startswith("Peng et al., ")
+    assert found["cc"][1].startswith("Peng et al. (2019), ")
     assert (found["kd"][2:4], found["cc"][3], found["fsp_init"][2:4]) == (
         ["logits", "alpha = 1"],
         "0.02",
@@ -99,9 +116,31 @@ def test_what_stands_around_the_tables_is_kept(tmp_path):
         catalogue.write({"c": ""}, page)
 
 
-def test_a_distiller_without_a_paper_is_named():
-    with pytest.raises(ConfigError, match=r"^sakd\.errors: found no docstring like: Method \(Authors, "):
-        catalogue.paper("sakd.errors.ConfigError")
+def test_a_distiller_without_a_whole_reference_is_named():
+    reference = dict.fromkeys(catalogue.REFERENCE, "x")
+    for key in reference:
+        node = {"reference": {other: value for other, value in reference.items() if other != key}}
+        with pytest.raises(ConfigError, match=rf"^conf/x\.yaml: reference\.{key}: found nothing"):
+            catalogue.paper(node, "conf/x.yaml")
+
+
+@pytest.mark.parametrize("authors", [["A"], ["A", "B"], ["A", "B", "C"]], ids=len)
+def test_authors_are_named_up_to_two(authors):
+    reference = {"method": "M", "authors": authors, "title": "T", "venue": "V", "year": 2020}
+    who = {1: "A", 2: "A and B", 3: "A et al."}[len(authors)]
+    assert catalogue.paper({"reference": reference}, "") == ("M", f"{who} (2020), “T”, V")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "conf/distiller").glob("*.yaml")))
+def test_a_reference_is_the_file_s_own_no_part_of_it_the_inherited_one_s(name):
+    written = yaml.safe_load((ROOT / f"conf/distiller/{name}.yaml").read_text()).get("reference")
+    config = compose_config(f"distiller={name}")
+    assert config["distiller"].get("reference") == written
+    if written is not None:
+        assert set(written) == set(catalogue.REFERENCE)
+        before = digest(config)
+        config["distiller"]["reference"]["year"] = 1900
+        assert digest(config) == before
 
 
 def test_outside_of_a_checkout_nothing_is_written(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from sakd.compare import compare, read, select
 from sakd.compare.formats import ABSENT, FORMATS, MINUS, UNREACHABLE
 from sakd.compare.published import FIGURES, read_published
 from sakd.compare.statistics import holm, least_signed_rank, paired, pairs_needed
-from sakd.configuration import pretraining_config, short_names
+from sakd.configuration import prerequisites, short_names
 from sakd.errors import ConfigError, DataError, RunError
 from sakd.runs import Run
 from sakd.runs.tracking import Mirror, synchronise_all
@@ -120,7 +120,7 @@ def three(tmp_path_factory):
     finish_all(folder, ADAPTIVE, "distiller=sp", "spot_mode=fixed")
     finish_all(folder, FIXED, "distiller=sp", "spot_mode=adaptive")
     finish(folder, 99.0, "distiller=none", teacher=None)
-    finish(folder, 0.0, config=pretraining_config(composed("distiller=ft"), ["stage2"]))
+    finish(folder, 0.0, config=prerequisites(composed("distiller=ft")).pretraining)
     finish(folder, 10.0, "experiment=[cifar100/resnet56_resnet20,debug]", "distiller=at")
     unfinished = finish(folder, 50.0, "distiller=vid")
     (unfinished.folder / "result.json").unlink()
@@ -363,6 +363,13 @@ def test_configurations_that_differ_in_more_than_the_seed_are_refused_by_key(
     assert len(compared(tmp_path, example).runs) == 1
 
 
+def test_a_run_of_before_there_was_a_key_is_compared_with_those_that_have_it_at_its_neutral_value(tmp_path):
+    config = composed("distiller=at", "spot_mode=fixed")
+    finish(tmp_path, 90, config=config, seed=0)
+    finish(tmp_path, 92, config={key: config[key] for key in config if key != "precision"}, seed=1)
+    assert cell(compared(tmp_path), "at", "fixed")["mean"] == 91
+
+
 def test_what_follows_from_the_spot_mode_or_does_not_change_results_may_differ(tmp_path):
     finish(
         tmp_path,
@@ -473,7 +480,7 @@ def test_folders_and_mlflow_give_the_same(tmp_path, monkeypatch):
     ):
         finish(folder, 90 + 10 / 3 * seed, f"distiller={distiller}", f"spot_mode={mode}", seed=seed)
     finish(folder, 99.0, "distiller=none", teacher=None)
-    finish(folder, 0.0, config=pretraining_config(composed("distiller=ft"), ["stage2"]))
+    finish(folder, 0.0, config=prerequisites(composed("distiller=ft")).pretraining)
     (finish(folder, 50.0, "distiller=vid").folder / "result.json").unlink()
     for config in folder.glob("*/config.yaml"):
         finished = (config.parent / "result.json").exists()

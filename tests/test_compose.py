@@ -82,12 +82,45 @@ def place(request, monkeypatch):
 
 
 @pytest.mark.parametrize("sweep", TOGETHER)
-def test_cells_composed_together_are_what_hydra_makes_of_each_alone(sweep):
+def test_cells_composed_together_are_what_each_is_alone(sweep):
     overrides, number = TOGETHER[sweep]
     cells = cells_of(*overrides)
     assert len(cells) == number
     for line, config in cells:
-        assert repr(config) == repr(compose_config(*line)), line  # types, too, and the order of keys
+        assert repr(config) == repr(compose.compose_one(line)), line  # types, too, and the order of keys
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        (),
+        ("experiment=cifar100/vgg13_vgg8", "distiller=ft", "seed=3"),
+        ("+optimizer.nesterov=true", "~schedule.gamma", "dataset.mean=[0.5]"),
+    ],
+    ids=" ".join,
+)
+def test_one_is_composed_as_hydra_does_it(line):
+    assert repr(compose.compose_one(line)) == repr(compose_config(*line))
+
+
+def test_a_mistake_in_one_is_told_as_launch_py_tells_it():
+    with pytest.raises(ConfigError, match=r"^no key 'epohcs'; expected one of seed, .*Did you mean 'epochs'"):
+        compose.compose_one(["epohcs=3"])
+    with pytest.raises(ConfigError, match=r"^epochs: found 0, expected"):
+        compose.compose_one(["epochs=0"])
+
+
+def test_lines_of_different_keys_do_not_take_each_others_values():
+    lines = [("seed=1",), ("seed=2",), ("epochs=3",), ("epochs=4",), ("seed=5", "epochs=6")]
+    with compose._hydra():
+        cells = compose.compose_cells(lines, [])
+    assert [(config["seed"], config["epochs"]) for _, config in cells] == [
+        (1, 20),
+        (2, 20),
+        (0, 3),
+        (0, 4),
+        (5, 6),
+    ]
 
 
 def test_cells_do_not_share_what_one_of_them_may_change():
@@ -103,7 +136,7 @@ def test_cells_are_the_same_and_in_the_same_order_in_a_pool(place):
     assert [(c["seed"], c["distiller"]["name"], c["optimizer"]["lr"]) for _, c in cells] == list(
         itertools.product((1, 0), ("fsp_init", "none"), (0.1, 0.2))
     )
-    assert all(repr(config) == repr(compose_config(*line)) for line, config in cells)
+    assert all(repr(config) == repr(compose.compose_one(line)) for line, config in cells)
     assert len(place) == (compose.CELLS_WORTH_A_POOL == 0)
 
 

@@ -1,14 +1,31 @@
 """What the files under conf/ compose to, what can be built from it, and what a run's identity depends on."""
 
+import re
+import subprocess
+import sys
 from copy import deepcopy
-from functools import cache
+from functools import cache, reduce
+from importlib import import_module
+from pkgutil import resolve_name
 
 import pytest
 import torch
 
-from sakd.configuration import TEACHER_KEYS, build, digest, flatten, teacher_config
+from sakd.configuration import (
+    NEUTRAL,
+    NOT_IDENTITY,
+    TEACHER_KEYS,
+    Prerequisites,
+    build,
+    check,
+    digest,
+    flatten,
+    prerequisites,
+)
+from sakd.configuration.check import KEYS
 from sakd.configuration.compose import sweep
-from sakd.errors import CheckpointError, ConfigError, did_you_mean
+from sakd.configuration.prerequisites import _shared_stages
+from sakd.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from sakd.sweeps import launchers
 from tests.conftest import ROOT, compose_config, skip_without_package_of
 
@@ -57,6 +74,38 @@ def test_every_file_composes(group, name):
 @pytest.mark.parametrize("launcher", [path.stem for path in (CONF / "hydra/launcher").glob("*.yaml")])
 def test_every_launcher_composes_and_is_one_that_takes_sweeps(launcher):
     launchers.check(sweep([f"hydra/launcher={launcher}", "seed=0,1"]).launcher)
+
+
+TARGETS = sorted(
+    {
+        (path.relative_to(ROOT).as_posix(), target)
+        for folder in (CONF, ROOT / "sweeps")
+        for path in folder.rglob("*.yaml")
+        for target in re.findall(r"_target_: (sakd\.\S+)", path.read_text())
+    }
+)
+
+
+@pytest.mark.parametrize(("path", "target"), TARGETS)
+def test_what_is_built_is_named_by_the_face_of_its_package(path, target):
+    """So that a file can move without a change of any run's identity."""
+    package, _, name = target.rpartition(".")
+    assert re.fullmatch(r"sakd\.\w+", package), path
+    assert name in import_module(package).__all__, path
+    assert callable(resolve_name(target))
+
+
+def test_no_module_of_a_package_has_the_name_of_what_its_face_shows():
+    """It would be found in the other's place."""
+    for package in {target.rpartition(".")[0] for _, target in TARGETS}:
+        modules = {path.stem for path in (ROOT / package.replace(".", "/")).glob("*.py")}
+        shown = {target.rpartition(".")[2] for _, target in TARGETS if target.startswith(f"{package}.")}
+        assert modules.isdisjoint(shown)
+
+
+def test_the_digits_are_read_without_torchvision():
+    script = "import sys\nfrom sakd.data import digits\ndigits()\nassert 'torchvision' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=100)
 
 
 def test_students_and_teachers_are_the_same_networks():
@@ -148,6 +197,7 @@ def digest_of(*overrides: str) -> str:
     [
         "device=cpu",
         "threads=2",
+        "cohort=1",
         "runs=/elsewhere",
         "tracking=none",
         "tracking.uri=http://elsewhere",
@@ -188,6 +238,66 @@ def test_what_changes_a_result_changes_the_digest(override):
     assert digest_of(override) != digest_of()
 
 
+# If one of these changes, all runs that users have would be trained again. A new key gets an entry in NEUTRAL
+# instead; where results do change, new digests are right, and LOG.md says so.
+PINNED = {
+    (): "bb76a7ca61",
+    ("distiller=none", "student=wrn_16_2"): "ee13be40b0",
+    ("experiment=cifar100/vgg13_MobileNetV2", "distiller=ft", "spot_mode=anti", "seed=3"): "18eed9b03c",
+}
+
+
+@pytest.mark.parametrize("overrides", PINNED, ids=" ".join)
+def test_digests_stay(overrides):
+    assert digest(compose_config(*overrides)) == PINNED[overrides]
+
+
+def test_the_table_of_what_is_no_part_of_an_identity_has_keys_that_there_are():
+    there = {
+        path
+        for name in names("dataset")
+        for experiment in ([], ["experiment=debug"])
+        for path, _ in flatten(compose_config(f"dataset={name}", *experiment))
+    }
+    for key in NOT_IDENTITY:
+        assert any(f"{path}.".startswith(f"{key}.") for path in there), key
+
+
+def place_of(config: dict, path: str) -> tuple[dict, str]:
+    *parents, key = path.split(".")
+    return reduce(lambda node, parent: node[parent], parents, config), key
+
+
+@pytest.mark.parametrize("path", NEUTRAL)
+def test_an_absent_key_is_one_at_its_neutral_value(path):
+    with_it, without_it = (compose_config("distiller=fsp_init") for _ in range(2))
+    node, key = place_of(with_it, path)
+    node[key] = NEUTRAL[path]
+    node, key = place_of(without_it, path)
+    node.pop(key, None)
+    assert digest(with_it) == digest(without_it)
+    node, key = place_of(with_it, path)
+    node[key] = "something else"
+    assert digest(with_it) != digest(without_it)
+
+
+def test_neutral_values_are_told_apart_by_their_type():
+    configs = compose_config(), compose_config()
+    for config, value in zip(configs, (0, False), strict=True):
+        config["dataset"]["crop_padding"] = value
+    assert digest(configs[0]) != digest(configs[1])
+
+
+def test_a_number_counts_by_its_value():
+    assert digest_of("optimizer.lr=1") == digest_of("optimizer.lr=1.0") != digest_of("optimizer.lr=1.5")
+
+
+def test_a_target_counts_as_its_text():
+    config = compose_config(*BASE)
+    config["student"]["_target_"] = "not.there"
+    assert digest(config) != digest_of()
+
+
 @pytest.mark.parametrize(
     "override", ["teacher=vgg8", "teacher.training.seed=1", "spot_mode=fixed", "spot_mode.gamma=2.0"]
 )
@@ -200,7 +310,7 @@ def test_digest_leaves_the_configuration_as_it_was():
     config = compose_config(*BASE)
     before = deepcopy(config)
     digest(config)
-    teacher_config(config)
+    list(prerequisites(config))
     assert config == before
 
 
@@ -209,7 +319,7 @@ def test_a_teacher_s_own_run_is_the_one_that_trains_it_alone():
         *BASE, "seed=3", "optimizer.lr=0.1", "batch_size=32", "spot_mode=anti", "teacher.min_accuracy=70"
     )
     alone = compose_config("dataset=cifar10", "distiller=none", "student=resnet20")
-    assert digest(teacher_config(config)) == digest(alone)
+    assert digest(prerequisites(config).teacher) == digest(alone)
 
 
 def test_a_teacher_s_own_run_follows_its_own_recipe():
@@ -219,7 +329,62 @@ def test_a_teacher_s_own_run_follows_its_own_recipe():
     alone = compose_config(
         "dataset=cifar10", "distiller=none", "student=resnet20", "seed=3", "epochs=80", "optimizer.lr=0.1"
     )
-    assert digest(teacher_config(config)) == digest(alone)
+    assert digest(prerequisites(config).teacher) == digest(alone)
+
+
+SET_BY_THE_RECIPE = ("seed", "epochs", "batch_size", "optimizer", "schedule")
+
+
+def test_what_a_run_needs_first_are_whole_runs_in_the_order_in_which_they_are_trained():
+    config = compose_config(*BASE, "distiller=ft", "precision=bf16", "device=cpu", "threads=3", "cohort=4")
+    needed = prerequisites(config)
+    assert list(needed) == [needed.teacher, needed.pretraining]
+    for own, recipe in (
+        (needed.teacher, config["teacher"]["training"]),
+        (needed.pretraining, config["distiller"]["pretraining"]),
+    ):
+        assert set(own) == set(KEYS)
+        check(own)
+        assert {key: own[key] for key in SET_BY_THE_RECIPE} == {key: recipe[key] for key in SET_BY_THE_RECIPE}
+        for key in set(KEYS) - {
+            *SET_BY_THE_RECIPE,
+            "student",
+            "distiller",
+            "spot_mode",
+            "tracking",
+            "precision",
+        }:
+            assert own[key] == config[key], key
+    assert (needed.teacher["precision"], needed.pretraining["precision"]) == ("fp32", "bf16")
+    assert prerequisites(needed.teacher) == Prerequisites(None, None)
+    (teacher,) = prerequisites(needed.pretraining)
+    assert digest(teacher) == digest(needed.teacher)
+
+
+def test_a_teacher_is_needed_first_unless_there_is_none_or_its_weights_are_there(tmp_path):
+    (tmp_path / "weights.pt").write_bytes(b"weights")
+    assert list(prerequisites(compose_config("distiller=none"))) == []
+    assert list(prerequisites(compose_config(f"teacher.checkpoint={tmp_path}/weights.pt"))) == []
+    teacher, pretraining = prerequisites(compose_config("distiller=fsp_init", "teacher=wrn_16_1"))
+    assert (teacher["student"]["name"], pretraining["student"]["name"]) == ("wrn_16_1", "resnet8")
+
+
+def test_networks_are_built_once_for_all_seeds_and_modes_that_share_a_pretraining():
+    _shared_stages.cache_clear()
+    configs = [
+        compose_config("distiller=ft", f"seed={seed}", f"spot_mode={mode}")
+        for seed in (0, 1)
+        for mode in ("fixed", "anti")
+    ]
+    assert len({digest(prerequisites(config).pretraining) for config in configs}) == 1
+    assert _shared_stages.cache_info().misses == 1
+
+
+@pytest.mark.parametrize("override", ["+teacher.training.sed=1", "~teacher.training.batch_size"])
+def test_a_teacher_s_training_has_the_keys_of_a_recipe_and_no_others(override):
+    key = override.strip("+~").partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}: "):
+        compose_config(override)
 
 
 def test_a_teacher_s_checkpoint_counts_by_its_content(tmp_path):
@@ -277,9 +442,109 @@ def test_a_missing_key_of_the_data_set_is_named(key):
         build.dataset(config)
 
 
+def test_the_reader_gets_what_reads_names_and_nothing_else():
+    config = compose_config("dataset=cifar10", "dataset.root=/nowhere")
+    with pytest.raises(DataError, match=r"dataset\.root=/nowhere: no file"):
+        build.dataset(config)
+    config["dataset"]["reads"].remove("root")
+    with pytest.raises(ConfigError, match=r"^dataset\.root: no such key; .*names \(download\)"):
+        build.promises(config)
+    del config["dataset"]["root"]
+    with pytest.raises(ConfigError, match=r"^dataset\.root: found nothing, sakd\.data\.cifar10 needs it"):
+        build.promises(config)
+
+
+def test_reads_may_name_only_what_is_there_and_what_the_reader_takes():
+    config = compose_config("dataset=cifar10", "dataset.reads=[root,dowload]")
+    with pytest.raises(ConfigError, match=r"^dataset\.dowload: found nothing, .*Did you mean 'download'"):
+        build.promises(config)
+    config["dataset"]["reads"] = ["root", "download", "flip"]
+    with pytest.raises(ConfigError, match=r"^dataset\.flip: no such key; expected root, download"):
+        build.promises(config)
+    config["dataset"]["reads"] = "root"
+    with pytest.raises(ConfigError, match=r"^dataset\.reads: found 'root', expected a list"):
+        build.promises(config)
+
+
+def test_without_reads_a_reader_takes_nothing():
+    assert "reads" not in compose_config("dataset=digits")["dataset"]
+
+
+def test_keys_that_nobody_asks_for_may_stay_where_the_digits_stand_in():
+    for name in names("dataset"):
+        config = compose_config(f"dataset={name}", "experiment=debug")
+        assert build.dataset(config).classes == config["dataset"]["classes"]
+    config["dataset"]["ignore_others"] = False
+    with pytest.raises(ConfigError, match=r"^dataset\.root: no such key"):
+        build.dataset(config)
+
+
 def test_a_missing_key_of_a_constructor_is_named():
     with pytest.raises(ConfigError, match=r"^distiller\.losses\.kd\.temperature: found nothing"):
         build_all("~distiller.losses.kd.temperature")
+
+
+@pytest.mark.parametrize("key", ["_partial_", "_args_", "_recursive_", "_convert_"])
+def test_what_only_hydra_would_make_of_a_node_is_refused_by_key(key):
+    for at in ("student", "distiller.losses.kd"):
+        with pytest.raises(ConfigError, match=rf"^{at}\.{key}: found a key of Hydra's instantiation"):
+            build_all(f"+{at}.{key}=true")
+
+
+class Holder:
+    """Keeps what it was built with."""
+
+    def __init__(self, first=None, **keys):
+        self.first, self.keys = first, keys
+
+
+def holder(**keys) -> dict:
+    return {"_target_": "tests.test_config.Holder", **keys}
+
+
+def test_nodes_among_values_are_built_first_and_lists_and_dictionaries_are_copies():
+    inner = {"plain": [1, holder(name="kept", value=2.0)], "deep": {"er": holder()}}
+    made = build.make(holder(name="left out", of_no_use=0, **inner), "it", "first", leave=("of_no_use",))
+    assert (made.first, set(made.keys)) == ("first", {"plain", "deep"})
+    number, built = made.keys["plain"]
+    assert (number, built.keys) == (1, {"name": "kept", "value": 2.0})
+    assert isinstance(made.keys["deep"]["er"], Holder)
+    made.keys["plain"].append(3)
+    assert len(inner["plain"]) == 2
+
+
+def raising(error: str) -> None:
+    raise {"ours": DataError, "config": ConfigError, "named": ConfigError, "other": RuntimeError}[error](
+        "part.inner: wrong" if error == "named" else "wrong"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        ("ours", DataError, "wrong"),
+        ("config", ConfigError, "part.inner: wrong"),
+        ("named", ConfigError, "part.inner: wrong"),
+        ("other", ConfigError, "part.inner: wrong"),
+    ],
+)
+def test_what_goes_wrong_in_building_names_the_node(error, kind, message):
+    node = holder(inner={"_target_": "tests.test_config.raising", "error": error})
+    with pytest.raises(kind, match=rf"^{re.escape(message)}$"):
+        build.make(node, "part")
+
+
+def test_a_mistake_in_an_inner_node_is_found_before_anything_is_built():
+    node = holder(inner=[{"_target_": "tests.test_config.raising", "eror": "ours"}])
+    with pytest.raises(ConfigError, match=r"^part\.inner\.0\.eror: no such key; .*Did you mean 'error'"):
+        build.check_node(node, "part")
+
+
+def test_a_target_must_be_callable():
+    with pytest.raises(
+        ConfigError, match=r"^student\._target_: found sakd\.networks, a module, expected what"
+    ):
+        build_all("student._target_=sakd.networks")
 
 
 def test_a_misspelled_target_is_refused_with_the_near_name():
@@ -305,6 +570,8 @@ def test_a_network_may_not_contradict_its_data_set(network, key, value, of_data)
         "epochs=many",
         "batch_size=1",
         "threads=0",
+        "cohort=0",
+        "cohort=all",
         "device=gpu",
         "teacher.min_accuracy=101",
         "teacher.min_accuracy=high",

@@ -24,13 +24,14 @@ from sakd.data import (
     ImageSet,
     assemble,
     check_promises,
+    cifar10,
+    cifar100,
+    digits,
     evaluation_batches,
+    fashion_mnist,
     steps_per_epoch,
     train_batches,
 )
-from sakd.data.cifar import cifar10, cifar100
-from sakd.data.digits import digits
-from sakd.data.idx import fashion_mnist
 from sakd.data.memory import augment
 from sakd.data.sets import stratified
 from sakd.errors import ConfigError, DataError

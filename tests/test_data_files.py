@@ -22,13 +22,13 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from sakd.configuration import Config, build, digest
-from sakd.data import Dataset, ImageSet, evaluation_batches, train_batches
+from sakd.data import Dataset, ImageSet, evaluation_batches, tiny_imagenet, train_batches
 from sakd.data.files import ImageFiles
-from sakd.data.tiny_imagenet import tiny_imagenet
 from sakd.errors import ConfigError, DataError
 from sakd.runs import Run
 from sakd.runs.job import execute
 from sakd.streams import stream
+from sakd.training import Cohort
 from tests.conftest import ROOT, compose_config
 from tests.test_resume import KILLED, assert_same_runs, in_a_process
 
@@ -415,7 +415,7 @@ def test_workers_can_be_started_afresh(folder):
             r"dataset\.augmentation: found .*\(3, 12, 12\).* expected \(3, 16, 16\)",
         ),
         ("~dataset.evaluation.crop", r"dataset\.evaluation: found .*\(3, 26, 18\).* expected \(3, 16, 16\)"),
-        ("dataset.augmentation.flip.p=2", r"dataset: .*`p` should be"),
+        ("dataset.augmentation.flip.p=2", r"dataset\.augmentation\.flip: `p` should be"),
         (
             "+dataset.augmentation.crop.scal=3",
             r"dataset\.augmentation\.crop\.scal: no such key; .*Did you mean 'scale'",
@@ -545,7 +545,7 @@ def test_no_worker_is_left_where_training_ends_early(folder):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as raised:
-        trainer.train_epoch(build.dataset(config), 7, interrupt)
+        list(Cohort(trainer.teacher, {"": trainer}).fit(build.dataset(config), 1, 7, interrupt))
     assert raised.traceback  # which holds the frames
     assert multiprocessing.active_children() == []
 

@@ -12,7 +12,7 @@ from sakd.configuration import build
 from sakd.data import train_batches
 from sakd.runs.job import execute
 from sakd.streams import stream
-from tests.conftest import ROOT, compose_config, light, other_family
+from tests.conftest import ROOT, compose_config, fit, light, other_family, take_step
 from tests.test_resume import assert_same
 
 DISTILLERS = sorted(path.stem for path in (ROOT / "conf/distiller").glob("*.yaml"))
@@ -39,18 +39,18 @@ def test_it_trains_two_epochs_and_goes_on_from_a_saved_state_bit_for_bit(distill
     )
     dataset = build.dataset(config)
     whole, first, second = (build.trainer(config, build.parts(config), CPU) for _ in range(3))
-    for measured in whole.fit(dataset, 2, 24):
+    for measured in fit(whole, dataset, 2, 24):
         shares = [value for name, value in measured.items() if name.startswith("kept/")]
         assert all(0 <= share <= 1 for share in shares)
         assert (mode != "fixed") or set(shares) == {1.0}
         assert {f"loss/{name}" for name in ("task", *config["distiller"]["losses"])} <= measured.keys()
-    list(first.fit(dataset, 1, 24))
+    fit(first, dataset, 1, 24)
     saved = io.BytesIO()
     torch.save(first.state_dict(), saved)
     saved.seek(0)
     second.prepare(dataset)
     second.load_state_dict(torch.load(saved, weights_only=True))
-    list(second.fit(dataset, 2, 24))
+    fit(second, dataset, 2, 24)
     assert_same(second.state_dict(), whole.state_dict())
 
 
@@ -79,7 +79,7 @@ def test_under_bfloat16_autocast_losses_stay_finite_and_near_those_of_float32(di
         trainer = build.trainer(config, build.parts(config), CPU)
         trainer.prepare(dataset)
         with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
-            measured[precise] = trainer.train_step(*batch)
+            measured[precise] = take_step(trainer, *batch)
         for part in (trainer.student, trainer.distillers):
             assert all(p.grad is None or p.grad.isfinite().all() for p in part.parameters())
     losses = [name for name in measured[True] if name.startswith("loss/")]

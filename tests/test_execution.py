@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sakd.configuration import build, digest, teacher_config
+from sakd.configuration import build, digest, prerequisites
 from sakd.data import train_batches
 from sakd.errors import ConfigError, RunError
 from sakd.runs import Run, certificates
 from sakd.runs.job import execute
 from sakd.streams import stream
 from sakd.training import unchanged
-from tests.conftest import light, other_family
+from tests.conftest import light, other_family, take_step
 from tests.test_resume import assert_same
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def test_the_order_of_memory_changes_numbers_by_rounding_alone(distiller, tiny):
     measured = {}
     for order in ("contiguous", "channels_last"):
         trainer, batches = ready(small(tiny, distiller, f"memory_format={order}", "fold_batch_norm=false"))
-        measured[order] = trainer.train_step(*batches[0])
+        measured[order] = take_step(trainer, *batches[0])
         weight = trainer.student.stage2[0].conv1.weight
         assert weight.is_contiguous(memory_format=FORMATS[order])
         assert trainer.routed_student.stage2[0].conv1.weight.data_ptr() == weight.data_ptr()
@@ -53,7 +53,7 @@ def test_no_way_of_computing_is_part_of_a_run_s_identity_but_precision_is(tiny):
     others = ("memory_format=contiguous", "fold_batch_norm=false", "compile=default", "profile=true")
     assert {digest(tiny(other)) for other in others} == {usual}
     assert digest(tiny("precision=bf16")) != usual
-    assert digest(teacher_config(tiny("precision=bf16"))) == digest(teacher_config(tiny()))
+    assert digest(prerequisites(tiny("precision=bf16")).teacher) == digest(prerequisites(tiny()).teacher)
 
 
 def test_bfloat16_is_for_the_networks_alone(tiny):
@@ -61,13 +61,13 @@ def test_bfloat16_is_for_the_networks_alone(tiny):
     trainer, (batch, *_) = ready(config)
     seen = []
     trainer.student.stage1.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    measured = trainer.train_step(*batch)
+    measured = take_step(trainer, *batch)
     assert seen == [torch.bfloat16]
     assert {value.dtype for name, value in measured.items() if name.startswith("loss/")} == {torch.float32}
     for module in (trainer.student, trainer.distillers, trainer.spot_mode):
         assert all(value.dtype != torch.bfloat16 for value in module.state_dict().values())
     exact, (batch, *_) = ready(tiny("distiller=at"))
-    expected = exact.train_step(*batch)
+    expected = take_step(exact, *batch)
     assert measured["loss/task"] != expected["loss/task"]
     assert_close(measured["loss/task"], expected["loss/task"], rtol=0.02, atol=0)
 
@@ -102,12 +102,12 @@ def test_what_a_capture_tries_leaves_the_training_as_it_was_bit_for_bit(distille
     trainer, batches = ready(small(tiny, distiller, "spot_mode.other_family_bias=0.5"))
     untouched, _ = ready(small(tiny, distiller, "spot_mode.other_family_bias=0.5"))
     for batch in batches[:steps_before]:
-        trainer.train_step(*batch)
-        untouched.train_step(*batch)
+        take_step(trainer, *batch)
+        take_step(untouched, *batch)
     before = deepcopy(trainer.state_dict())
-    with unchanged(trainer):
+    with unchanged(trainer.state_dict, list(trainer.streams.values()), CPU):
         for batch in batches:
-            trainer.train_step(*batch)
+            take_step(trainer, *batch)
         if steps_before:
             assert not torch.equal(
                 trainer.state_dict()["student"]["logits.weight"], before["student"]["logits.weight"]
@@ -115,7 +115,7 @@ def test_what_a_capture_tries_leaves_the_training_as_it_was_bit_for_bit(distille
     if steps_before:
         assert_same(trainer.state_dict(), before)
     for batch in batches[1:]:
-        found, expected = trainer.train_step(*batch), untouched.train_step(*batch)
+        found, expected = take_step(trainer, *batch), take_step(untouched, *batch)
         assert_same(found, expected)
     assert_same(trainer.state_dict(), untouched.state_dict())
 
@@ -126,7 +126,7 @@ def test_compiled_networks_give_the_same_numbers_but_for_rounding(distiller, tin
     eager, batches = ready(tiny(f"distiller={distiller}", "dataset.train_samples=32"))
     compiled, _ = ready(tiny(f"distiller={distiller}", "dataset.train_samples=32", "compile=default"))
     for batch in batches[:2]:
-        expected, found = eager.train_step(*batch), compiled.train_step(*batch)
+        expected, found = take_step(eager, *batch), take_step(compiled, *batch)
         for name, value in expected.items():
             assert_close(found[name], value, rtol=1e-2, atol=1e-3, msg=name)
 

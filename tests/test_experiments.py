@@ -7,9 +7,9 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from sakd.configuration import TEACHER_KEYS, Config, build, digest, teacher_config
+from sakd.configuration import TEACHER_KEYS, Config, build, digest, prerequisites
 from sakd.configuration.compose import resolve
-from sakd.data import digits
+from sakd.data import digits, stand_in
 from sakd.runs.job import execute
 from tests.conftest import ROOT, compose_config, compose_lazily
 from tests.test_every_config import DISTILLING
@@ -147,7 +147,7 @@ def test_every_cell_has_the_published_values(cell):
 def test_every_cell_has_the_published_values_by_command(cell, distiller):
     config = compose_config(experiment(*cell), f"distiller={distiller}")
     assert composed(config, distiller) == published(*cell, distiller)
-    assert digest(teacher_config(config)) == digest(
+    assert digest(prerequisites(config).teacher) == digest(
         compose_config("distiller=none", f"dataset={cell[0]}", f"student={cell[1]}")
     )
 
@@ -206,7 +206,7 @@ def test_the_teacher_of_an_experiment_is_trained_once_whoever_learns_from_it():
         compose_config("dataset=cifar100", "student=resnet56", "distiller=none"),
     ]
     assert cells[1]["batch_size"] == 32
-    assert len({digest(teacher_config(config)) for config in cells[:2]} | {digest(cells[2])}) == 1
+    assert len({digest(prerequisites(config).teacher) for config in cells[:2]} | {digest(cells[2])}) == 1
 
 
 # Trying one in seconds
@@ -261,8 +261,8 @@ def test_debug_keeps_the_networks_and_the_recipe():
 )
 def test_the_digits_stand_in_for_images_of_any_shape(classes, channels, size):
     like = {"classes": classes, "channels": channels, "image_size": size}
-    real, stand_in = digits.digits(), digits.stand_in(like, root="/nowhere", download=True)
-    for own, read in zip(stand_in, real, strict=True):
+    real, disguised = digits(), stand_in(like)
+    for own, read in zip(disguised, real, strict=True):
         assert own.images.shape == (len(read), channels, size, size)
         assert torch.equal(own.images[:, -1, 0, 0], read.images[:, 0, 0, 0])
         assert torch.equal(own.images.amax((1, 2, 3)), read.images.amax((1, 2, 3)))

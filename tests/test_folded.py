@@ -15,6 +15,7 @@ from sakd.networks.staged import StagedNet
 from sakd.spots import frozen_alias
 from sakd.streams import initialising
 from sakd.training import Execution
+from tests.conftest import fit, take_step
 from tests.test_execution import ready, small
 
 IMAGE = 16
@@ -245,7 +246,7 @@ def test_the_routed_student_is_the_student_of_this_step(tiny):
 
     trainer.spot_mode.grafts.register_forward_pre_hook(compare)
     for batch in batches[:2]:
-        trainer.train_step(*batch)
+        take_step(trainer, *batch)
     assert len(seen) == 2
     for folded, plain in seen:
         assert_close(folded, plain, rtol=1e-4, atol=1e-4)
@@ -256,12 +257,11 @@ def test_a_teacher_loaded_after_the_trainer_was_built_is_the_one_that_teaches(ti
     dataset, parts = build.dataset(config), build.parts(config)
     trainer = build.trainer(config, parts, torch.device("cpu"))
     with torch.no_grad():
-        for value in trainer.teacher.parameters():
+        for value in trainer.teacher.network.parameters():
             value.mul_(1.1)
-    trainer.prepare(dataset)
-    trainer.train_epoch(dataset, 16)
-    images = trainer.execution.arrange(torch.ones(1, *trainer.teacher.input_shape))
-    assert_close(trainer.frozen_teacher(images), trainer.teacher(images), rtol=1e-3, atol=0)
+    fit(trainer, dataset, 1, 16)
+    images = trainer.execution.arrange(torch.ones(1, *trainer.teacher.network.input_shape))
+    assert_close(trainer.teacher.frozen(images), trainer.teacher.network(images), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("distiller", ["at", "fitnet", "pkt"])
@@ -272,10 +272,10 @@ def test_folding_changes_a_step_by_rounding_alone(distiller, tiny):
         assert trainer.execution == Execution("fp32", "channels_last", "none", fold == "true")
         kinds = {
             type(module)
-            for network in (trainer.frozen_teacher, trainer.routed_student)
+            for network in (trainer.teacher.frozen, trainer.routed_student)
             for module in network.modules()
         }
         assert (FoldedConv2d in kinds) == (fold == "true")
-        measured[fold] = trainer.train_step(*batches[0])
+        measured[fold] = take_step(trainer, *batches[0])
     for name, value in measured["true"].items():
         assert_close(value, measured["false"][name], rtol=1e-3, atol=1e-5, msg=name)

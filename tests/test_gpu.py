@@ -30,7 +30,8 @@ from sakd.distillers import (
 from sakd.networks import resnet8, wrn_16_1
 from sakd.spots import Adaptive, Fixed
 from sakd.streams import initialising, stream
-from sakd.training import Execution, Trainer, spots_of
+from sakd.training import Execution, Teacher, Trainer, spots_of
+from tests.conftest import fit, take_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -87,7 +88,7 @@ def trainer(mode: str, execution: Execution = Execution()) -> Trainer:  # noqa: 
     falling = partial(MultiStepLR, milestones=[2], gamma=0.1)
     return Trainer(
         student,
-        teacher,
+        Teacher(teacher, device="cuda", execution=execution),
         distillers,
         spot_mode,
         optimizer=sgd,
@@ -104,11 +105,11 @@ def test_a_step_never_waits_for_the_device(mode):
     batches = list(train_batches(part, 64, stream(0, "data")))
     trained = trainer(mode)
     trained.prepare(part)
-    trained.train_step(*batches[0])  # first calls set up what is kept
+    take_step(trained, *batches[0])  # first calls set up what is kept
     torch.cuda.set_sync_debug_mode("error")
     try:
         for batch in batches[1:]:
-            trained.train_step(*batch)
+            take_step(trained, *batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -116,11 +117,11 @@ def test_a_step_never_waits_for_the_device(mode):
 @pytest.mark.parametrize("mode", ["fixed", "adaptive"])
 def test_it_trains_and_a_loaded_state_goes_on(mode):
     whole, first, second = trainer(mode), trainer(mode), trainer(mode)
-    *_, expected = whole.fit(dataset(), 3, 64)
-    list(first.fit(dataset(), 2, 64))
+    *_, expected = fit(whole, dataset(), 3, 64)
+    fit(first, dataset(), 2, 64)
     second.prepare(dataset())
     second.load_state_dict(first.state_dict())
-    *_, found = second.fit(dataset(), 3, 64)
+    *_, found = fit(second, dataset(), 3, 64)
     assert found["epoch"] == expected["epoch"] == 3
     assert found["loss/task"] == pytest.approx(expected["loss/task"], rel=0.05)
 
@@ -137,7 +138,7 @@ def test_every_device_sees_the_same_batches():
 def test_a_replayed_graph_takes_the_steps_that_are_launched_one_by_one(mode):
     """Also for the smaller last batch, and once the learning rates have fallen."""
     eager, graphed = trainer(mode), trainer(mode, Execution(compile="graph"))
-    expected, found = (list(made.fit(dataset(), 3, 64)) for made in (eager, graphed))
+    expected, found = (fit(made, dataset(), 3, 64) for made in (eager, graphed))
     for one, other in zip(expected, found, strict=True):
         assert one.keys() == other.keys()
         for name in one:
@@ -146,5 +147,5 @@ def test_a_replayed_graph_takes_the_steps_that_are_launched_one_by_one(mode):
 
 
 def test_bfloat16_networks_learn():
-    first, *_, last = trainer("adaptive", Execution("bf16", "channels_last")).fit(dataset(), 3, 64)
+    first, *_, last = fit(trainer("adaptive", Execution("bf16", "channels_last")), dataset(), 3, 64)
     assert last["loss/task"] < first["loss/task"]

@@ -13,14 +13,16 @@ from torch.nn import functional as F
 from torch.optim import SGD
 from torch.testing import assert_close
 
-from sakd.configuration import build, pretraining_config
+from sakd.configuration import build, prerequisites
 from sakd.distillers import FSP, FT, KD
 from sakd.errors import CheckpointError, ConfigError
 from sakd.networks import resnet8, resnet8x4, resnet14, vgg8, wrn_16_1
 from sakd.networks.checkpoints import read_weights
 from sakd.runs import Run
 from sakd.runs.job import execute
+from sakd.runs.underway import UnderWay
 from sakd.training import Pretraining
+from tests.conftest import fit
 from tests.test_resume import KILLED, assert_same, assert_same_runs, in_a_process, sources_of
 
 BATCH = 6
@@ -234,11 +236,7 @@ def config(tiny):
 
 def own_run(config) -> Run:
     """The pretraining's."""
-    parts = build.parts(config)
-    shared = parts.pretraining.pretraining_shared
-    return Run(
-        pretraining_config(config, [spot.teacher for spot in parts.pretraining.spots] if shared else None)
-    )
+    return Run(prerequisites(config).pretraining)
 
 
 def pretrainings(config) -> list[str]:
@@ -254,7 +252,7 @@ def test_it_trains_what_it_names_and_nothing_else(method, config):
     before = deepcopy(parts)
     dataset = build.dataset(own)
     made = build.trainer(own, parts, torch.device("cpu"))
-    first, last = made.fit(dataset, 2, 64)
+    first, last = fit(made, dataset, 2, 64)
     label = {"ft": "ft", "fsp_init": "fsp"}[method]
     assert last[f"loss/{label}"] < first[f"loss/{label}"]
     assert "test/accuracy" not in last
@@ -282,17 +280,14 @@ def test_it_trains_what_it_names_and_nothing_else(method, config):
 def test_the_run_starts_from_what_was_learned_and_records_it(method, config, monkeypatch):
     composed = config(method)
     started = []
-    from sakd.runs import job
+    begin = UnderWay.begin
 
-    original = job._train
+    def spy(self):
+        parts = (self.trainer.student, self.trainer.distillers)
+        started.append((self.run.name, *(deepcopy(part.state_dict()) for part in parts)))
+        begin(self)
 
-    def spy(run, trainer, *rest):
-        started.append(
-            (run.name, deepcopy(trainer.student.state_dict()), deepcopy(trainer.distillers.state_dict()))
-        )
-        return original(run, trainer, *rest)
-
-    monkeypatch.setattr(job, "_train", spy)
+    monkeypatch.setattr(UnderWay, "begin", spy)
     result = execute(composed)
     run = own_run(composed)
     learned = read_weights(run.weights)
@@ -344,14 +339,14 @@ def test_it_goes_on_from_a_saved_state_bit_for_bit(method, config):
     own = own_run(config(method)).config
     dataset = build.dataset(own)
     whole, first, second = (build.trainer(own, build.parts(own), torch.device("cpu")) for _ in range(3))
-    list(whole.fit(dataset, 2, 64))
-    list(first.fit(dataset, 1, 64))
+    fit(whole, dataset, 2, 64)
+    fit(first, dataset, 1, 64)
     saved = io.BytesIO()
     torch.save(first.state_dict(), saved)
     saved.seek(0)
     second.prepare(dataset)
     second.load_state_dict(torch.load(saved, weights_only=True))
-    list(second.fit(dataset, 2, 64))
+    fit(second, dataset, 2, 64)
     assert_same(second.state_dict(), whole.state_dict())
 
 

@@ -84,3 +84,13 @@ def test_imports_go_one_way(wing):
             assert not re.search(
                 r"^\s*(from|import) (hydra|omegaconf|mlflow|rich)", text, flags=re.MULTILINE
             ), path
+
+
+def test_hydra_is_known_where_configurations_are_composed_and_nowhere_else():
+    knowing = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("sakd", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        if re.search(r"^\s*(from|import) (hydra|omegaconf)", path.read_text(), flags=re.MULTILINE)
+    }
+    assert knowing == {"sakd/configuration/compose.py"}

@@ -8,6 +8,7 @@ import torch
 from sakd.configuration import build
 from sakd.distillers import DKD
 from sakd.networks import resnet8, resnet14
+from tests.conftest import fit
 
 
 def dkd(ramp_epochs):
@@ -45,12 +46,12 @@ def test_the_trainer_says_which_epoch_begins_also_after_a_resume(tiny, distiller
     config = tiny(f"distiller={distiller}", "spot_mode=fixed", "dataset.train_samples=40")
     dataset = build.dataset(config)
     first, second = (build.trainer(config, build.parts(config), torch.device("cpu")) for _ in range(2))
-    list(first.fit(dataset, 2, 20))
+    fit(first, dataset, 2, 20)
     assert first.distillers[name].share.item() == pytest.approx(2 / 20)
     saved = io.BytesIO()
     torch.save(first.state_dict(), saved)
     saved.seek(0)
     second.prepare(dataset)
     second.load_state_dict(torch.load(saved, weights_only=True))
-    list(second.fit(dataset, 3, 20))
+    fit(second, dataset, 3, 20)
     assert second.distillers[name].share.item() == pytest.approx(3 / 20)

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from sakd.configuration import Config, build, teacher_config
+from sakd.configuration import Config, build, prerequisites
 from sakd.errors import CheckpointError, DataError, NonFiniteLossError, RunError
 from sakd.networks import resnet8
 from sakd.networks.checkpoints import read_weights
@@ -104,7 +104,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(mode, tiny, tmp_path):
     assert [in_a_process(disturbed, *moment) for moment in moments] == [KILLED] * len(moments)
     assert in_a_process(disturbed) == 0
     assert_same_runs(Run(disturbed), Run(undisturbed))
-    assert_same_runs(Run(teacher_config(disturbed)), Run(teacher_config(undisturbed)))
+    assert_same_runs(Run(prerequisites(disturbed).teacher), Run(prerequisites(undisturbed).teacher))
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_killed_commands_end_with_the_same_bits_and_each_epoch_once_in_mlflow(la
     undisturbed = compose_config(*overrides, f"runs={tmp_path}/undisturbed")
     disturbed = compose_config(*overrides, f"runs={tmp_path}/runs")
     assert_same_runs(Run(disturbed), Run(undisturbed))
-    assert_same_runs(Run(teacher_config(disturbed)), Run(teacher_config(undisturbed)))
+    assert_same_runs(Run(prerequisites(disturbed).teacher), Run(prerequisites(undisturbed).teacher))
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     for experiment in ("sakd", "sakd-teachers"):
         (found,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
@@ -139,8 +139,8 @@ def test_a_finished_run_is_not_trained_again(tiny):
 
 def test_a_teacher_that_was_changed_is_refused(tiny):
     config = tiny("distiller=kd")
-    execute(teacher_config(config))
-    weights = Run(teacher_config(config)).weights
+    execute(prerequisites(config).teacher)
+    weights = Run(prerequisites(config).teacher).weights
     state = read_weights(weights)
     state["logits.bias"] += 1
     weights.write_bytes(safetensors.torch.save(state))

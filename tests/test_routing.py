@@ -27,7 +27,8 @@ from sakd.spots import (
     straight_through_gumbel,
 )
 from sakd.streams import initialising, stream
-from sakd.training import Trainer, spots_of
+from sakd.training import Teacher, Trainer, spots_of
+from tests.conftest import fit, take_step
 
 BATCH, CLASSES = 6, 4
 PAIRS = {
@@ -281,10 +282,16 @@ def adaptive(student, teacher, places=("hint",), kind=Adaptive, bias=(10.0, 0.0)
     )
 
 
+def routed_by(mode, stream, student_features, teacher_features):
+    """The routes that a mode draws from ``stream``."""
+    mode.prepare(torch.arange(CLASSES), CLASSES, stream)
+    return mode.route(student_features, teacher_features)
+
+
 def test_fixed_keeps_all():
     student, teacher = make(resnet8), make(resnet20)
     mode = Fixed(spots_for(["hint"], student, teacher), student, teacher)
-    keep = mode.keep(mode.route(*features(student, teacher), generator()))
+    keep = mode.keep(routed_by(mode, generator(), *features(student, teacher)))
     assert torch.equal(keep, torch.ones(BATCH, 2, dtype=torch.bool))
 
 
@@ -300,7 +307,7 @@ def test_fixed_keeps_all():
 def test_random_keeps_each_spot_at_its_own_rate_independently(p, rates):
     student, teacher, draws = make(resnet8), make(resnet20), 20_000
     mode = Random(spots_for(["hint"], student, teacher), student, teacher, p=p)
-    keep = mode.keep(mode.route(*features(student, teacher, draws), generator())).double()
+    keep = mode.keep(routed_by(mode, generator(), *features(student, teacher, draws))).double()
     expected = torch.tensor([*rates, rates[0] * rates[1]], dtype=torch.float64)
     measured = torch.stack([*keep.mean(0), keep.prod(1).mean()])
     assert (measured - expected).abs().le(5 * (expected * (1 - expected) / draws).sqrt()).all()
@@ -340,7 +347,7 @@ def test_adaptive_refuses_a_temperature_or_gamma_of_zero_or_less(key, value):
 def test_adaptive_keeps_where_the_route_is_1_and_every_route_is_exactly_0_or_1():
     student, teacher = make(resnet8), make(resnet20)
     mode = adaptive(student, teacher, bias=(0.0, 0.0))
-    route = mode.route(*features(student, teacher, 1000), generator())
+    route = routed_by(mode, generator(), *features(student, teacher, 1000))
     assert set(route.flatten().tolist()) == {0.0, 1.0}
     assert torch.equal(mode.keep(route), route == 1)
     assert not mode.keep(route).requires_grad
@@ -351,7 +358,7 @@ def test_anti_keeps_exactly_what_adaptive_does_not():
     mode, inputs = adaptive(student, teacher, bias=(0.0, 0.0)), features(student, teacher, 1000)
     anti = adaptive(student, teacher, kind=Anti, bias=(0.0, 0.0))
     anti.load_state_dict(mode.state_dict())
-    keep, anti_keep = (m.keep(m.route(*inputs, generator())) for m in (mode, anti))
+    keep, anti_keep = (m.keep(routed_by(m, generator(), *inputs)) for m in (mode, anti))
     assert torch.equal(anti_keep, ~keep)
     assert keep.any()
     assert not keep.all()
@@ -362,12 +369,12 @@ def test_a_route_depends_on_the_stream_alone():
     inputs = features(student, teacher, 1000)
     spots = spots_for(["hint"], student, teacher)
     for mode in (Random(spots, student, teacher, p=0.5), adaptive(student, teacher, bias=(0.0, 0.0))):
-        first, state = mode.route(*inputs, generator(1)), torch.get_rng_state()
+        first, state = routed_by(mode, generator(1), *inputs), torch.get_rng_state()
         torch.rand(1)
-        assert torch.equal(mode.route(*inputs, generator(1)), first)
-        assert not torch.equal(mode.route(*inputs, generator(2)), first)
+        assert torch.equal(routed_by(mode, generator(1), *inputs), first)
+        assert not torch.equal(routed_by(mode, generator(2), *inputs), first)
         torch.set_rng_state(state)
-        mode.route(*inputs, generator(1))
+        routed_by(mode, generator(1), *inputs)
         assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -414,7 +421,9 @@ def test_a_new_policy_chooses_the_teacher_nearly_always_in_a_family_and_about_ha
     for teacher in (make(resnet20), make(vgg8)):
         mode = adaptive(student, teacher)
         nn.init.zeros_(mode.policy.weight)  # what remains are the initial biases
-        share[teacher.family] = mode.route(*features(student, teacher, draws), generator()).detach().mean(0)
+        share[teacher.family] = (
+            routed_by(mode, generator(), *features(student, teacher, draws)).detach().mean(0)
+        )
     assert (share["resnet"] > 0.998).all()
     assert ((share["vgg"] > 0.4) & (share["vgg"] < 0.6)).all()
 
@@ -453,7 +462,7 @@ def test_the_modes_loss_is_the_routed_networks_and_trains_policy_and_adapters_al
     images, labels = torch.randn(32, 1, 8, 8), torch.arange(32) % CLASSES
     student_features, teacher_features = student.features(images), teacher.features(images)
     task_loss = F.cross_entropy(student_features["logits"], labels)
-    route = mode.route(student_features, teacher_features, generator())
+    route = routed_by(mode, generator(), student_features, teacher_features)
     alias = frozen_alias(student)
     loss = mode.loss(alias, teacher, images, teacher_features, route, labels, task_loss)
 
@@ -520,13 +529,15 @@ def trainer(*methods, kind=None, teacher=resnet20, bias=1e4):
                 same_family_bias=bias,
                 other_family_bias=bias,
             )
-    return Trainer(student, teacher, distillers, mode, optimizer=sgd, policy_optimizer=partial(sgd, lr=0.025))
+    return Trainer(
+        student, Teacher(teacher), distillers, mode, optimizer=sgd, policy_optimizer=partial(sgd, lr=0.025)
+    )
 
 
 def trained(*methods, **keys):
     """After two epochs."""
     made = trainer(*methods, **keys)
-    *_, last = made.fit(dataset(), epochs=2, batch_size=16)
+    *_, last = fit(made, dataset(), epochs=2, batch_size=16)
     return made, last
 
 
@@ -565,10 +576,10 @@ def test_dropout_draws_from_a_stream_of_the_seed_and_the_epoch():
         return Trainer(StagedNet(stages, "own", (1, 8, 8)), optimizer=sgd)
 
     whole, first, second = made(), made(), made()
-    list(whole.fit(dataset(), 2, 16))
-    list(first.fit(dataset(), 1, 16))
+    fit(whole, dataset(), 2, 16)
+    fit(first, dataset(), 1, 16)
     second.load_state_dict(deepcopy(first.state_dict()))
-    list(second.fit(dataset(), 2, 16))
+    fit(second, dataset(), 2, 16)
     assert same(second.student, whole.student)
 
 
@@ -597,10 +608,11 @@ def test_a_policy_sure_of_the_teacher_makes_adaptive_fixed_and_anti_a_student_al
 )
 def test_a_step_gives_everything_trainable_a_gradient_and_leaves_the_teacher(kind, teacher, methods):
     made = trainer(*methods, kind=kind, teacher=teacher, bias=0.0)
-    teacher_before, parts_before = deepcopy(made.teacher), deepcopy(trained_parts(made))
+    teacher_before, parts_before = deepcopy(made.teacher.network), deepcopy(trained_parts(made))
     indices = torch.arange(16)
     images = torch.randn(16, 1, 8, 8)
-    made.train_step(images, indices % CLASSES, indices)
+    made.prepare(dataset())
+    take_step(made, images, indices % CLASSES, indices)
     for part in trained_parts(made).values():
         for name, parameter in part.named_parameters():
             assert parameter.grad is not None, name
@@ -609,8 +621,8 @@ def test_a_step_gives_everything_trainable_a_gradient_and_leaves_the_teacher(kin
     for name, part in trained_parts(made).items():
         for before, after in zip(parts_before[name].parameters(), part.parameters(), strict=True):
             assert before.dim() == 1 or not torch.equal(before, after)
-    assert same(made.teacher, teacher_before)
-    assert all(parameter.grad is None for parameter in made.teacher.parameters())
+    assert same(made.teacher.network, teacher_before)
+    assert all(parameter.grad is None for parameter in made.teacher.network.parameters())
 
 
 def test_a_step_distils_only_the_rows_that_the_mode_keeps():
@@ -620,13 +632,12 @@ def test_a_step_distils_only_the_rows_that_the_mode_keeps():
     copy = deepcopy(made)
     indices = torch.arange(16)
     images = torch.randn(16, 1, 8, 8)
-    stream_state = made.policy_stream.get_state()
-    measured = made.train_step(images, indices % CLASSES, indices)
+    made.prepare(dataset())
+    stream_state = made.streams["policy"].get_state()
+    measured = take_step(made, images, indices % CLASSES, indices)
     with torch.no_grad():
-        student, teacher = copy.student.features(images), copy.teacher.features(images)
-        stream = torch.Generator()
-        stream.set_state(stream_state)
-        route = copy.spot_mode.route(student, teacher, stream)
+        student, teacher = copy.student.features(images), copy.teacher.network.features(images)
+        route = routed_by(copy.spot_mode, torch.Generator().set_state(stream_state), student, teacher)
     for k, spot in enumerate(copy.spots):
         assert_close(measured[f"kept/{spot.name}"], (route[:, k] == 0).float().mean())
     keep = {spot: route[:, k] == 0 for k, spot in enumerate(copy.spots)}

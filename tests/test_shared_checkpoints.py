@@ -2,7 +2,8 @@
 others' tools do.
 
 ``shared_state_dicts.json`` has names and shapes of RepDistiller's networks of 100 classes for 32x32 colour
-images. What the weights of those names compute is written out plainly below, stage by stage."""
+images. What the weights of those names compute is written out plainly below, stage by stage.
+"""
 
 import argparse
 import json

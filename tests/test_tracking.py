@@ -19,7 +19,7 @@ from rich.console import Console
 
 from sakd import terminal
 from sakd.cli import main as cli
-from sakd.configuration import teacher_config
+from sakd.configuration import prerequisites
 from sakd.runs import Run
 from sakd.runs.job import execute
 from sakd.runs.logs import OwnLog
@@ -118,15 +118,15 @@ def test_a_failed_run_is_failed_with_its_traceback_in_its_own_log(store, tmp_pat
     from sakd.training import Trainer
 
     config = tracked(tmp_path, store, "distiller=none", "epochs=3")
-    train_epoch = Trainer.train_epoch
+    begin_epoch = Trainer.begin_epoch
 
     def breaks(self, *arguments):
         if self.epoch == 1:
             raise ZeroDivisionError("of all things")
-        return train_epoch(self, *arguments)
+        return begin_epoch(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_epoch", breaks)
+        patch.setattr(Trainer, "begin_epoch", breaks)
         with pytest.raises(ZeroDivisionError):
             execute(config)
     (run,) = runs_of(store, tmp_path.name)
@@ -144,15 +144,15 @@ def test_an_interrupted_run_is_killed_in_mlflow(store, tmp_path, monkeypatch):
     from sakd.training import Trainer
 
     config = tracked(tmp_path, store, "distiller=none", "epochs=3")
-    train_epoch = Trainer.train_epoch
+    begin_epoch = Trainer.begin_epoch
 
     def interrupted(self, *arguments):
         if self.epoch == 1:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
-        return train_epoch(self, *arguments)
+        return begin_epoch(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "train_epoch", interrupted)
+    monkeypatch.setattr(Trainer, "begin_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         execute(config)
     (run,) = runs_of(store, tmp_path.name)
@@ -209,9 +209,7 @@ def test_what_finished_untracked_comes_to_mlflow_when_it_is_asked_for(store, tmp
 def test_a_kill_between_the_result_and_the_store_is_mended_by_the_same_command(store, tmp_path, launch):
     overrides = (*TINY, "distiller=none", f"tracking.uri={store}", f"tracking.experiment={tmp_path.name}")
     script = (str(ROOT / "tests/kill_at.py"),)
-    launch(
-        "sakd.runs.tracking:Mirror.close", "1", "before", *overrides, script=script, expect=-signal.SIGKILL
-    )
+    launch("sakd.runs.tracking:Mirror.end", "1", "before", *overrides, script=script, expect=-signal.SIGKILL)
     assert "finished before" in launch(*overrides).stdout
     (run,) = runs_of(store, tmp_path.name)
     assert run.info.status == "FINISHED"
@@ -341,4 +339,4 @@ def test_a_real_server_that_goes_away_and_comes_back_has_each_epoch_once(tmp_pat
 
 def test_the_teacher_is_tracked_apart(tmp_path):
     config = compose_config(*TINY, "distiller=kd")
-    assert teacher_config(config)["tracking"]["experiment"] == "sakd-teachers"
+    assert prerequisites(config).teacher["tracking"]["experiment"] == "sakd-teachers"

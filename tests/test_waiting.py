@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sakd.configuration import build
 from sakd.data import train_batches
 from sakd.streams import stream
+from tests.conftest import take_step
 from tests.test_every_config import DISTILLERS, overrides
 
 CPU = torch.device("cpu")
@@ -74,5 +75,5 @@ def test_a_step_reads_nothing_back_and_its_shapes_do_not_depend_on_values(distil
     trainer.prepare(dataset)
     batch = next(iter(train_batches(dataset, 16, stream(0, "data", 1))))
     with Watch() as watch:
-        trainer.train_step(*batch)
+        take_step(trainer, *batch)
     assert watch.waiting == []

@@ -11,7 +11,7 @@ import pandas as pd
 from sakd.compare import published
 from sakd.compare.finished import ABSENT, Finished
 from sakd.compare.statistics import LEVEL, Paired, holm, least_signed_rank, paired, pairs_needed
-from sakd.configuration import NOT_IDENTITY
+from sakd.configuration import NEUTRAL, NOT_IDENTITY
 from sakd.errors import ConfigError, did_you_mean
 
 PAIR = ["dataset", "teacher", "student"]
@@ -97,9 +97,9 @@ def _differing(runs: Sequence[Finished], besides: str = "seed") -> dict[str, dic
     found = {}
     for key in sorted({key for run in runs for key in run.facts}):
         if not any(key == name or key.startswith(f"{name}.") for name in ignored):
-            names = defaultdict(list)
+            names, absent = defaultdict(list), str(NEUTRAL.get(key, ABSENT))
             for run in runs:
-                names[run.facts.get(key, ABSENT)].append(run.name)
+                names[run.facts.get(key, absent)].append(run.name)
             if len(names) > 1:
                 found[key] = dict(names)
     return found

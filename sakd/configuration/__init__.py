@@ -3,6 +3,7 @@ torch."""
 
 from sakd.configuration.check import PRECISIONS, check, check_choice, require_accuracy
 from sakd.configuration.identity import (
+    NEUTRAL,
     NOT_IDENTITY,
     digest,
     flatten,
@@ -15,16 +16,18 @@ from sakd.configuration.identity import (
 from sakd.configuration.prerequisites import (
     TEACHER_KEYS,
     Config,
+    Prerequisites,
     needs_teacher,
-    pretraining_config,
-    teacher_config,
+    prerequisites,
 )
 
 __all__ = [
+    "NEUTRAL",
     "NOT_IDENTITY",
     "PRECISIONS",
     "TEACHER_KEYS",
     "Config",
+    "Prerequisites",
     "check",
     "check_choice",
     "digest",
@@ -32,10 +35,9 @@ __all__ = [
     "identity",
     "needs_teacher",
     "parameters",
-    "pretraining_config",
+    "prerequisites",
     "require_accuracy",
     "run_name",
     "sha256_of",
     "short_names",
-    "teacher_config",
 ]

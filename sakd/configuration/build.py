@@ -1,93 +1,133 @@
 """From a resolved configuration to parts: each ``_target_`` is called with its keys, once they fit its
-signature."""
+signature. Needs torch alone."""
 
 import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pkgutil import resolve_name
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 
 from sakd.configuration.prerequisites import TEACHER_KEYS, Config, needs_teacher
-from sakd.data import Dataset, assemble, check_promises
+from sakd.data import PROMISES, PROMISES_IN_MEMORY, Dataset, assemble, check_promises
 from sakd.distillers import Distiller
 from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.networks import StagedNet
 from sakd.spots import SpotMode
 from sakd.streams import initialising
-from sakd.training import Execution, Pretraining, Trainer, spots_of
+from sakd.training import Execution, Pretraining, Teacher, Trainer, spots_of
 
 
 def make(node: Config, key: str, *arguments: object, leave: tuple[str, ...] = ()) -> Any:
     """Call ``node``'s ``_target_`` with ``arguments`` and its keys, but for ``name`` and those to ``leave``
-    out.
+    out. Nodes with a ``_target_`` among their values are built first; lists and dictionaries are copies.
 
     Raises ConfigError naming ``key`` if there is no such target, or it does not take the keys or their
-    values."""
-    own = check_node(node, key, len(arguments), leave)
+    values.
+    """
+    check_node(node, key, len(arguments), leave)
+    return _called(node, key, arguments, ("name", *leave))
+
+
+def _called(node: Config, key: str, arguments: tuple[object, ...], left: tuple[str, ...]) -> Any:
+    keys = {
+        name: _built(value, f"{key}.{name}")
+        for name, value in node.items()
+        if name != "_target_" and name not in left
+    }
     try:
-        return instantiate(own, *arguments, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ConfigError) and key not in str(error.__cause__):
-            raise ConfigError(f"{key}: {error.__cause__}") from error
-        if isinstance(error.__cause__, SakdError):
-            raise error.__cause__ from error
-        raise ConfigError(f"{key}: {error.__cause__ or error}") from error
+        return target_of(node, key)(*arguments, **keys)
+    except ConfigError as error:
+        if key in str(error):
+            raise
+        raise ConfigError(f"{key}: {error}") from error
+    except SakdError:
+        raise
+    except Exception as error:  # any class may be configured
+        raise ConfigError(f"{key}: {error}") from error
 
 
-def check_node(node: Config, key: str, positional: int, leave: tuple[str, ...]) -> Config:
-    """What of ``node`` is passed to its ``_target_``, behind so many positional arguments; errors as in
-    ``make``."""
-    callee = _target(node, key)
-    own = {name: value for name, value in node.items() if name not in ("name", *leave)}
-    _check_keys(callee, own, key, positional, besides=leave)
+def _built(value: Any, key: str) -> Any:
+    if isinstance(value, dict) and "_target_" in value:
+        return _called(value, key, (), ())
+    if isinstance(value, dict):
+        return {name: _built(inner, f"{key}.{name}") for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_built(inner, f"{key}.{place}") for place, inner in enumerate(value)]
+    return value
+
+
+def check_node(node: Config, key: str, positional: int = 0, leave: tuple[str, ...] = ()) -> None:
+    """Raise ConfigError, as ``make`` does, for what can be wrong before anything is built: a target, or a key
+    that it does not take. ``positional``: so many arguments stand before the keys."""
+    _check_call(node, key, positional, ("name", *leave))
+
+
+def _check_call(node: Config, key: str, positional: int, left: tuple[str, ...]) -> None:
+    target = target_of(node, key)
+    own = {name: value for name, value in node.items() if name not in left}
+    for name in own:
+        if name.startswith("_") and name != "_target_":
+            raise ConfigError(
+                f"{key}.{name}: found a key of Hydra's instantiation, expected _target_ and what it takes"
+            )
+    _check_keys(target, own, key, positional, besides=[name for name in left if name != "name"])
     for name, value in own.items():
         _check_inner(value, f"{key}.{name}")
-    return own
 
 
-def _target(node: Config, key: str) -> Any:
+def _check_inner(value: Any, key: str) -> None:
+    if isinstance(value, dict) and "_target_" in value:
+        _check_call(value, key, 0, ())
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            _check_inner(inner, f"{key}.{name}")
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            _check_inner(inner, f"{key}.{place}")
+
+
+def target_of(node: Config, key: str) -> Callable[..., Any]:
+    """What a node's ``_target_`` names. Raises ConfigError if that is nothing, or nothing to call."""
     if not isinstance(node, dict):
         raise ConfigError(f"{key}: found {node!r}, expected keys and values")
-    target = node.get("_target_")
-    if target is None:
-        raise ConfigError(f"{key}._target_: found none, expected the import path of what to build")
+    path = node.get("_target_")
+    if not isinstance(path, str):
+        raise ConfigError(f"{key}._target_: found {path!r}, expected the import path of what to build")
     try:
-        return resolve_name(target)
+        target = resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key}._target_: cannot import {target}.{_nearest_sibling(target)}") from error
+        raise ConfigError(f"{key}._target_: cannot import {path}.{nearest_target(path)}") from error
+    if not callable(target):
+        raise ConfigError(
+            f"{key}._target_: found {path}, a {type(target).__name__}, expected what can be called"
+        )
+    return target
 
 
-def _check_inner(node: Any, key: str) -> None:
-    """Nodes with a ``_target_`` among a node's values are built with it, and checked with it."""
-    if isinstance(node, dict) and "_target_" in node:
-        check_node(node, key, 0, ())
-    elif isinstance(node, dict):
-        for name, value in node.items():
-            _check_inner(value, f"{key}.{name}")
-
-
-def _nearest_sibling(target: str) -> str:
-    module, _, name = target.rpartition(".")
+def nearest_target(path: str) -> str:
+    """``" Did you mean 'resnet8'?"``, or the empty string, for a path that cannot be imported."""
+    module, _, name = path.rpartition(".")
     try:
         return did_you_mean(name, dir(resolve_name(module)))
     except (ImportError, AttributeError, ValueError):  # the module itself cannot be imported
         return ""
 
 
-def _check_keys(callee: Any, node: Config, key: str, positional: int, besides: tuple[str, ...]) -> None:
+def _check_keys(
+    target: Callable[..., Any], node: Config, key: str, positional: int, besides: Sequence[str]
+) -> None:
     try:
-        parameters = list(inspect.signature(callee).parameters.values())[positional:]
+        parameters = list(inspect.signature(target).parameters.values())[positional:]
     except ValueError:  # some built-in callables do not tell
         return
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
     names = [*(parameter.name for parameter in parameters), *besides]
     for name in node:
-        if not name.startswith("_") and name not in names:
+        if name != "_target_" and name not in names:
             near = did_you_mean(name, names)
             raise ConfigError(
                 f"{key}.{name}: no such key; expected {', '.join(names)}.{near} (~{key}.{name} removes it)"
@@ -108,16 +148,19 @@ class Parts:
     pretraining: Distiller | None = None  # has a training of its own before the student's
 
 
-def parts(config: Config) -> Parts:
-    """Networks, distillers and spot mode, with weights drawn from the streams of ``seed``; the teacher is not
-    yet loaded."""
+def parts(config: Config, teacher: StagedNet | None = None) -> Parts:
+    """Networks, distillers and spot mode, with weights drawn from the streams of ``seed``.
+
+    The teacher is not yet loaded; several students of one may be built for the same ``teacher``.
+    """
     seed = config["seed"]
     with initialising(seed, "student"):
         student = make(config["student"], "student")
     if not needs_teacher(config):
         return Parts(student, None, {}, None)
-    with initialising(seed, "teacher"):
-        teacher = make(config["teacher"], "teacher", leave=TEACHER_KEYS)
+    if teacher is None:
+        with initialising(seed, "teacher"):
+            teacher = make(config["teacher"], "teacher", leave=TEACHER_KEYS)
     distillers = {}
     for name, node in config["distiller"]["losses"].items():
         with initialising(seed, f"distiller/{name}"):
@@ -137,27 +180,40 @@ def _pretraining(
     return make(node["loss"], "distiller.pretraining.loss", student, teacher)
 
 
-def trainer(config: Config, built: Parts, device: torch.device) -> Trainer:
+def shared_stages(student: Config, teacher: Config, loss: Config) -> list[str] | None:
+    """The teacher's stages at which a loss is pretrained, if one pretraining serves all students; else None.
+    All are given as nodes."""
+    with initialising(0, "shared_stages"):
+        networks = make(student, "student"), make(teacher, "teacher")
+        built = make(loss, "distiller.pretraining.loss", *networks)
+    return [spot.teacher for spot in built.spots] if built.pretraining_shared else None
+
+
+def execution(config: Config) -> Execution:
+    return Execution(*(config[key] for key in ("precision", "memory_format", "compile", "fold_batch_norm")))
+
+
+def trainer(config: Config, built: Parts, device: torch.device, teacher: Teacher | None = None) -> Trainer:
+    """A trainer of what was built; of ``teacher``, which is ``built.teacher`` made ready, or else of one
+    made here."""
+    if teacher is None and built.teacher is not None:
+        teacher = Teacher(built.teacher, device=device, execution=execution(config))
     policy, schedule = config["spot_mode"].get("optimizer"), config["schedule"]
     keys = {
         "optimizer": partial(make, config["optimizer"], "optimizer"),
         "schedule": None if schedule is None else partial(make, schedule, "schedule"),
         "seed": config["seed"],
         "device": device,
-        "execution": Execution(
-            *(config[key] for key in ("precision", "memory_format", "compile", "fold_batch_norm"))
-        ),
+        "execution": execution(config),
     }
     pretrains = config["distiller"].get("pretrains")
     if pretrains is not None:
-        built_trainer = Pretraining(
-            built.student, built.teacher, pretrains, built.distillers[pretrains], **keys
-        )
+        built_trainer = Pretraining(built.student, teacher, pretrains, built.distillers[pretrains], **keys)
     else:
         policy_optimizer = None if policy is None else partial(make, policy, "spot_mode.optimizer")
         built_trainer = Trainer(
             built.student,
-            built.teacher,
+            teacher,
             built.distillers,
             built.spot_mode,
             policy_optimizer=policy_optimizer,
@@ -173,45 +229,57 @@ def trainer(config: Config, built: Parts, device: torch.device) -> Trainer:
     return built_trainer
 
 
-IN_MEMORY = ("crop_padding", "flip")  # what is promised of images in memory alone
+# Keys of a data set's node that are neither for its reader nor promises.
+ABOUT_DATA = ("_target_", "reads", "ignore_others", "recipe")
 
 
 def promises(config: Config) -> dict[str, Any]:
-    """What the data set's node says of its images. Raises ConfigError if a key is missing or no images could
-    satisfy it."""
+    """What the data set's node says of its images. Raises ConfigError if a key is missing, or nobody's, or no
+    images could satisfy it."""
     node = config["dataset"]
-    taken = _taken_by_reader(node)
-    keys = [
-        key
-        for key in inspect.signature(check_promises).parameters
-        if key not in IN_MEMORY or "augmentation" not in taken
-    ]
-    missing = [key for key in keys if key not in node]
-    if missing:
-        raise ConfigError(
-            f"dataset.{missing[0]}: found nothing, every data set needs it.{did_you_mean(missing[0], node)}"
-        )
-    promised = {key: node[key] for key in keys}
-    check_promises(**promised)
-    check_node(node, "dataset", 0, _not_taken(promised, taken))
-    return promised
+    reads = _read_keys(node)
+    promised = PROMISES if "augmentation" in reads else (*PROMISES, *PROMISES_IN_MEMORY)
+    for key in promised:
+        if key not in node:
+            raise ConfigError(
+                f"dataset.{key}: found nothing, every data set needs it.{did_you_mean(key, node)}"
+            )
+    known = (*promised, *reads, *ABOUT_DATA)
+    for key in node:
+        if key not in known and not node.get("ignore_others"):
+            raise ConfigError(
+                f"dataset.{key}: no such key; expected a promise ({', '.join(promised)}) or one that "
+                f"dataset.reads names ({', '.join(reads) or 'none'}).{did_you_mean(key, known)}"
+                f" (~dataset.{key} removes it)"
+            )
+    own = {key: node[key] for key in promised}
+    check_promises(**own)
+    check_node(_reader(node), "dataset")
+    return own
 
 
 def dataset(config: Config) -> Dataset:
-    """Read the images with the node's ``_target_``, which gets the promises that it has arguments for; all
+    """Read the images with the node's ``_target_``, which gets the keys that ``reads`` names; all promises
     must be kept."""
     promised = promises(config)
-    taken = _taken_by_reader(config["dataset"])
-    train, test = make(config["dataset"], "dataset", leave=_not_taken(promised, taken))
+    train, test = make(_reader(config["dataset"]), "dataset")
     return assemble(train, test, **promised)
 
 
-def _taken_by_reader(node: Config) -> set[str]:
-    return set(inspect.signature(_target(node, "dataset")).parameters)
+def _reader(node: Config) -> Config:
+    return {"_target_": node.get("_target_")} | {key: node[key] for key in _read_keys(node)}
 
 
-def _not_taken(promised: dict[str, Any], taken: set[str]) -> tuple[str, ...]:
-    return ("recipe", *(key for key in promised if key not in taken))
+def _read_keys(node: Config) -> list[str]:
+    """What the reader gets of a data set's node; a promise may be among it."""
+    reads = node.get("reads", [])
+    if not isinstance(reads, list) or not all(isinstance(key, str) for key in reads):
+        raise ConfigError(f"dataset.reads: found {reads!r}, expected a list of keys")
+    for key in reads:
+        if key not in node:
+            near = did_you_mean(key, node)
+            raise ConfigError(f"dataset.{key}: found nothing, but dataset.reads names it.{near}")
+    return reads
 
 
 def device(config: Config) -> torch.device:

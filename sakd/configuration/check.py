@@ -8,30 +8,27 @@ from typing import Any
 from sakd.configuration.prerequisites import Config, needs_teacher
 from sakd.errors import CheckpointError, ConfigError, check_number, did_you_mean
 
-KEYS = (
-    *(
-        "seed",
-        "epochs",
-        "batch_size",
-        "optimizer",
-        "schedule",
-        "student",
-        "teacher",
-        "dataset",
-        "distiller",
-        "spot_mode",
-    ),
-    *(
-        "precision",
-        "tracking",
-        "device",
-        "threads",
-        "memory_format",
-        "compile",
-        "fold_batch_norm",
-        "profile",
-        "runs",
-    ),
+KEYS = (  # of a run
+    "seed",
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "schedule",
+    "precision",
+    "student",
+    "teacher",
+    "dataset",
+    "distiller",
+    "spot_mode",
+    "tracking",
+    "device",
+    "threads",
+    "memory_format",
+    "fold_batch_norm",
+    "compile",
+    "cohort",
+    "profile",
+    "runs",
 )
 WHOLE_NUMBERS = {  # and the least that each may be
     f"{of}{key}": least
@@ -39,6 +36,7 @@ WHOLE_NUMBERS = {  # and the least that each may be
     for key, least in (("seed", 0), ("epochs", 1), ("batch_size", 2))
 }
 PRECISIONS = ("fp32", "tf32", "bf16")
+TRAINING_KEYS = ("seed", "epochs", "batch_size", "optimizer", "schedule", "precision")
 PRETRAINING_KEYS = ("name", "loss", "seed", "epochs", "batch_size", "optimizer", "schedule")
 
 
@@ -68,8 +66,10 @@ def check(config: Config) -> None:
     _check_distiller(config["distiller"])
     if config["threads"] is not None:
         _check_whole("threads", config["threads"], 1)
+    _check_whole("cohort", config["cohort"], 1)
     check_choice("precision", config["precision"], PRECISIONS)
-    check_choice("teacher.training.precision", config["teacher"]["training"].get("precision"), PRECISIONS)
+    _check_training(config["teacher"]["training"])
+    check_choice("teacher.training.precision", config["teacher"]["training"]["precision"], PRECISIONS)
     check_choice("memory_format", config["memory_format"], ("contiguous", "channels_last"))
     check_choice("compile", config["compile"], ("none", "default", "graph"))
     for key in ("fold_batch_norm", "profile"):
@@ -96,6 +96,14 @@ def check(config: Config) -> None:
         raise ConfigError(f"teacher.checkpoint: found {checkpoint!r}, expected the path of a file, or null")
     if needs_teacher(config) and checkpoint is not None and not Path(checkpoint).is_file():
         raise CheckpointError(f"teacher.checkpoint: no file {checkpoint}; expected the teacher's weights")
+
+
+def _check_training(training: Config) -> None:
+    for key in TRAINING_KEYS:
+        if key not in training:
+            raise ConfigError(f"teacher.training.{key}: found nothing, the teacher's training needs it")
+    for key in training:
+        check_choice(f"teacher.training.{key}: the key", key, TRAINING_KEYS)
 
 
 def _check_tracking(tracking: Config) -> None:

@@ -5,13 +5,13 @@ import itertools
 import multiprocessing
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -37,6 +37,7 @@ HYDRAS = (
 )  # what it raises for what a user wrote; the latter for a group that is null
 
 Overrides = tuple[str, ...]
+T = TypeVar("T")
 
 
 def register_resolvers() -> None:
@@ -93,6 +94,16 @@ def _find(node: Any, path: str, otherwise: Any) -> Any:
             return otherwise
         node = node[key]
     return node
+
+
+def compose_one(overrides: Sequence[str]) -> Config:
+    """What `python launch.py` with these overrides would run. Raises ConfigError for a mistake in them."""
+    with _hydra():
+        try:
+            cfg = compose("config", list(overrides))
+        except HYDRAS as error:
+            raise ConfigError(explain(error)) from error
+        return resolve(cfg)
 
 
 @dataclass(frozen=True)
@@ -154,57 +165,51 @@ def expand(params: Mapping[str, object], arguments: Sequence[str]) -> list[Overr
     return [tuple(line) for line in batch]
 
 
+# A sweep's cells are what ``compose_one`` makes of each. It takes a tenth of a second each time, so:
+#
+#   1. Lines that are the same are composed once.
+#   2. Cells that differ in the values of the same keys alone are composed once, without these values, which
+#      are set afterwards. Such a key is no group, is nowhere added or removed, and nothing above or below it
+#      is overridden.
+#   3. They are resolved once, too, and the values put into copies, where nothing is computed from these keys.
+#   4. Wherever that fails, the cell is composed alone, so that its error is the one that a user knows.
+#   5. Cells that are the same run, as all spot modes are with distiller=none, come once, by the first line.
 def compose_cells(lines: Sequence[Overrides], shared: Sequence[str]) -> list[tuple[Overrides, Config]]:
-    """Resolved configurations, each run once however often it comes up: with ``distiller=none`` spot modes
-    are the same."""
+    """Each line with its resolved configuration. ``shared``: overrides that stand before each line."""
     lines = list(dict.fromkeys(lines))
     parser = OverridesParser.create()
-    parsed = [parser.parse_overrides(list(line)) for line in lines]
-    values = _swept_values(parsed)
-    groups: dict[Overrides, list[int]] = defaultdict(
-        list
-    )  # cells that share all but swept values are composed once
-    for i, line in enumerate(parsed):
-        groups[tuple(override.input_line for override in line if override.key_or_group not in values)].append(
-            i
-        )
+    parsed = {line: parser.parse_overrides(list(line)) for line in lines}
+    swept = _swept_keys(list(parsed.values()))
+    alike: dict[Overrides, list[tuple[Overrides, list[Override]]]] = defaultdict(list)
+    for line, own in parsed.items():
+        shape = tuple(each.key_or_group if each.key_or_group in swept else each.input_line for each in own)
+        alike[shape].append((line, [each for each in own if each.key_or_group in swept]))
     tasks = [
-        (
-            base,
-            shared,
-            [
-                (lines[i], [override for override in parsed[i] if override.key_or_group in values])
-                for i in members
-            ],
-        )
-        for base, members in groups.items()
+        (tuple(text for text in shape if text not in swept), shared, members)
+        for shape, members in alike.items()
     ]
-    processes = min(os.cpu_count() or 1, len(tasks))
-    if (
-        len(lines) < CELLS_WORTH_A_POOL
-        or processes == 1
-        or "fork" not in multiprocessing.get_all_start_methods()
-    ):
-        composed = list(itertools.starmap(_compose_group, tasks))
-    else:
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
-            composed = list(
-                pool.map(
-                    _compose_group, *zip(*tasks, strict=True), chunksize=max(1, len(tasks) // (8 * processes))
-                )
-            )
-    by_line = {cell[0]: cell for cells in composed for cell in cells}
+    by_line = {cell[0]: cell for cells in _in_processes(_compose_group, tasks, len(lines)) for cell in cells}
     distinct = {_run_of(by_line[line][1]): by_line[line] for line in reversed(lines)}
     return list(distinct.values())[::-1]
+
+
+def _in_processes(function: Callable[..., T], tasks: Sequence[tuple], cells: int) -> list[T]:
+    """``function`` of each task's arguments, by as many processes as there are cores where that pays."""
+    processes = min(os.cpu_count() or 1, len(tasks))
+    can_fork = "fork" in multiprocessing.get_all_start_methods()
+    if cells < CELLS_WORTH_A_POOL or processes == 1 or not can_fork:
+        return list(itertools.starmap(function, tasks))
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+        chunk = max(1, len(tasks) // (8 * processes))
+        return list(pool.map(function, *zip(*tasks, strict=True), chunksize=chunk))
 
 
 def _run_of(config: Config) -> tuple[str, str]:
     return config["runs"], digest(config)
 
 
-def _swept_values(lines: Sequence[Sequence[Override]]) -> set[str]:
-    """Keys, not groups, whose value differs between cells and that no other override touches: these can be
-    set afterwards."""
+def _swept_keys(lines: Sequence[Sequence[Override]]) -> set[str]:
+    """Case 2: keys whose values differ between cells and can be set afterwards."""
     groups = set(GlobalHydra.instance().config_loader().list_groups(""))
     texts: dict[str, set[str]] = defaultdict(set)
     plain: dict[str, bool] = defaultdict(lambda: True)
@@ -225,33 +230,34 @@ def _related(key: str, other: str) -> bool:
 def _compose_group(
     base: Overrides, shared: Sequence[str], members: Sequence[tuple[Overrides, list[Override]]]
 ) -> list[tuple[Overrides, Config]]:
-    """Cells that differ in values alone: composed once, and resolved once where nothing is computed from
-    those values."""
+    """Cases 2 to 4, of cells that have ``base`` in common; ``members``: their lines, and what else these
+    have."""
     composed = resolved = None
     cells = []
-    for line, values in members:
-        given = {override.key_or_group: override.value() for override in values}
+    for line, others in members:
+        values = {override.key_or_group: override.value() for override in others}
         try:
             if composed is None:
                 composed = compose("config", [*shared, *base])
-            if resolved is not None:
-                cells.append((line, with_values(resolved, given)))
-                continue
-            cfg = copy.deepcopy(composed)
-            for key, value in given.items():
-                OmegaConf.update(cfg, key, value, merge=True)
+            if resolved is None:
+                config = resolve(_with_values(composed, values))
+                if not any(_computed_from(composed, key) for key in values):
+                    resolved = config
+            else:
+                config = with_values(resolved, values)
         except SakdError as error:
             raise _of_cell(error, line) from error
         except (*HYDRAS, OmegaConfBaseException, KeyError):
-            cfg = _composed_alone(line, shared)  # whose error is the one that a user knows
-        try:
-            config = resolve(cfg)
-        except SakdError as error:
-            raise _of_cell(error, line) from error
-        if composed is not None and not any(_computed_from(composed, key) for key in given):
-            resolved = config
+            config = _composed_alone(line, shared)
         cells.append((line, config))
     return cells
+
+
+def _with_values(cfg: DictConfig, values: Mapping[str, Any]) -> DictConfig:
+    cfg = copy.deepcopy(cfg)
+    for key, value in values.items():
+        OmegaConf.update(cfg, key, value, merge=True)
+    return cfg
 
 
 def _of_cell(error: SakdError, line: Overrides) -> SakdError:
@@ -268,11 +274,11 @@ def _computed_from(cfg: DictConfig, key: str) -> bool:
     return any("${$" in text or "${." in text or any(name in text for name in names) for text in texts)
 
 
-def _composed_alone(line: Overrides, shared: Sequence[str]) -> DictConfig:
+def _composed_alone(line: Overrides, shared: Sequence[str]) -> Config:
     try:
-        return compose("config", [*shared, *line])
-    except HYDRAS as error:
-        raise ConfigError(f"{explain(error)} (cell {' '.join(line)})") from error
+        return compose_one([*shared, *line])
+    except SakdError as error:
+        raise _of_cell(error, line) from error
 
 
 def choices(group: str) -> list[str]:

@@ -1,6 +1,5 @@
 """A run's identity: what its result depends on, its digest, and the names that it goes by."""
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -10,30 +9,64 @@ from typing import Any
 
 from sakd.configuration.prerequisites import Config, needs_teacher
 
-# What a result does not depend on.
-NOT_IDENTITY = (
-    "device",
-    "threads",
-    "memory_format",
-    "compile",
-    "fold_batch_norm",
-    "profile",
-    "runs",
-    "tracking",
-    "dataset.root",
-    "dataset.download",
-    "dataset.workers",
-    "dataset.pin_memory",
-    "dataset.recipe",
-    "teacher.checkpoint",
-    "teacher.min_accuracy",
-)
+# What a run's identity leaves out, and why. config.yaml's comment and the README's table follow from it, by
+# `sakd catalogue --write FILE`.
+NOT_IDENTITY = {
+    "device": "where it trains; results differ by rounding",
+    "threads": "of the CPU; results differ by rounding",
+    "memory_format": "how a step is carried out; results differ by rounding",
+    "compile": "how a step is carried out; results differ by rounding",
+    "fold_batch_norm": "how a step is carried out; results differ by rounding",
+    "cohort": "who trains beside it; each trains as if alone",
+    "profile": "what is noted of its steps",
+    "runs": "where its folder lies",
+    "tracking": "where its metrics are mirrored",
+    "dataset.root": "where the images lie; they are told apart by `dataset.name`",
+    "dataset.download": "whether they are fetched",
+    "dataset.workers": "processes that decode them",
+    "dataset.pin_memory": "how they get to the device",
+    "dataset.reads": "which keys its reader gets; the keys themselves count",
+    "dataset.ignore_others": "whether keys may be there that nobody asks for",
+    "dataset.recipe": "other keys' defaults, which count where they are used",
+    "distiller.reference": "the paper",
+    "teacher.checkpoint": "a weights file; its content counts",
+    "teacher.min_accuracy": "what is refused; the teacher itself counts",
+}
+
+# What an absent key means. A key with this value does not count, so that a new key changes no digest.
+# Entries stay: to take one out, or to change its value, is to change digests.
+NEUTRAL = {
+    "precision": "fp32",
+    "schedule": None,
+    "teacher.training.precision": "fp32",
+    "teacher.training.schedule": None,
+    "dataset.crop_padding": 0,
+    "dataset.flip": False,
+    "dataset.val_fraction": 0,
+    "dataset.train_samples": None,
+    "dataset.test_samples": None,
+    "distiller.pretraining": None,
+    "distiller.pretraining.loss": None,
+    "distiller.pretraining.schedule": None,
+}
 
 
+def digest(config: Config) -> str:
+    """Ten hexadecimal digits of the identity."""
+    canonical = json.dumps(identity(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+
+
+# What of a configuration counts, in this order:
+#
+#   1. Numbers count by their value, 1.0 as 1; all else as it is written, a `_target_` as its text.
+#   2. Without distillers there is no teacher: neither it nor spot mode and distiller count.
+#   3. A teacher's weights file counts by its content, in the place of the recipe that would have trained one.
+#   4. What is in NOT_IDENTITY does not count.
+#   5. What has its value of NEUTRAL does not count.
 def identity(config: Config) -> Config:
-    """What a result depends on. A teacher's weights file counts by its content; without distillers there is
-    no teacher."""
-    own = copy.deepcopy(config)
+    """What a result depends on, as a configuration of its own."""
+    own = _plain(config)
     if not needs_teacher(own):
         del own["teacher"], own["spot_mode"]
         own["distiller"] = {"name": "none"}
@@ -42,29 +75,38 @@ def identity(config: Config) -> Config:
         own["teacher"]["sha256"] = _sha256_as_of(path, path.stat().st_mtime_ns, path.stat().st_size)
         del own["teacher"]["training"]
     for path in NOT_IDENTITY:
-        _drop(own, path.split("."))
+        node, key = _place(own, path)
+        node.pop(key, None)
+    for path, value in NEUTRAL.items():
+        node, key = _place(own, path)
+        if key in node and _is_same(node[key], value):
+            del node[key]
     return own
 
 
-def _drop(node: Config, path: list[str]) -> None:
-    for key in path[:-1]:
-        node = node.get(key, {})
-    node.pop(path[-1], None)
+def _plain(value: Any) -> Any:
+    """A copy in which 1.0 is 1: the same number is the same run."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def digest(config: Config) -> str:
-    """Ten hexadecimal digits of the identity."""
-    canonical = json.dumps(_whole(identity(config)), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+def _place(config: Config, path: str) -> tuple[Config, str]:
+    """The node that a dotted path's last key is in, and that key; an empty node where there is none."""
+    *parents, key = path.split(".")
+    node = config
+    for parent in parents:
+        node = node.get(parent)
+        if not isinstance(node, dict):
+            return {}, key
+    return node, key
 
 
-def _whole(node: Any) -> Any:
-    """1.0 is written as 1: the same number is the same run."""
-    if isinstance(node, Mapping):
-        return {key: _whole(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_whole(value) for value in node]
-    return int(node) if isinstance(node, float) and node.is_integer() else node
+def _is_same(found: object, neutral: object) -> bool:
+    """``False`` is another value than 0."""
+    return type(found) is type(neutral) and found == neutral
 
 
 def short_names(config: Config) -> dict[str, str]:

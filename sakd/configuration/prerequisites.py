@@ -1,52 +1,136 @@
-"""Work out which runs a run needs first, each as a configuration: its teacher, and the pretraining of its
-distiller."""
+"""What does a run need first? Its teacher, and its distiller's pretraining: each a run of its own."""
 
-import copy
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 Config = dict[str, Any]
 # Keys of the teacher that are not its network's.
 TEACHER_KEYS = ("checkpoint", "min_accuracy", "training")
+FIXED = {"name": "fixed", "_target_": "sakd.spots.Fixed"}  # of runs in which nobody is distilled
+
+
+@dataclass(frozen=True)
+class Prerequisites:
+    """Configurations of the runs that must be finished before a run begins."""
+
+    teacher: Config | None  # None: there is no teacher, or its weights lie in a file
+    pretraining: Config | None  # None: nothing is pretrained
+
+    def __iter__(self) -> Iterator[Config]:
+        """In the order in which they are trained: a pretraining may learn from the teacher."""
+        yield from (config for config in (self.teacher, self.pretraining) if config is not None)
+
+
+def prerequisites(config: Config) -> Prerequisites:
+    """What must be trained before ``config``. Nodes are shared with it, since nobody writes into a
+    configuration.
+
+    A pretraining that serves all students of a teacher is known by the teacher's stages: to find them,
+    networks are built, with torch, once for all seeds and spot modes. Raises ConfigError as
+    `sakd.configuration.build` does.
+    """
+    teacher = pretraining = None
+    if needs_teacher(config):
+        if config["teacher"]["checkpoint"] is None:
+            teacher = _teacher_run(config)
+        if config["distiller"].get("pretraining") is not None:
+            pretraining = _pretraining_run(config)
+    return Prerequisites(teacher, pretraining)
 
 
 def needs_teacher(config: Config) -> bool:
     return bool(config["distiller"]["losses"])
 
 
-def teacher_config(config: Config) -> Config:
-    """The configuration of the run that trains this run's teacher: the same that a user would give it as a
-    student alone."""
+def _teacher_run(config: Config) -> Config:
+    """The same that a user would launch to train the network as a student alone."""
     training = config["teacher"]["training"]
-    own = copy.deepcopy(config)
-    own["student"] = {key: value for key, value in config["teacher"].items() if key not in TEACHER_KEYS}
-    own |= copy.deepcopy(training)
-    own["distiller"] = {"name": "none", "losses": {}}
-    if "experiment" in own["tracking"]:
-        own["tracking"]["experiment"] += "-teachers"
-    return own
-
-
-def pretraining_config(config: Config, teacher_stages: Sequence[str] | None) -> Config:
-    """The configuration of the run that pretrains this run's distiller; of nothing that it does not depend
-    on.
-
-    ``teacher_stages``: where, if it learns from the teacher alone; the teacher's network then stands for
-    every student."""
-    pretraining = copy.deepcopy(config["distiller"]["pretraining"])
-    name, own_loss = pretraining.pop("name"), pretraining.pop("loss", None)
-    loss = own_loss or copy.deepcopy(config["distiller"]["losses"][name])
-    loss["weight"] = 1.0  # alone, it weighs nothing
-    own = {**copy.deepcopy(config), **pretraining}
-    if teacher_stages is not None:
-        own["student"] = teacher_config(config)["student"]
-        loss["where"] = list(teacher_stages)
-    own["distiller"] = {
-        "name": f"{config['distiller']['name']}_pretraining",
-        "losses": {name: loss},
-        "pretrains": name,
+    return {
+        "seed": training["seed"],
+        "epochs": training["epochs"],
+        "batch_size": training["batch_size"],
+        "optimizer": training["optimizer"],
+        "schedule": training["schedule"],
+        "precision": training["precision"],
+        "student": _network(config["teacher"]),
+        "teacher": config["teacher"],
+        "dataset": config["dataset"],
+        "distiller": {"name": "none", "losses": {}},
+        "spot_mode": FIXED,
+        "tracking": _tracked_apart(config["tracking"], "teachers"),
+        "device": config["device"],
+        "threads": config["threads"],
+        "memory_format": config["memory_format"],
+        "fold_batch_norm": config["fold_batch_norm"],
+        "compile": config["compile"],
+        "cohort": config["cohort"],
+        "profile": config["profile"],
+        "runs": config["runs"],
     }
-    own["spot_mode"] = {"name": "fixed", "_target_": "sakd.spots.Fixed"}
-    if "experiment" in own["tracking"]:
-        own["tracking"]["experiment"] += "-pretraining"
-    return own
+
+
+def _pretraining_run(config: Config) -> Config:
+    """Of nothing that it does not depend on: where it learns from the teacher alone, the teacher's network
+    stands for every student's."""
+    distiller, teacher = config["distiller"], config["teacher"]
+    pretraining = distiller["pretraining"]
+    name = pretraining["name"]
+    loss = {
+        **(pretraining.get("loss") or distiller["losses"][name]),
+        "weight": 1.0,
+    }  # alone, it weighs nothing
+    student = config["student"]
+    stages = _shared_stages(json.dumps([student, _network(teacher), loss]))
+    if stages is not None:
+        student, loss = _network(teacher), {**loss, "where": stages}
+    return {
+        "seed": pretraining["seed"],
+        "epochs": pretraining["epochs"],
+        "batch_size": pretraining["batch_size"],
+        "optimizer": pretraining["optimizer"],
+        "schedule": pretraining["schedule"],
+        "precision": config["precision"],
+        "student": student,
+        "teacher": teacher,
+        "dataset": config["dataset"],
+        "distiller": {
+            "name": f"{distiller['name']}_pretraining",
+            "losses": {name: loss},
+            "pretrains": name,
+        },
+        "spot_mode": FIXED,
+        "tracking": _tracked_apart(config["tracking"], "pretraining"),
+        "device": config["device"],
+        "threads": config["threads"],
+        "memory_format": config["memory_format"],
+        "fold_batch_norm": config["fold_batch_norm"],
+        "compile": config["compile"],
+        "cohort": config["cohort"],
+        "profile": config["profile"],
+        "runs": config["runs"],
+    }
+
+
+def _network(teacher: Config) -> Config:
+    return {key: value for key, value in teacher.items() if key not in TEACHER_KEYS}
+
+
+def _tracked_apart(tracking: Config, kind: str) -> Config:
+    """In an experiment of its own, so that one of students has students alone."""
+    if "experiment" not in tracking:
+        return tracking
+    return {**tracking, "experiment": f"{tracking['experiment']}-{kind}"}
+
+
+@cache
+def _shared_stages(nodes: str) -> list[str] | None:
+    """The teacher's stages at which a loss is pretrained for all its students; None where each has its own.
+
+    ``nodes``: of student, teacher and loss, as JSON, which can be remembered.
+    """
+    from sakd.configuration import build  # with torch, which most runs are planned without
+
+    return build.shared_stages(*json.loads(nodes))

@@ -1,10 +1,33 @@
 """Data sets, in memory or in files, and the batches drawn from them."""
 
+from importlib import import_module
+from typing import Any
+
 from sakd.data.batches import Batch, evaluation_batches, steps_per_epoch, train_batches
 from sakd.data.memory import Augmentation, ImageSet
-from sakd.data.sets import Dataset, Images, assemble, check_promises
+from sakd.data.sets import (
+    PROMISES,
+    PROMISES_IN_MEMORY,
+    Dataset,
+    Images,
+    assemble,
+    check_promises,
+)
+
+# Readers, and the module of each. No module has a reader's name: `sakd.data.digits` would be the module.
+_READERS = {
+    "cifar10": "cifar",
+    "cifar100": "cifar",
+    "digits": "handwritten",
+    "fashion_mnist": "idx",
+    "image_folder": "files",
+    "stand_in": "handwritten",
+    "tiny_imagenet": "tiny",
+}
 
 __all__ = [
+    "PROMISES",
+    "PROMISES_IN_MEMORY",
     "Augmentation",
     "Batch",
     "Dataset",
@@ -12,7 +35,26 @@ __all__ = [
     "Images",
     "assemble",
     "check_promises",
+    "cifar10",
+    "cifar100",
+    "digits",
     "evaluation_batches",
+    "fashion_mnist",
+    "image_folder",
+    "stand_in",
     "steps_per_epoch",
+    "tiny_imagenet",
     "train_batches",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a reader once it is asked for: some need torchvision, which takes a second, and the digits do
+    not."""
+    if name not in _READERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_READERS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

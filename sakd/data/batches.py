@@ -22,7 +22,8 @@ def train_batches(dataset: Dataset, batch_size: int, stream: torch.Generator) ->
     it.
 
     The last batch is smaller where the size does not divide their number; a single image left over is
-    dropped, since batch norm cannot use it."""
+    dropped, since batch norm cannot use it.
+    """
     train = dataset.train
     order = torch.randperm(len(train), generator=stream)
     if len(train) % batch_size == 1 < min(batch_size, len(train)):

@@ -117,7 +117,8 @@ def _interruptions_wait() -> Iterator[None]:
     ``__del__`` is lost.
 
     Workers started inside get neither at first, and Ctrl-C never: it is for this process, which ends its
-    workers."""
+    workers.
+    """
     arrived, before = [], {}
     if threading.current_thread() is threading.main_thread():  # no other may set handlers
         before = {
@@ -210,7 +211,8 @@ def image_folder(
     their order.
 
     Raises ConfigError for values that cannot be used, DataError if folders or classes are missing, empty or
-    too many."""
+    too many.
+    """
     if channels not in MODES:
         raise ConfigError(f"dataset.channels: found {channels}, expected 1 (grey) or 3 (RGB)")
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:

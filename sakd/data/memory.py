@@ -1,7 +1,8 @@
 """Images in memory, best on the device that trains: cropped and flipped there, without workers.
 
 All draws of an epoch are made at its start from the data stream on the CPU, so that every device sees the
-same batches."""
+same batches.
+"""
 
 import hashlib
 from collections.abc import Iterator

@@ -21,7 +21,8 @@ class Images(Protocol):
     its place here.
 
     ``labels``: int64 [N], on the device on which batches arrive. ``shape``: of each image in a batch, C, H,
-    W."""
+    W.
+    """
 
     labels: Tensor
     shape: tuple[int, ...]
@@ -79,6 +80,22 @@ class Dataset:
             self.std,
             self.augmentation,
         )
+
+
+# What every data set says of its images.
+PROMISES = (
+    "name",
+    "classes",
+    "channels",
+    "image_size",
+    "mean",
+    "std",
+    "val_fraction",
+    "train_samples",
+    "test_samples",
+)
+# And what those do whose reader does not augment them itself.
+PROMISES_IN_MEMORY = ("crop_padding", "flip")
 
 
 def check_promises(

@@ -7,32 +7,44 @@ from torch import Tensor, nn
 
 from sakd.errors import ConfigError, check_number
 from sakd.networks import StagedNet
+from sakd.plugin import Plugin
 from sakd.spots import Spot, spots_at
 
 Features = Mapping[str, Tensor]
 
 
-class Distiller(nn.Module):
+class Distiller(Plugin):
     """*What* to distil: a published loss at each spot of a kind, over the rows kept there.
 
     A distiller sees features and masks; never labels' cross-entropy, optimizers, the policy or the networks.
-    A new one gives ``spot_loss``; a method that compares spots with each other overrides ``forward``. Modules
+    A new one gives ``spot_loss``; a method that compares spots with each other overrides ``loss``. Modules
     that a spot needs are built in ``__init__`` from ``self.spots``; what depends on the training set (a
     memory bank) is built in ``prepare``. The teacher's features need no detaching: it runs without gradients.
+
+    ``weight`` scales the loss; with ``ramp_epochs`` it begins small: at epoch e of the first ``ramp_epochs``
+    it counts e / ramp_epochs of the whole.
 
     ``takes`` says which features the loss is defined for: "map", "vector" or "both". A method with a stage of
     training before the student's own gives ``pretrained`` and ``pretraining_loss``; where that needs the
     teacher alone, ``pretraining_shared`` says that one pretraining serves all its students.
 
-    Raises ConfigError for a weight below 0, or a spot with other features than it takes.
+    Raises ConfigError for a weight or ``ramp_epochs`` below 0, or a spot with other features than it takes.
     """
 
     takes = "both"
     pretraining_shared = False
 
-    def __init__(self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float):
+    def __init__(
+        self,
+        student: StagedNet,
+        teacher: StagedNet,
+        where: str | Sequence[str],
+        weight: float,
+        ramp_epochs: float = 0,
+    ):
         super().__init__()
         check_number(f"weight of {type(self).__name__}", weight, least=0)
+        check_number(f"ramp_epochs of {type(self).__name__}", ramp_epochs, least=0)
         self.spots = spots_at(where, student, teacher)
         for spot in self.spots:
             found = "map" if len(spot.student_shape) == 3 else "vector"
@@ -41,36 +53,44 @@ class Distiller(nn.Module):
                     f"where={where}: found a {found} at {spot.name}, {type(self).__name__} takes "
                     f"{self.takes}s"
                 )
-        self.weight = float(weight)
-
-    def prepare(self, labels: Tensor, classes: int, stream: torch.Generator) -> None:
-        """Called once, before training or the loading of a saved state, on the device that trains.
-
-        ``labels``: [N], of the whole training set: ``self.labels[indices]`` are a batch's. A loss that draws
-        random numbers in training draws them from ``stream`` alone; the trainer starts it anew each epoch.
-        What is built here are buffers: the optimizer knows the parameters already.
-
-        Raises ConfigError if there is nothing to learn from such a training set.
-        """
-        self.register_buffer("labels", labels, persistent=False)
-        self.classes = classes
-        self.stream = stream
+        self.weight, self.ramp_epochs = float(weight), ramp_epochs
+        if ramp_epochs:  # a tensor, so that a captured step sees it change
+            self.register_buffer("share", torch.ones(()), persistent=False)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Called before each epoch, counted from 1."""
+        super().begin_epoch(epoch)
+        if self.ramp_epochs:
+            self.share.fill_(min(epoch / self.ramp_epochs, 1))
 
     def forward(
-        self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor
+        self,
+        student_features: Features,
+        teacher_features: Features,
+        keep: Mapping[Spot, Tensor],
+        indices: Tensor,
     ) -> Tensor:
-        """The weighted loss, a scalar, summed over the spots.
+        """``loss`` as it counts, with its weight and ramp: a scalar. Arguments as there."""
+        weighted = self.weight * self.loss(student_features, teacher_features, keep, indices)
+        return self.share * weighted if self.ramp_epochs else weighted
 
-        ``keep[spot]``: [B] bool. ``indices``: [B], the samples' places in the training set.
+    def loss(
+        self,
+        student_features: Features,
+        teacher_features: Features,
+        keep: Mapping[Spot, Tensor],
+        indices: Tensor,
+    ) -> Tensor:
+        """The published loss, a scalar, summed over the spots.
+
+        Features: by stage, [B, …]. ``keep[spot]``: [B] bool. ``indices``: [B], the samples' places in the
+        training set.
         """
         losses = []
         for spot in self.spots:
-            f_s, f_t = at_least_float32(student[spot.student]), at_least_float32(teacher[spot.teacher])
-            losses.append(self.spot_loss(spot, f_s, f_t, keep[spot], indices))
-        return self.weight * torch.stack(losses).sum()
+            student = at_least_float32(student_features[spot.student])
+            teacher = at_least_float32(teacher_features[spot.teacher])
+            losses.append(self.spot_loss(spot, student, teacher, keep[spot], indices))
+        return torch.stack(losses).sum()
 
     def spot_loss(
         self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor
@@ -78,48 +98,18 @@ class Distiller(nn.Module):
         """n_kept / B times the published loss on the kept rows, as a scalar; exactly 0 where none is kept.
 
         ``student``, ``teacher``: features [B, …] at the spot, float32 or more; ``indices``: [B], the samples'
-        places in the training set. Shapes must not depend on ``keep``."""
+        places in the training set. Shapes must not depend on ``keep``.
+        """
         raise NotImplementedError
 
     def pretrained(self, student: StagedNet) -> nn.Module:
         """What a pretraining trains: modules of this distiller, or stages of the student."""
         raise ConfigError(f"{type(self).__name__} has no pretraining")
 
-    def pretraining_loss(self, student: StagedNet, images: Tensor, teacher: Features) -> Tensor:
-        """The scalar that a pretraining minimises. ``images``: [B, C, H, W]; ``teacher``: its features of
+    def pretraining_loss(self, student: StagedNet, images: Tensor, teacher_features: Features) -> Tensor:
+        """The scalar that a pretraining minimises. ``images``: [B, C, H, W]; ``teacher_features``: of
         them."""
         raise NotImplementedError
-
-
-class Ramped(Distiller):
-    """A distiller whose loss begins small: at epoch e of the first ``ramp_epochs`` it counts e / ramp_epochs
-    of the whole.
-
-    Raises ConfigError also for ``ramp_epochs`` below 0.
-    """
-
-    def __init__(
-        self,
-        student: StagedNet,
-        teacher: StagedNet,
-        where: str | Sequence[str],
-        weight: float,
-        ramp_epochs: float,
-    ):
-        super().__init__(student, teacher, where, weight)
-        check_number(f"ramp_epochs of {type(self).__name__}", ramp_epochs, least=0)
-        self.ramp_epochs = ramp_epochs
-        self.register_buffer(
-            "share", torch.ones(()), persistent=False
-        )  # a tensor, so that a captured step sees it change
-
-    def begin_epoch(self, epoch: int) -> None:
-        self.share.fill_(min(epoch / self.ramp_epochs, 1) if self.ramp_epochs else 1)
-
-    def forward(
-        self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor
-    ) -> Tensor:
-        return self.share * super().forward(student, teacher, keep, indices)
 
 
 def at_least_float32(features: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from sakd.spots import Spot
 PRODUCTS = 2**24  # the most inner products held at once
 
 
-def similarities(anchors: Tensor, bank: Tensor, samples: Tensor) -> Tensor:
+def inner_products(anchors: Tensor, bank: Tensor, samples: Tensor) -> Tensor:
     """Inner products [B, K] of each anchor [B, d] with its own samples [B, K] of a bank [n, d].
 
     Picked from products with the whole bank, some anchors at a time: never a tensor of B x K x d.
@@ -30,7 +30,8 @@ def noise_contrastive_losses(scores: Tensor, log_z: Tensor, n: int) -> Tensor:
     """Loss of each row of scores [B, 1 + K], the positive's first: [B].
 
     It is a logistic regression: the model's probability exp(score) / Z of a sample, against K draws of noise
-    with 1 / n each."""
+    with 1 / n each.
+    """
     logits = scores - log_z - log((scores.shape[1] - 1) / n)
     return -F.logsigmoid(-logits).sum(dim=1) - logits[:, 0]
 
@@ -65,7 +66,7 @@ class Bank(nn.Module):
         """
 
         def loss(anchors: Tensor) -> Tensor:
-            scores = similarities(anchors / self.temperature, self.embeddings, samples)
+            scores = inner_products(anchors / self.temperature, self.embeddings, samples)
             self._fix_z(scores.detach(), keep)
             return kept_mean(noise_contrastive_losses(scores, self.log_z, len(self.embeddings)), keep)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sakd.distillers.base import Ramped, kept_mean
+from sakd.distillers.base import Distiller, kept_mean
 from sakd.errors import ConfigError, check_number
 from sakd.networks import StagedNet
 from sakd.spots import Spot
@@ -28,12 +28,13 @@ def divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
     return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)
 
 
-class DKD(Ramped):
+class DKD(Distiller):
     """KD taken apart: the target class against the rest, and the rest among themselves, each with a weight of
     its own.
 
     It stands in the place of KD. Raises ConfigError for a spot that is not the logits: labels name their
-    entries."""
+    entries.
+    """
 
     takes = "vector"
 

@@ -53,23 +53,35 @@ class FSP(Distiller):
                     f"{spot.name}; FSP compares channel with channel and needs as many in both networks"
                 )
 
-    def forward(
-        self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor
+    def loss(
+        self,
+        student_features: Features,
+        teacher_features: Features,
+        keep: Mapping[Spot, Tensor],
+        indices: Tensor,
     ) -> Tensor:
-        return self.weight * self.differences(student, teacher, keep)
+        return self.differences(student_features, teacher_features, keep)
 
-    def differences(self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor]) -> Tensor:
+    def differences(
+        self, student_features: Features, teacher_features: Features, keep: Mapping[Spot, Tensor]
+    ) -> Tensor:
         """Sum over the flows of n_kept / B times their mean squared difference."""
         losses = []
         for lower, upper in self.flows:
-            of_student = flow(*(at_least_float32(student[stage]) for stage in (lower.student, upper.student)))
-            of_teacher = flow(*(at_least_float32(teacher[stage]) for stage in (lower.teacher, upper.teacher)))
+            of_student = flow(
+                *(at_least_float32(student_features[stage]) for stage in (lower.student, upper.student))
+            )
+            of_teacher = flow(
+                *(at_least_float32(teacher_features[stage]) for stage in (lower.teacher, upper.teacher))
+            )
             losses.append(kept_mean((of_student - of_teacher).square().mean(dim=(1, 2)), keep[upper]))
         return torch.stack(losses).sum()
 
     def pretrained(self, student: StagedNet) -> nn.Module:
         return student.between(None, self.spots[-1].student)
 
-    def pretraining_loss(self, student: StagedNet, images: Tensor, teacher: Features) -> Tensor:
+    def pretraining_loss(self, student: StagedNet, images: Tensor, teacher_features: Features) -> Tensor:
         everything = torch.ones(len(images), dtype=torch.bool, device=images.device)
-        return self.differences(student.features(images), teacher, dict.fromkeys(self.spots, everything))
+        return self.differences(
+            student.features(images), teacher_features, dict.fromkeys(self.spots, everything)
+        )

@@ -1,13 +1,13 @@
 """Factor transfer (Kim, Park, Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer",
 NeurIPS 2018)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sakd.distillers.at import attention_maps, to_common_size
-from sakd.distillers.base import Distiller, at_least_float32, kept_mean
+from sakd.distillers.base import Distiller, Features, at_least_float32, kept_mean
 from sakd.errors import ConfigError, check_number
 from sakd.networks import StagedNet
 from sakd.spots import Spot
@@ -81,11 +81,11 @@ class FT(Distiller):
     def pretrained(self, student: StagedNet) -> nn.Module:
         return self.paraphrasers
 
-    def pretraining_loss(self, student: StagedNet, images: Tensor, teacher: Mapping[str, Tensor]) -> Tensor:
+    def pretraining_loss(self, student: StagedNet, images: Tensor, teacher_features: Features) -> Tensor:
         """Mean squared error of the paraphrased maps, summed over the spots."""
         losses = []
         for stage, paraphraser in self.paraphrasers.items():
-            maps = at_least_float32(teacher[stage])
+            maps = at_least_float32(teacher_features[stage])
             losses.append(F.mse_loss(paraphraser.decoder(paraphraser.encoder(maps)), maps))
         return sum(losses)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sakd.distillers.base import Features, Ramped, at_least_float32, kept_mean
+from sakd.distillers.base import Distiller, Features, at_least_float32, kept_mean
 from sakd.errors import check_number
 from sakd.networks import Shape, StagedNet
 from sakd.spots import Spot
@@ -58,7 +58,7 @@ def as_map(shape: Shape) -> Shape:
     return shape if len(shape) == 3 else (*shape, 1, 1)
 
 
-class ReviewKD(Ramped):
+class ReviewKD(Distiller):
     """The student's levels, fused from the deepest up, each compared with the teacher's of the same spot.
 
     A spot's mask takes rows out of its own comparison alone: whether a row is kept at one spot does not
@@ -93,13 +93,17 @@ class ReviewKD(Ramped):
             }
         )
 
-    def forward(
-        self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor
+    def loss(
+        self,
+        student_features: Features,
+        teacher_features: Features,
+        keep: Mapping[Spot, Tensor],
+        indices: Tensor,
     ) -> Tensor:
         losses, handed_down = [], None
         for spot in self.spots:
-            f_s = at_least_float32(student[spot.student]).reshape(-1, *as_map(spot.student_shape))
-            f_t = at_least_float32(teacher[spot.teacher]).reshape(-1, *as_map(spot.teacher_shape))
+            f_s = at_least_float32(student_features[spot.student]).reshape(-1, *as_map(spot.student_shape))
+            f_t = at_least_float32(teacher_features[spot.teacher]).reshape(-1, *as_map(spot.teacher_shape))
             reviewed, handed_down = self.fusions[spot.name](f_s, handed_down)
             losses.append(kept_mean(hierarchical_distance(reviewed, f_t), keep[spot]))
-        return self.share * self.weight * torch.stack(losses).sum()
+        return torch.stack(losses).sum()

@@ -15,7 +15,7 @@ from sakd.networks import StagedNet
 from sakd.spots import Spot
 
 
-def similarities(features: Tensor, width: int) -> Tensor:
+def batch_similarities(features: Tensor, width: int) -> Tensor:
     """Inner products of the batch's rows [B, …] with one another, and 0 for the rows that a batch of
     ``width`` would have more: [B, width]."""
     flat = features.flatten(1)
@@ -89,18 +89,18 @@ class SemCKD(Distiller):
             for stage in student.maps
         }
 
-    def attention(self, student: Features, teacher: Features) -> Tensor:
+    def attention(self, student_features: Features, teacher_features: Features) -> Tensor:
         """How much each student stage attends to each of the teacher's, of each sample: [B, S, T], over T in
         sum 1."""
         queries, keys = (
             torch.stack(
                 [
-                    F.normalize(embed(similarities(features[stage], self.batch_size)))
+                    F.normalize(embed(batch_similarities(features[stage], self.batch_size)))
                     for stage, embed in embeddings.items()
                 ],
                 dim=1,
             )
-            for features, embeddings in ((student, self.queries), (teacher, self.keys))
+            for features, embeddings in ((student_features, self.queries), (teacher_features, self.keys))
         )
         return (queries @ keys.transpose(1, 2)).softmax(dim=2)
 
@@ -110,20 +110,25 @@ class SemCKD(Distiller):
         projected = self.projections[f"{student_stage}-{teacher_stage}"](student)
         return (projected - teacher).square().flatten(1).mean(dim=1)
 
-    def forward(
-        self, student: Features, teacher: Features, keep: Mapping[Spot, Tensor], indices: Tensor
+    def loss(
+        self,
+        student_features: Features,
+        teacher_features: Features,
+        keep: Mapping[Spot, Tensor],
+        indices: Tensor,
     ) -> Tensor:
         if len(indices) > self.batch_size:
             raise ConfigError(
                 f"batch_size of SemCKD: found {self.batch_size}, expected at least a batch's "
                 f"{len(indices)} rows"
             )
-        student = {stage: at_least_float32(student[stage]) for stage in self.queries}
-        teacher = {stage: at_least_float32(teacher[stage]) for stage in self.keys}
+        student_features = {stage: at_least_float32(student_features[stage]) for stage in self.queries}
+        teacher_features = {stage: at_least_float32(teacher_features[stage]) for stage in self.keys}
         losses = []
-        for (s, f_s), attention in zip(
-            student.items(), self.attention(student, teacher).unbind(1), strict=True
-        ):
-            distances = torch.stack([self.distance(s, t, f_s, f_t) for t, f_t in teacher.items()], dim=1)
-            losses.append(kept_mean((attention * distances).sum(dim=1), keep[self.spot_of[s]]))
-        return self.weight * torch.stack(losses).mean()
+        attention = self.attention(student_features, teacher_features)
+        for (s, f_s), attended in zip(student_features.items(), attention.unbind(1), strict=True):
+            distances = torch.stack(
+                [self.distance(s, t, f_s, f_t) for t, f_t in teacher_features.items()], dim=1
+            )
+            losses.append(kept_mean((attended * distances).sum(dim=1), keep[self.spot_of[s]]))
+        return torch.stack(losses).mean()

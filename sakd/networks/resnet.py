@@ -95,7 +95,8 @@ def resnet(
     map.
 
     The wide ones count as a family of their own, as in the published pairs: resnet32x4 to resnet32 is
-    "different"."""
+    "different".
+    """
     family = "resnet" if widths == NARROW else "resnet_x4"
     blocks = ((depth - 2) // 6,) * 3
     renames = (*BODY, (r"\.shortcut\.", ".downsample."), ("^logits", "fc"))

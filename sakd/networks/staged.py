@@ -26,7 +26,8 @@ class StagedNet(nn.Sequential):
     the name it has here.
 
     Raises ConfigError if images of ``input_shape`` (channels, height, width) cannot pass through, or a
-    stage's output is not such a tensor."""
+    stage's output is not such a tensor.
+    """
 
     def __init__(
         self, stages: Mapping[str, nn.Module], family: str, input_shape: Shape, renames: Renames = ()

@@ -76,7 +76,8 @@ def large_vgg(
     at the end.
 
     The embedding is the last ``hidden`` vector, not the 25088 pooled values: adapters between two such would
-    have 600 million weights."""
+    have 600 million weights.
+    """
     stages = convolutional_stages(depth, nn.MaxPool2d(2), in_channels)
     stages["embedding"] = nn.Sequential(
         nn.MaxPool2d(2),

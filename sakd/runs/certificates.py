@@ -4,49 +4,31 @@ measured."""
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from sakd.data import Dataset, evaluation_batches
 from sakd.files import read_json, write_whole
-from sakd.networks import StagedNet
 from sakd.networks.checkpoints import load_weights, parse_weights
-from sakd.training import evaluate
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What is known of a teacher; ``accuracy`` in percent on the test images."""
-
-    name: str
-    accuracy: float
-    sha256: str
-    source: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+from sakd.training import Certificate, Teacher, evaluate
 
 
 def certify(
-    teacher: StagedNet,
+    teacher: Teacher,
     name: str,
     path: Path,
     dataset: Dataset,
-    device: torch.device,
     certificates: Path,
     accept: Callable[[Certificate], None],
-) -> Certificate:
-    """Load ``path`` into ``teacher`` and measure it, unless ``certificates`` has a file's word for these very
-    weights, network and test images. ``accept`` raises what it has against the teacher; nothing is written
-    then.
+) -> None:
+    """Load ``path`` into ``teacher``, measure it and give it its certificate.
+
+    It is not measured again where the folder ``certificates`` has a file's word for these very weights,
+    network and test images. ``accept`` raises what it has against the teacher; nothing is written then.
 
     Raises CheckpointError if the file does not fit.
     """
     raw = path.read_bytes()
-    load_weights(teacher, parse_weights(raw, path), name, path)
+    load_weights(teacher.network, parse_weights(raw, path), name, path)
     sha256 = hashlib.sha256(raw).hexdigest()
     subject = f"{sha256} {name} {dataset.test.checksum()} {dataset.mean} {dataset.std}"
     kept = certificates / f"{hashlib.sha256(subject.encode()).hexdigest()[:16]}.json"
@@ -55,11 +37,11 @@ def certify(
     if measured:
         accuracy = known["accuracy"]
     else:
-        test = dataset.test.to(device)
-        accuracy = evaluate(teacher.to(device), evaluation_batches(test, dataset))["accuracy"]
+        test = dataset.test.to(teacher.device)
+        accuracy = evaluate(teacher.network, evaluation_batches(test, dataset))["accuracy"]
     certificate = Certificate(name, accuracy, sha256, str(path))
     accept(certificate)
     if not measured:
         certificates.mkdir(parents=True, exist_ok=True)
         write_whole(kept, json.dumps({"subject": subject, "accuracy": accuracy}).encode())
-    return certificate
+    teacher.certificate = certificate

@@ -63,7 +63,8 @@ def snapshot(runs: Path, root: Path = ROOT) -> Path:
     each state of it.
 
     A job that puts it first on its PYTHONPATH runs the code as it was. Raises RunError where it cannot be
-    written."""
+    written.
+    """
     folder = runs / COPIES
     if (root / NOTE).exists():
         return root  # a job that launches others

@@ -1,44 +1,37 @@
-"""One run from its configuration: its teacher first, then its own training, resumed where it was left,
-tracked, finished."""
+"""Runs, trained: what they need first, then they themselves, resumed where they were left, tracked,
+finished."""
 
+import gc
 import logging
-import platform
 import time
-from contextlib import nullcontext, suppress
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sakd.configuration import (
-    Config,
-    build,
-    pretraining_config,
-    require_accuracy,
-    short_names,
-    teacher_config,
-)
+from sakd.configuration import Config, build, prerequisites, require_accuracy
 from sakd.data import Dataset
-from sakd.errors import CheckpointError, DataError
+from sakd.errors import CheckpointError, DataError, RunHeldError, WithdrawnError, in_one_line
 from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
 from sakd.process import allow_tf32
-from sakd.runs import code
-from sakd.runs.certificates import Certificate, certify
+from sakd.runs.certificates import certify
 from sakd.runs.logs import OwnLog
 from sakd.runs.run import Run
-from sakd.runs.tracking import Mirror, start_mirror
+from sakd.runs.tracking import catch_up, start_mirror
+from sakd.runs.underway import Prepared, Result, UnderWay
 from sakd.signals import interruptible
 from sakd.terminal import Watch, Watched
-from sakd.training import Profile, Trainer
+from sakd.training import Certificate, Cohort, Profile, Teacher
 
 log = logging.getLogger("sakd")
 
-Result = dict[str, Any]
+Outcome = Result | Exception
 
 DEFAULT_THREADS = torch.get_num_threads()
+SECONDS_BETWEEN_QUESTIONS = 1.0  # whether a member has been withdrawn
 
 
 def execute(config: Config, dataset: Dataset | None = None, leave_failure: bool = False) -> Result:
@@ -47,136 +40,345 @@ def execute(config: Config, dataset: Dataset | None = None, leave_failure: bool 
     All that can be wrong with the configuration is found before any data is read; such a run leaves nothing,
     or, with ``leave_failure``, what a run that failed in training leaves: its folder with the traceback, and
     a FAILED run in MLflow. Raises a SakdError for what the user can mend; an interruption (SIGINT, SIGTERM)
-    ends as KeyboardInterrupt with the run marked KILLED."""
-    run = Run(config)
-    result = run.result()
-    if result is not None:
-        if dataset is not None:
-            _check_same_data(run, result, dataset)
-        return result
-    try:
-        trainer, dataset, certificate, pretraining = _prepared(config, dataset)
-    except Exception as error:
-        if leave_failure:
-            _leave_failure(run, error)
-        raise
-    with run.locked(waiting=lambda: log.info("another process works on %s; waiting for it", run.folder)):
-        return run.result() or _train(run, trainer, dataset, certificate, pretraining)
+    ends as KeyboardInterrupt with the run marked KILLED.
+    """
+    (outcome,) = Together([Run(config)], dataset, leave_failure).outcomes().values()
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
-def _prepared(
-    config: Config, dataset: Dataset | None
-) -> tuple[Trainer, Dataset, Certificate | None, dict[str, str] | None]:
-    """What a training needs; the runs before it are finished, if need be by training them."""
-    torch.set_num_threads(config["threads"] or DEFAULT_THREADS)
-    device = build.device(config)
-    build.promises(config)
-    parts = build.parts(config)
-    trainer = build.trainer(config, parts, device)
-    _check_prerequisites(config, parts, device)
-    dataset = dataset or build.dataset(config)
-    trainer.prepare(dataset)
-    certificate = None
-    if parts.teacher is not None:
-        path = _teacher_weights(config, dataset)
+def execute_together(
+    configs: Sequence[Config],
+    *,
+    leave_failures: bool = False,
+    withdrawn: Callable[[str], bool] = lambda name: False,
+) -> dict[str, Outcome]:
+    """Results of runs that may go together, by their names, in order; for one that fails, its error.
+
+    They share data set and how it is read, teacher, seed, batch size, precision, execution and folder of
+    runs. What is finished is read, the others are trained as one cohort; a run that another process works on
+    is waited for at the end. ``withdrawn(name)`` is asked now and then: a run for which it says True ends as
+    KILLED, with WithdrawnError as its outcome. ``leave_failures`` and an interruption as in ``execute``.
+    """
+    runs = [Run(config) for config in configs]
+    outcomes = Together(runs, None, leave_failures, withdrawn).outcomes()
+    for run in runs:
+        if not isinstance(outcomes[run.name], Exception):
+            catch_up(run)
+    return outcomes
+
+
+class Together:
+    """Trains runs that go together; what goes wrong in one is its own outcome, and the others go on."""
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        dataset: Dataset | None = None,
+        leave_failures: bool = False,
+        withdrawn: Callable[[str], bool] = lambda name: False,
+    ):
+        self.runs = {run.name: run for run in runs}
+        self.dataset, self.leave_failures, self.withdrawn = dataset, leave_failures, withdrawn
+        self.ended: dict[str, Outcome] = {}
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """Of every run, in order; trains what is not finished."""
+        for run in self.runs.values():
+            with self._alone(run, leave=False):
+                result = run.result()
+                if result is not None:
+                    self._check_same_data(run, result)
+                    self.ended[run.name] = result
+        held = self._trained([run for run in self.runs.values() if run.name not in self.ended])
+        for run in held:  # another process works on it: its result, once that is done with it
+            self.ended |= Together([run], self.dataset, self.leave_failures, self.withdrawn).outcomes()
+        return {name: self.ended[name] for name in self.runs}
+
+    def _trained(self, runs: Sequence[Run]) -> list[Run]:
+        """Those of ``runs`` that another process holds; all others have an outcome then."""
+        if not runs:
+            return []
+        try:
+            held = []
+            with self._for_all(runs):
+                held = self._train(self._prepared(runs))
+            return held
+        except torch.OutOfMemoryError as error:
+            open_runs = [run for run in runs if run.name not in self.ended]
+            if len(open_runs) < 2:
+                self.ended |= {run.name: error.with_traceback(None) for run in open_runs}
+                return []
+        half = (len(open_runs) + 1) // 2  # here, the failed cohort's memory is free
+        gc.collect()
+        torch.cuda.empty_cache()
+        log.warning(
+            "too little GPU memory for %d runs at once; going on with %d and %d",
+            len(open_runs),
+            half,
+            len(open_runs) - half,
+        )
+        return self._trained(open_runs[:half]) + self._trained(open_runs[half:])
+
+    # ---- before
+
+    def _prepared(self, runs: Sequence[Run]) -> list[Prepared]:
+        """All that can be wrong is found before any data is read, and that before anything is trained."""
+        shared = runs[0].config
+        torch.set_num_threads(shared["threads"] or DEFAULT_THREADS)
+        allow_tf32(shared["precision"] == "tf32")
+        device = build.device(shared)
+        build.promises(shared)
+        teacher, built, trainers = None, {}, {}
+        for run in runs:
+            with self._alone(run):
+                built[run.name] = build.parts(run.config, None if teacher is None else teacher.network)
+                if teacher is None and built[run.name].teacher is not None:
+                    teacher = Teacher(
+                        built[run.name].teacher, device=device, execution=build.execution(shared)
+                    )
+                trainers[run.name] = build.trainer(run.config, built[run.name], device, teacher)
+                _check_pretraining(run.config, device)
+        runs = self._open(runs)
+        if teacher is not None and runs:
+            _check_teacher(shared, teacher, device)
+        if not runs:
+            return []
+        dataset = self.dataset or build.dataset(shared)
+        for run in runs:
+            with self._alone(run):
+                trainers[run.name].prepare(dataset)
+        runs = self._open(runs)
+        if teacher is not None and runs:
+            self._certify(teacher, runs, dataset)
+        prepared = []
+        for run in self._open(runs):
+            with self._alone(run):
+                pretraining = _pretrained(run.config, built[run.name], dataset)
+                prepared.append(Prepared(run, trainers[run.name], dataset, pretraining))
+        return prepared
+
+    def _certify(self, teacher: Teacher, runs: Sequence[Run], dataset: Dataset) -> None:
+        """Load and measure the teacher; a run that expects more of it ends."""
+        config = runs[0].config
+        path, expected = _teacher_weights(config, dataset)
 
         def accept(found: Certificate) -> None:
-            require_accuracy(config, found.accuracy, found.source)
-            _check_untouched(config, found)
+            if expected is not None and found.sha256 != expected:
+                raise CheckpointError(
+                    f"{found.source}: found checksum {found.sha256}, expected {expected} as in result.json "
+                    "beside it; the file was changed. Move that folder away to train the teacher again"
+                )
+            for run in runs:
+                with self._alone(run):
+                    require_accuracy(run.config, found.accuracy, found.source)
+            if not self._open(runs):
+                raise self.ended[runs[0].name]
 
-        certificates = Path(config["runs"]) / ".certificates"
-        certificate = certify(
-            parts.teacher, config["teacher"]["name"], path, dataset, device, certificates, accept
-        )
-        log.info("teacher %s: %.2f %% (%s)", certificate.name, certificate.accuracy, path)
-    pretraining = None if parts.pretraining is None else _pretraining(config, parts, dataset)
-    return trainer, dataset, certificate, pretraining
+        name = config["teacher"]["name"]
+        certify(teacher, name, path, dataset, Path(config["runs"]) / ".certificates", accept)
+        log.info("teacher %s: %.2f %% (%s)", name, teacher.certificate.accuracy, path)
 
+    # ---- the training itself
 
-def _leave_failure(run: Run, error: Exception) -> None:
-    with run.locked():
-        with suppress(type(error)), OwnLog(run.folder / "run.log"):
-            run.start()
-            raise error
-        mirror = start_mirror(run.folder, run.config)
-        if mirror is not None:
-            mirror.close("FAILED")
+    def _train(self, prepared: Sequence[Prepared]) -> list[Run]:
+        """Train what is not finished meanwhile; those that another process holds."""
+        held = []
+        with ExitStack() as stack:
+            members: dict[str, UnderWay] = {}
+            for one in prepared:
+                with self._alone(one.run, leave=False):
+                    try:
+                        stack.enter_context(one.run.locked(**_patience(one.run, len(prepared))))
+                    except RunHeldError:
+                        log.info("another process works on %s; it is left to that", one.run.folder)
+                        held.append(one.run)
+                        continue
+                    result = one.run.result()
+                    if result is None:
+                        members[one.run.name] = UnderWay(one)
+                    else:
+                        self.ended[one.run.name] = result
+            if members:
+                self._train_members(members)
+        return held
 
+    def _train_members(self, members: Mapping[str, UnderWay]) -> None:
+        logs = ExitStack()
+        try:
+            with interruptible():
+                for name, member in members.items():
+                    member.together = len(members)
+                    with self._alone(member.run):
+                        logs.enter_context(member.own_log)
+                    if name not in self.ended:
+                        with self._alone(member.run, member):
+                            self._ask(name, {})
+                            member.begin()
+                self._train_epochs({name: m for name, m in members.items() if name not in self.ended})
+        except BaseException as error:  # of what all share, such as the data, or an interruption
+            for name, member in members.items():
+                if name not in self.ended:
+                    member.failed(error, _status(error))
+            raise
+        finally:
+            for member in members.values():
+                member.wait()
+            logs.close()
 
-def _check_same_data(run: Run, result: Result, dataset: Dataset) -> None:
-    if result["data_sha256"] != dataset.checksum:
-        raise DataError(
-            f"{run.folder}: learned from images with checksum {result['data_sha256']}, found "
-            f"{dataset.checksum} now. Two data "
-            "sets of one name count as one: give the other another dataset.name, or move that folder away"
-        )
+    def _train_epochs(self, members: Mapping[str, UnderWay]) -> None:
+        if not members:
+            return
+        first = next(iter(members.values())).prepared
+        cohort = Cohort(first.trainer.teacher, {name: m.trainer for name, m in members.items()})
+        epochs = {name: member.run.config["epochs"] for name, member in members.items()}
+        watched = {
+            name: Watched(member.prepared.title, epochs[name], member.trainer.epoch)
+            for name, member in members.items()
+        }
+        profiled = len(members) == 1 and first.run.config["profile"]
+        profile = Profile(first.run.folder, first.trainer.device) if profiled else None
+        asked: dict[str, float] = {}
+        with Watch(watched) as watch, profile or nullcontext():
 
+            def progress(name: str, *seen: Any) -> None:
+                self._ask(name, asked)
+                watch.step(name, *seen)
+                if profile is not None:
+                    profile.step()
 
-def _check_prerequisites(config: Config, parts: build.Parts, device: torch.device) -> None:
-    """What can be known without data of the runs before this one: a weights file fits, or their trainings can
-    be built."""
-    if parts.teacher is None:
-        return
-    checkpoint = config["teacher"]["checkpoint"]
-    if parts.pretraining is not None:
-        own = _pretraining_config(config, parts)
-        if Run(own).result() is None:
-            build.trainer(own, build.parts(own), device)
-    if checkpoint is not None:
-        path = Path(checkpoint)
-        load_weights(parts.teacher, read_weights(path), config["teacher"]["name"], path)
-    else:
-        own = teacher_config(config)
-        if Run(own).result() is None:
-            build.trainer(own, build.parts(own), device)
+            def failed(name: str, error: Exception) -> None:
+                cohort.drop(name)
+                watch.drop(name, in_one_line(error))
+                self._failed(members[name].run, error, members[name])
 
+            for name, member in members.items():
+                if member.trainer.epoch == epochs[name]:  # killed between its last epoch and its result
+                    with self._alone(member.run, member, failed):
+                        self.ended[name] = member.finish()
+            batch_size = first.run.config["batch_size"]
+            for name, measured in cohort.fit(first.dataset, epochs, batch_size, progress, failed):
+                with self._alone(members[name].run, members[name], failed):
+                    watch.epoch(name, members[name].keep(measured))
+                    if measured["epoch"] == epochs[name]:
+                        self.ended[name] = members[name].finish()
 
-def _check_untouched(config: Config, certificate: Certificate) -> None:
-    """A teacher trained here is still what its run stored."""
-    if config["teacher"]["checkpoint"] is None:
-        stored = Run(teacher_config(config)).result()
-        if stored["student_sha256"] != certificate.sha256:
-            raise CheckpointError(
-                f"{certificate.source}: found checksum {certificate.sha256}, expected "
-                f"{stored['student_sha256']} as in "
-                "result.json beside it; the file was changed. Move that folder away to train the "
-                "teacher again"
+    def _ask(self, name: str, asked: dict[str, float]) -> None:
+        """Raise WithdrawnError if a run is to end; the question is put once a second at most."""
+        now = time.monotonic()
+        if now - asked.get(name, 0.0) >= SECONDS_BETWEEN_QUESTIONS:
+            asked[name] = now
+            if self.withdrawn(name):
+                raise WithdrawnError(f"{name}: cancelled")
+
+    # ---- errors
+
+    def _open(self, runs: Sequence[Run]) -> list[Run]:
+        return [run for run in runs if run.name not in self.ended]
+
+    @contextmanager
+    def _alone(
+        self,
+        run: Run,
+        member: UnderWay | None = None,
+        failed: Callable[[str, Exception], None] | None = None,
+        leave: bool = True,
+    ) -> Iterator[None]:
+        """What goes wrong inside is this run's outcome. Its own log speaks inside, where it is under way."""
+        try:
+            with nullcontext() if member is None else member.own_log.speaking():
+                yield
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if failed is not None:
+                failed(run.name, error)
+            else:
+                self._failed(run, error, member, leave)
+
+    def _failed(self, run: Run, error: Exception, member: UnderWay | None = None, leave: bool = True) -> None:
+        self.ended[run.name] = error
+        if member is not None:
+            member.failed(error, _status(error))
+        elif leave and self.leave_failures:
+            _leave_failure(run, error)
+
+    @contextmanager
+    def _for_all(self, runs: Sequence[Run]) -> Iterator[None]:
+        """What goes wrong inside, of what all share, is the outcome of all that have none yet."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            for run in self._open(runs):
+                self.ended[run.name] = error
+                if self.leave_failures:
+                    _leave_failure(run, error)
+
+    def _check_same_data(self, run: Run, result: Result) -> None:
+        if self.dataset is not None and result["data_sha256"] != self.dataset.checksum:
+            raise DataError(
+                f"{run.folder}: learned from images with checksum {result['data_sha256']}, found "
+                f"{self.dataset.checksum} now. Two data sets of one name count as one: give the other "
+                "another "
+                "dataset.name, or move that folder away"
             )
 
 
-def _teacher_weights(config: Config, dataset: Dataset) -> Path:
-    checkpoint = config["teacher"]["checkpoint"]
-    if checkpoint is not None:
-        return Path(checkpoint)
-    own = teacher_config(config)
+def _status(error: BaseException) -> str:
+    """What MLflow is told of a run that ends early."""
+    if isinstance(error, (KeyboardInterrupt, WithdrawnError)):
+        return "KILLED"
+    # A cluster's time limit puts the job back into the queue, and a cohort that is too large is split: both
+    # go on.
+    return "SCHEDULED" if isinstance(error, (SystemExit, torch.OutOfMemoryError)) else "FAILED"
+
+
+def _patience(run: Run, together: int) -> dict[str, Any]:
+    """Alone, a run waits for another process that works on it; among others it is left to that."""
+    if together > 1:
+        return {"wait": False}
+    return {"waiting": lambda: log.info("another process works on %s; waiting for it", run.folder)}
+
+
+def _check_teacher(config: Config, teacher: Teacher, device: torch.device) -> None:
+    """What can be known of it without data: its weights file fits, or its training can be built."""
+    own = prerequisites(config).teacher
+    if own is None:
+        path = Path(config["teacher"]["checkpoint"])
+        load_weights(teacher.network, read_weights(path), config["teacher"]["name"], path)
+    elif Run(own).result() is None:
+        build.trainer(own, build.parts(own), device)
+
+
+def _check_pretraining(config: Config, device: torch.device) -> None:
+    """Its training can be built."""
+    own = prerequisites(config).pretraining
+    if own is not None and Run(own).result() is None:
+        build.trainer(own, build.parts(own), device)
+
+
+def _teacher_weights(config: Config, dataset: Dataset) -> tuple[Path, str | None]:
+    """The teacher's file, and its checksum where it was trained here, which is done now if it was not."""
+    own = prerequisites(config).teacher
+    if own is None:
+        return Path(config["teacher"]["checkpoint"]), None
     if Run(own).result() is None:
         log.info("training the teacher %s first", config["teacher"]["name"])
-    execute(own, dataset)
-    return Run(own).weights
+    return Run(own).weights, execute(own, dataset)["student_sha256"]
 
 
-def _pretraining_config(config: Config, parts: build.Parts) -> Config:
-    return pretraining_config(config, _pretraining_stages(parts))
-
-
-def _pretraining_stages(parts: build.Parts) -> list[str] | None:
-    return (
-        [spot.teacher for spot in parts.pretraining.spots] if parts.pretraining.pretraining_shared else None
-    )
-
-
-def pretraining_stages(config: Config) -> list[str] | None:
-    """What `sakd.config.pretraining_config` needs to know of a configuration with a pretraining."""
-    return _pretraining_stages(build.parts(config))
-
-
-def _pretraining(config: Config, parts: build.Parts, dataset: Dataset) -> dict[str, str]:
-    """Give this run's distiller, or student, what its pretraining has learned: a run of its own, found again
-    like a teacher.
+def _pretrained(config: Config, parts: build.Parts, dataset: Dataset) -> dict[str, str] | None:
+    """Give this run's distiller, or student, what its pretraining has learned: a run found again like a
+    teacher.
 
     What it was, for the result.
     """
-    own = _pretraining_config(config, parts)
+    own = prerequisites(config).pretraining
+    if own is None:
+        return None
     if Run(own).result() is None:
         log.info("pretraining for %s first", config["distiller"]["name"])
     expected = execute(own, dataset)["student_sha256"]
@@ -192,113 +394,13 @@ def _pretraining(config: Config, parts: build.Parts, dataset: Dataset) -> dict[s
     return {"run": Run(own).name, "sha256": expected}
 
 
-def _train(
-    run: Run,
-    trainer: Trainer,
-    dataset: Dataset,
-    certificate: Certificate | None,
-    pretraining: dict[str, str] | None,
-) -> Result:
-    mirror, status = None, "FAILED"
-    allow_tf32(run.config["precision"] == "tf32")
-    try:
-        with OwnLog(run.folder / "run.log") as own, own.speaking(), interruptible():
+def _leave_failure(run: Run, error: Exception) -> None:
+    """What a run leaves that failed before its training: its folder with the traceback, a FAILED run in
+    MLflow."""
+    with run.locked():
+        with OwnLog(run.folder / "run.log") as own_log:
             run.start()
-            mirror = start_mirror(run.folder, run.config)
-            state = run.load_checkpoint(_sources(dataset, certificate))
-            if state is not None:
-                trainer.load_state_dict(state)
-                log.info("going on after epoch %d", trainer.epoch)
-            run.keep_metrics(trainer.epoch)
-            _train_epochs(run, trainer, dataset, certificate, mirror)
-            result = run.finish(trainer.product.state_dict(), _result(run, dataset, certificate, pretraining))
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    except SystemExit:  # a cluster's time limit: the job has been put back into the queue, and goes on later
-        status = "SCHEDULED"
-        raise
-    finally:
+            own_log.failed(error)
+        mirror = start_mirror(run.folder, run.config)
         if mirror is not None:
-            mirror.close(status)
-    return result
-
-
-def _train_epochs(
-    run: Run, trainer: Trainer, dataset: Dataset, certificate: Certificate | None, mirror: Mirror | None
-) -> None:
-    config = run.config
-    best = max((line.get("test/accuracy", 0.0) for line in run.metrics()), default=0.0)
-    names = short_names(config)
-    title = names["student"]
-    if certificate is not None:
-        title = f"{names['teacher']} to {title}, {names['distiller']} {names['spot_mode']}"
-    title += f", seed {names['seed']}"
-    sources = _sources(dataset, certificate)
-    profile = Profile(run.folder, trainer.device) if config["profile"] else None
-    watched = {run.name: Watched(title, config["epochs"], trainer.epoch)}
-    with Watch(watched) as watch, profile or nullcontext():
-
-        def progress(*seen: Any) -> None:
-            watch.step(run.name, *seen)
-            if profile is not None:
-                profile.step()
-
-        for metrics in trainer.fit(dataset, config["epochs"], config["batch_size"], progress):
-            metrics["time"] = time.time()
-            if "test/accuracy" in metrics:
-                best = max(best, metrics["test/accuracy"])
-                metrics["test/best_accuracy"] = best
-            if certificate is not None:
-                metrics["teacher/accuracy"] = certificate.accuracy
-            run.append_metrics(metrics)
-            run.save_checkpoint(trainer.state_dict(), sources)
-            watch.epoch(run.name, metrics)
-            if mirror is not None:
-                mirror.notify()
-
-
-def _sources(dataset: Dataset, certificate: Certificate | None) -> dict[str, str]:
-    """What a run learns from beside its configuration, by checksum."""
-    sources = {"data set": dataset.checksum}
-    return sources if certificate is None else {**sources, "teacher": certificate.sha256}
-
-
-def _result(
-    run: Run, dataset: Dataset, certificate: Certificate | None, pretraining: dict[str, str] | None
-) -> Result:
-    """What is kept of a finished run; accuracies in percent (None after a pretraining), ``kept`` as shares in
-    the last epoch."""
-    lines = run.metrics()
-    last = lines[-1]
-    best = max(lines, key=lambda line: line.get("test/accuracy", 0.0))
-    return {
-        "run": run.name,
-        **short_names(run.config),
-        "epochs": run.config["epochs"],
-        "teacher": None if certificate is None else certificate.as_dict(),
-        "pretraining": pretraining,
-        "data_sha256": dataset.checksum,
-        "student": {
-            "name": run.config["student"]["name"],
-            "accuracy": last.get("test/accuracy"),
-            "best_accuracy": best.get("test/accuracy"),
-            "best_epoch": best["epoch"],
-            "val_accuracy": last.get("val/accuracy"),
-        },
-        "kept": {key.removeprefix("kept/"): share for key, share in last.items() if key.startswith("kept/")},
-        "seconds": sum(line["seconds"] for line in lines),
-        "versions": _versions(),
-        "code": asdict(code.of_this_process()[0]),
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("sakd", "torch", "torchvision", "numpy", "scikit-learn", "hydra-core", "mlflow"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+            mirror.close("FAILED")

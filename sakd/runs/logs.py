@@ -21,7 +21,8 @@ class OwnLog:
     """A log in the file at ``path``, open inside ``with``. Several runs of one process have one each, which
     gets only its own messages: those from inside its ``speaking``.
 
-    An error that passes through it is noted, as by ``failed``. Raises RunError where it cannot be opened."""
+    An error that passes through it is noted, as by ``failed``. Raises RunError where it cannot be opened.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -64,7 +65,8 @@ class OwnLog:
     def failed(self, error: BaseException) -> None:
         """Write why the run ends early, with the traceback; once, whatever happens to others afterwards.
 
-        SystemExit is a cluster's word that the run goes on in another turn."""
+        SystemExit is a cluster's word that the run goes on in another turn.
+        """
         if self._told_end:
             return
         self._told_end = True

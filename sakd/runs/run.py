@@ -3,7 +3,8 @@ there.
 
 ``config.yaml``, ``metrics.jsonl`` (a line per epoch, the truth), ``last.pt`` (resume from here),
 ``student.safetensors``, ``result.json`` (only once finished), ``run.log``, ``code.diff`` (if the code is not
-its commit's). Files appear whole or not at all."""
+its commit's). Files appear whole or not at all.
+"""
 
 import fcntl
 import io
@@ -19,7 +20,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from sakd import configuration
-from sakd.errors import CheckpointError, RunError
+from sakd.errors import CheckpointError, RunError, RunHeldError
 from sakd.files import explained, read_json, write_whole
 from sakd.runs import code
 
@@ -46,7 +47,8 @@ class Run:
         """What a finished run stored; None while it is not finished.
 
         Raises RunError if the file is damaged, CheckpointError if the teacher falls short of what the config
-        expects."""
+        expects.
+        """
         path = self.folder / "result.json"
         result = read_json(path)
         if result is None:
@@ -60,18 +62,20 @@ class Run:
         return result
 
     @contextmanager
-    def locked(self, waiting: Any = None) -> Iterator[None]:
-        """Only one process at a time works in a run's folder; the kernel lets go of the lock when the process
-        dies.
+    def locked(self, waiting: Any = None, wait: bool = True) -> Iterator[None]:
+        """Work in the run's folder, as the only process; the kernel lets go of the lock when that dies.
 
-        ``waiting()`` is called once if another process has it. Raises RunError if the folder cannot be
-        written."""
+        ``waiting()`` is called once if another process has it, which is waited for. Raises RunHeldError
+        instead where it is not to ``wait``, and RunError if the folder cannot be written.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / ".lock")
             try:
                 lock.acquire(timeout=0)
             except Timeout:
+                if not wait:
+                    raise RunHeldError(f"{self.folder}: another process works on it") from None
                 if waiting is not None:
                     waiting()
                 lock.acquire()
@@ -135,7 +139,8 @@ class Run:
         """The trainer's last saved state; None before the first.
 
         Raises CheckpointError if the file is damaged or foreign, or the run learned from other ``sources``
-        before."""
+        before.
+        """
         import torch
 
         path = self.folder / "last.pt"

@@ -47,7 +47,8 @@ def frozen_alias(network: StagedNet, fold: bool = False) -> StagedNet:
 
     What an optimizer or a training pass changes in place is seen at once; nothing runs to keep the two alike,
     but where ``fold`` says that batch norm is to be folded into convolutions: ``refold`` then takes over what
-    has changed. Move the network to its device first."""
+    has changed. Move the network to its device first.
+    """
     shared: dict[int, object] = {
         id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()
     }
@@ -63,7 +64,8 @@ class Grafts(nn.Module):
 
     At a feature spot with route a (1: teacher), the teacher's next stage gets (1 - a) H(f_s) + a f_t and the
     student's (1 - a) f_s + a A(f_t), with adapters H to the teacher and A to the student; the logits are
-    mixed without adapters (Song et al., IEEE TIP 2022)."""
+    mixed without adapters (Song et al., IEEE TIP 2022).
+    """
 
     def __init__(self, spots: Sequence[Spot]):
         super().__init__()
@@ -84,7 +86,8 @@ class Grafts(nn.Module):
 
         ``student`` and ``teacher`` are in eval and take no gradients of weights; ``teacher_features`` come
         from the ordinary pass: up to the first spot nothing depends on the route. ``route``: [B, spots], in
-        [0, 1]."""
+        [0, 1].
+        """
         first = self.spots[0]
         with torch.no_grad():  # before the first spot there is nothing to learn
             f_s = student.between(None, first.student)(images)

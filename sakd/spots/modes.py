@@ -8,11 +8,12 @@ from torch.nn import functional as F
 
 from sakd.errors import ConfigError, check_number, did_you_mean
 from sakd.networks import StagedNet
+from sakd.plugin import Plugin
 from sakd.spots.grafts import Grafts
 from sakd.spots.spot import Spot
 
 
-class SpotMode(nn.Module):
+class SpotMode(Plugin):
     """Decides routes [B, spots] (1: teacher, 0: student), and which rows are kept for distillation at each
     spot.
 
@@ -25,10 +26,8 @@ class SpotMode(nn.Module):
         super().__init__()
         self.spots = tuple(spots)
 
-    def route(
-        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], stream: torch.Generator
-    ) -> Tensor:
-        """Routes [B, spots] from both networks' features; random numbers come from ``stream`` alone."""
+    def route(self, student_features: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor]) -> Tensor:
+        """Routes [B, spots] from both networks' features; random numbers come from ``self.stream`` alone."""
         raise NotImplementedError
 
     def keep(self, route: Tensor) -> Tensor:
@@ -52,10 +51,8 @@ class SpotMode(nn.Module):
 class Fixed(SpotMode):
     """Every sample at every spot, always: ordinary distillation."""
 
-    def route(
-        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], stream: torch.Generator
-    ) -> Tensor:
-        logits = student["logits"]
+    def route(self, student_features: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor]) -> Tensor:
+        logits = student_features["logits"]
         return torch.ones(len(logits), len(self.spots), device=logits.device)
 
 
@@ -82,11 +79,9 @@ class Random(SpotMode):
                 )
         self.register_buffer("rates", torch.tensor([float(rates[name]) for name in names]), persistent=False)
 
-    def route(
-        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], stream: torch.Generator
-    ) -> Tensor:
-        logits = student["logits"]
-        draws = torch.rand(len(logits), len(self.spots), generator=stream, device=logits.device)
+    def route(self, student_features: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor]) -> Tensor:
+        logits = student_features["logits"]
+        draws = torch.rand(len(logits), len(self.spots), generator=self.stream, device=logits.device)
         return (draws < self.rates).float()
 
 
@@ -126,13 +121,11 @@ class Adaptive(SpotMode):
             self.policy.bias.view(-1, 2)[:, 0] += bias
         self.grafts = Grafts(self.spots)
 
-    def route(
-        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], stream: torch.Generator
-    ) -> Tensor:
-        embeddings = torch.cat([teacher["embedding"], student["embedding"].detach()], dim=1)
+    def route(self, student_features: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor]) -> Tensor:
+        embeddings = torch.cat([teacher_features["embedding"], student_features["embedding"].detach()], dim=1)
         embeddings = embeddings.to(self.policy.weight.dtype)
         scores = self.policy(embeddings).view(len(embeddings), len(self.spots), 2)
-        return straight_through_gumbel(scores, self.temperature, stream)
+        return straight_through_gumbel(scores, self.temperature, self.stream)
 
     def loss(
         self,

@@ -32,7 +32,8 @@ def spots_at(where: str | Sequence[str], student: StagedNet, teacher: StagedNet)
     (student:teacher); or a list of such.
 
     Raises ConfigError if ``where`` is none of these, a network lacks the stage, or a map would be paired with
-    a vector."""
+    a vector.
+    """
     kinds = {
         "hint": [("stage2", "stage2")],
         "stages": list(zip(student.maps, teacher.maps)),  # noqa: B905, the shallower network ends the list

@@ -1,12 +1,11 @@
 """A sweep's runs, and the runs that these need first: teachers, and pretrainings that several share."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sakd.configuration import Config, needs_teacher, pretraining_config, teacher_config
+from sakd.configuration import Config, prerequisites
 from sakd.configuration.compose import Overrides, Sweep
 from sakd.errors import ConfigError
 from sakd.runs import Run
@@ -49,13 +48,13 @@ def plan(sweep: Sweep) -> Plan:
         raise ConfigError(
             f"runs: found {', '.join(sorted(folders))}, expected one folder for all cells of a sweep"
         )
-    known: dict[str, list[str] | None] = {}
-    prerequisites = [_prerequisites(config, known) for _, config in sweep.cells]
-    shared = Counter(pretraining.name for _, pretraining in prerequisites if pretraining is not None)
+    needed = [prerequisites(config) for _, config in sweep.cells]
+    needed_runs = [(_run(each.teacher), _run(each.pretraining)) for each in needed]
+    shared = Counter(pretraining.name for _, pretraining in needed_runs if pretraining is not None)
     first: dict[str, Job] = {}
     pretrainings: dict[str, Job] = {}
     cells = []
-    for (overrides, config), (teacher, pretraining) in zip(sweep.cells, prerequisites, strict=True):
+    for (overrides, config), (teacher, pretraining) in zip(sweep.cells, needed_runs, strict=True):
         needs: tuple[str, ...] = ()
         if teacher is not None:
             first[teacher.name] = Job(teacher)
@@ -71,24 +70,5 @@ def plan(sweep: Sweep) -> Plan:
     return Plan(cells, before, sweep, Path(folders.pop()))
 
 
-def _prerequisites(config: Config, known: dict[str, list[str] | None]) -> tuple[Run | None, Run | None]:
-    """The runs of the teacher and of the pretraining, where there are any."""
-    teacher = pretraining = None
-    if needs_teacher(config) and config["teacher"]["checkpoint"] is None:
-        teacher = Run(teacher_config(config))
-    if config["distiller"].get("pretraining"):
-        pretraining = Run(pretraining_config(config, _pretraining_stages(config, known)))
-    return teacher, pretraining
-
-
-def _pretraining_stages(config: Config, known: dict[str, list[str] | None]) -> list[str] | None:
-    """As in sakd.job, which builds the networks with torch to know it: once for all seeds and modes."""
-    pretraining = config["distiller"]["pretraining"] | {"seed": None}
-    key = json.dumps(
-        [config["student"], config["teacher"], config["distiller"] | {"pretraining": pretraining}]
-    )
-    if key not in known:
-        from sakd.runs.job import pretraining_stages
-
-        known[key] = pretraining_stages(config)
-    return known[key]
+def _run(config: Config | None) -> Run | None:
+    return None if config is None else Run(config)

@@ -1,5 +1,4 @@
-"""What some methods train before the student learns: a paraphraser of the teacher (FT), the student's stages
-(FSP)."""
+"""What some methods train before the student learns: FT's paraphraser, FSP's first stages of the student."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -8,25 +7,26 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from sakd.data import Dataset
 from sakd.distillers import Distiller
 from sakd.networks import StagedNet
 from sakd.spots import Fixed
 from sakd.training.execution import Execution
-from sakd.training.trainer import Trainer, spots_of
+from sakd.training.teacher import Teacher
+from sakd.training.trainer import Features, Step, Trainer, spots_of
 
 
 class Pretraining(Trainer):
-    """Trains what ``distiller.pretrained(student)`` names, by ``distiller.pretraining_loss`` alone: no
-    labels, no spot mode, no tests.
+    """Trains what ``distiller.pretrained(student)`` names, by ``distiller.pretraining_loss`` alone.
 
-    Arguments as a Trainer's; ``name`` is the loss's.
+    No labels, no spot mode, no tests. Arguments as a Trainer's; ``name`` is the loss's.
     """
+
+    tested = False
 
     def __init__(
         self,
         student: StagedNet,
-        teacher: StagedNet,
+        teacher: Teacher,
         name: str,
         distiller: Distiller,
         *,
@@ -38,15 +38,22 @@ class Pretraining(Trainer):
     ):
         self.name, self.distiller = name, distiller
         self.pretrained = distiller.pretrained(student).requires_grad_(True)
-        everything = Fixed(spots_of(student, teacher, [distiller]), student, teacher)
-        keys = {
-            "optimizer": optimizer,
-            "schedule": schedule,
-            "seed": seed,
-            "device": device,
-            "execution": execution,
-        }
-        super().__init__(student, teacher, {name: distiller}, everything, **keys)
+        everything = Fixed(spots_of(student, teacher.network, [distiller]), student, teacher.network)
+        super().__init__(
+            student,
+            teacher,
+            {name: distiller},
+            everything,
+            optimizer=optimizer,
+            schedule=schedule,
+            seed=seed,
+            device=device,
+            execution=execution,
+        )
+
+    @property
+    def measurements(self) -> tuple[str, ...]:
+        return (f"loss/{self.name}",)
 
     @property
     def product(self) -> nn.Module:
@@ -55,16 +62,13 @@ class Pretraining(Trainer):
     def learned(self) -> Iterator[nn.Parameter]:
         return self.pretrained.parameters()
 
-    def train_step(self, images: Tensor, labels: Tensor, indices: Tensor) -> dict[str, Tensor]:
+    def train_step(
+        self, images: Tensor, labels: Tensor, indices: Tensor, teacher_features: Features | None = None
+    ) -> Step:
         images = self.execution.arrange(images)
-        with torch.no_grad(), self.execution.networks(self.device):
-            teacher = self.teacher_features(images)
         with self.execution.networks(self.device):
-            loss = self.distiller.pretraining_loss(self.student, images, teacher)
+            loss = self.distiller.pretraining_loss(self.student, images, teacher_features)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return {f"loss/{self.name}": loss.detach()}
-
-    def evaluate(self, dataset: Dataset) -> dict[str, float]:
-        return {}
+        return Step({self.name: loss.detach()}, None, loss.detach().reshape(1))

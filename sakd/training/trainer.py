@@ -1,11 +1,7 @@
-"""The only training loop: a student alone, or a student that learns from a teacher at spots that a spot mode
-chooses."""
+"""One student's training, step by step: alone, or from a teacher at spots that a spot mode chooses."""
 
-import math
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +9,29 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from sakd.data import Batch, Dataset, evaluation_batches, steps_per_epoch, train_batches
+from sakd.data import Dataset
 from sakd.distillers import Distiller, distinct_spots
 from sakd.errors import CheckpointError, ConfigError, NonFiniteLossError
 from sakd.networks import StagedNet
 from sakd.networks.folded import refold
+from sakd.plugin import Plugin
 from sakd.spots import Spot, SpotMode, all_spots, frozen_alias
-from sakd.streams import drawing, initialising, stream, stream_seed
+from sakd.streams import initialising, stream_seed
 from sakd.training.execution import Execution
+from sakd.training.measuring import broken
+from sakd.training.teacher import Teacher
 
-Progress = Callable[[int, int, int, Callable[[], dict[str, float]]], None]
+Features = Mapping[str, Tensor]
 
-NEVER = 2**62  # a step that is not reached
+
+class Step(NamedTuple):
+    """What one step gives. It stays on the device: nothing here waits for it."""
+
+    losses: dict[str, Tensor]  # scalars by name, as they count
+    kept: (
+        Tensor | None
+    )  # bool [B, spots]: which samples were distilled at which spot; None for a student alone
+    measured: Tensor  # [M], one for each of the trainer's ``measurements``
 
 
 class Trainer:
@@ -32,15 +39,17 @@ class Trainer:
 
     ``optimizer`` and ``policy_optimizer`` build an optimizer from parameters, ``schedule`` builds a learning
     rate schedule from an optimizer and is stepped once an epoch, for both. Random numbers come from streams
-    of ``seed``.
+    of ``seed``. A ``Cohort``, of this trainer alone or with others, runs it.
 
-    Raises ConfigError if teacher, distillers and spot mode are not given together, or the spots contradict
-    each other."""
+    Raises ConfigError if teacher, distillers and spot mode are not given together, or do not fit together.
+    """
+
+    tested = True  # whether the student is evaluated after each epoch
 
     def __init__(
         self,
         student: StagedNet,
-        teacher: StagedNet | None = None,
+        teacher: Teacher | None = None,
         distillers: Mapping[str, Distiller] | None = None,
         spot_mode: SpotMode | None = None,
         *,
@@ -56,16 +65,19 @@ class Trainer:
             raise ConfigError(
                 "found some of teacher, distillers and spot mode; expected all of them, or none"
             )
-        self.device = torch.device(device)
-        self.execution = execution
+        self.device, self.execution, self.seed = torch.device(device), execution, seed
         execution.check(self.device)
-        self.seed = seed
+        if teacher is not None and (teacher.device, teacher.execution) != (self.device, execution):
+            raise ConfigError(
+                f"the teacher is on {teacher.device} with {teacher.execution}; expected {self.device} with "
+                f"{execution}, as the student"
+            )
         self.epoch = 0  # epochs done
+        self.teacher = teacher
         self.student = self._placed(student).train()
-        self.teacher = None if teacher is None else self._placed(teacher).requires_grad_(False).eval()
         self.distillers = self._placed(nn.ModuleDict(distillers or {})).train()
         self.spot_mode = None if spot_mode is None else self._placed(spot_mode).train()
-        self.spots = spots_of(student, teacher, self.distillers.values()) if teacher else []
+        self.spots = spots_of(student, teacher.network, self.distillers.values()) if teacher else []
         if spot_mode is not None and list(spot_mode.spots) != self.spots:
             raise ConfigError(
                 f"the spot mode is built for spots {[s.name for s in spot_mode.spots]}, "
@@ -84,26 +96,25 @@ class Trainer:
             if schedule is not None:
                 self.schedules["policy"] = schedule(self.policy_optimizer)
             self.routed_student = frozen_alias(self.student, execution.fold_batch_norm)
-        self.policy_stream = torch.Generator(device=self.device)
-        self.distiller_streams = {name: torch.Generator(device=self.device) for name in self.distillers}
+        self.streams = {name: torch.Generator(device=self.device) for name in self.plugins}
         self.prepared = False
-        self.student_features = execution.function(self.student.features)
-        if teacher is not None:
-            self.frozen_teacher = frozen_alias(self.teacher, execution.fold_batch_norm)
-            self.teacher_features = execution.function(self.frozen_teacher.features)
-        self.step = execution.step(self)
+        self._student_features = execution.function(self.student.features)
 
     def _placed(self, module: nn.Module) -> nn.Module:
         return self.execution.place(module, self.device)
 
-    def generators(self) -> list[torch.Generator]:
-        """What a step draws random numbers from, beside the device's own generator (dropout)."""
-        return [self.policy_stream, *self.distiller_streams.values()]
+    @property
+    def plugins(self) -> dict[str, Plugin]:
+        """Spot mode and distillers by their random stream's name."""
+        modes = {} if self.spot_mode is None else {"policy": self.spot_mode}
+        return modes | {f"distiller/{name}": distiller for name, distiller in self.distillers.items()}
 
-    def forget_gradients(self) -> None:
-        for optimizer in (self.optimizer, self.policy_optimizer):
-            if optimizer is not None:
-                optimizer.zero_grad(set_to_none=True)
+    @property
+    def measurements(self) -> tuple[str, ...]:
+        """Names of what a step measures, in order."""
+        kept = [f"kept/{spot.name}" for spot in self.spots]
+        policy = [] if self.policy_optimizer is None else ["loss/policy"]
+        return ("loss/task", *(f"loss/{name}" for name in self.distillers), "train/accuracy", *kept, *policy)
 
     @property
     def product(self) -> nn.Module:
@@ -116,56 +127,71 @@ class Trainer:
         yield from self.distillers.parameters()
 
     def prepare(self, dataset: Dataset) -> None:
-        """Let the distillers build what depends on the training set; ``fit`` does it, and a saved state needs
-        it first."""
+        """Let the plug-ins build what depends on the training set, once; a saved state needs it before."""
         if self.prepared:
             return
         labels = dataset.train.labels.to(self.device)
-        for name, distiller in self.distillers.items():
-            with initialising(self.seed, f"prepare/{name}"):
-                distiller.prepare(labels, dataset.classes, self.distiller_streams[name])
-        self.distillers.to(self.device)
+        for name, plugin in self.plugins.items():
+            with initialising(self.seed, f"prepare/{name.removeprefix('distiller/')}"):
+                plugin.prepare(labels, dataset.classes, self.streams[name])
+            plugin.to(self.device)
         self.prepared = True
 
-    def train_step(self, images: Tensor, labels: Tensor, indices: Tensor) -> dict[str, Tensor]:
-        """One update of the student, and of the policy where it learns.
+    def begin_epoch(self) -> None:
+        """Start the epoch's random streams; count it, and tell the plug-ins."""
+        self.epoch += 1
+        for name, plugin in self.plugins.items():
+            self.streams[name].manual_seed(stream_seed(self.seed, name, self.epoch))
+            plugin.begin_epoch(self.epoch)
 
-        ``images``: float32 [B, C, H, W], normalised; ``labels``, ``indices``: int64 [B]. All measurements
-        stay on the device: nothing here waits for it."""
+    def train_step(
+        self, images: Tensor, labels: Tensor, indices: Tensor, teacher_features: Features | None = None
+    ) -> Step:
+        """Update the student, and the policy where it learns.
+
+        ``images``: float32 [B, C, H, W], normalised; ``labels``, ``indices``: int64 [B];
+        ``teacher_features``: the teacher's, by stage, of the same images. Nothing here waits for the device
+        or writes into what it is given.
+        """
         images = self.execution.arrange(images)
         with self.execution.networks(self.device):
-            student = self.student_features(images)
-        losses = {"task": F.cross_entropy(student["logits"].float(), labels)}
-        measured = {"train/accuracy": 100 * (student["logits"].argmax(1) == labels).float().mean()}
+            student_features = self._student_features(images)
+        losses = {"task": F.cross_entropy(student_features["logits"].float(), labels)}
+        accuracy = 100 * (student_features["logits"].argmax(1) == labels).float().mean()
+        route = kept = None
         if self.teacher is not None:
-            with torch.no_grad(), self.execution.networks(self.device):
-                teacher = self.teacher_features(images)
             with torch.autocast(
                 self.device.type, enabled=False
-            ):  # networks may run in bfloat16, the rest in float32
-                route = self.spot_mode.route(student, teacher, self.policy_stream)
-                keep = dict(zip(self.spots, self.spot_mode.keep(route).unbind(1), strict=True))
+            ):  # networks may run in bfloat16, not the rest
+                route = self.spot_mode.route(student_features, teacher_features)
+                kept = self.spot_mode.keep(route)
+                keep = dict(zip(self.spots, kept.unbind(1), strict=True))
                 for name, distiller in self.distillers.items():
-                    losses[name] = distiller(student, teacher, keep, indices)
-            measured |= {f"kept/{spot.name}": kept.float().mean() for spot, kept in keep.items()}
-        del student
+                    losses[name] = distiller(student_features, teacher_features, keep, indices)
+        del student_features
         self.optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         losses = {name: loss.detach() for name, loss in losses.items()}
+        measured = [*losses.values(), accuracy]
+        if kept is not None:
+            measured += kept.float().mean(0).unbind()
         if self.policy_optimizer is not None:  # once the student's pass is freed, but before its weights move
-            measured["loss/policy"] = self._policy_step(images, labels, teacher, route, losses["task"])
+            measured.append(self._policy_step(images, labels, teacher_features, route, losses["task"]))
         self.optimizer.step()
-        return {f"loss/{name}": loss for name, loss in losses.items()} | measured
+        return Step(losses, kept, torch.stack(measured))
 
     def _policy_step(
-        self, images: Tensor, labels: Tensor, teacher: Mapping[str, Tensor], route: Tensor, task_loss: Tensor
+        self, images: Tensor, labels: Tensor, teacher_features: Features, route: Tensor, task_loss: Tensor
     ) -> Tensor:
-        """Policy and adapters learn from the routed network; no gradient of it reaches the student or the
-        distillers."""
+        """Train policy and adapters from the routed network, whose gradients reach neither student nor
+        distillers.
+
+        The loss, a scalar.
+        """
         refold(self.routed_student)
         with self.execution.networks(self.device):
             loss = self.spot_mode.loss(
-                self.routed_student, self.frozen_teacher, images, teacher, route, labels, task_loss
+                self.routed_student, self.teacher.frozen, images, teacher_features, route, labels, task_loss
             )
         gradients = torch.autograd.grad(loss, self.policy_parameters)
         for parameter, gradient in zip(self.policy_parameters, gradients, strict=True):
@@ -173,104 +199,52 @@ class Trainer:
         self.policy_optimizer.step()
         return loss.detach()
 
-    def train_epoch(
-        self, dataset: Dataset, batch_size: int, progress: Progress | None = None
-    ) -> dict[str, float]:
-        """One pass over the training images; means over them of what ``train_step`` measures.
-
-        ``progress(epoch, step, steps, means)`` is called after each step; calling ``means()`` waits for the
-        device.
-
-        Raises NonFiniteLossError, naming the first loss and step, when the epoch ends or ``means`` is called.
-        """
-        self.epoch += 1
-        self.policy_stream.manual_seed(stream_seed(self.seed, "policy", self.epoch))
-        for name, own in self.distiller_streams.items():
-            own.manual_seed(stream_seed(self.seed, f"distiller/{name}", self.epoch))
-        for distiller in self.distillers.values():
-            distiller.begin_epoch(self.epoch)
-        if self.teacher is not None:
-            refold(self.frozen_teacher)  # its weights may have been loaded since
-        steps = steps_per_epoch(len(dataset.train), batch_size)
-        means = RunningMeans(self.epoch)
-        batches = train_batches(dataset, batch_size, stream(self.seed, "data", self.epoch))
-        with (
-            closing(batches),
-            drawing(self.seed, "layers", self.epoch, self.device),
-        ):  # the latter for dropout and the like
-            for step, batch in enumerate(batches, 1):
-                means.add(self.step(*batch), len(batch.labels), step)
-                if progress is not None:
-                    progress(self.epoch, step, steps, means.compute)
-        measured = means.compute() | {f"lr/{name}": rate for name, rate in self.learning_rates().items()}
+    def end_epoch(self) -> dict[str, float]:
+        """Step the schedules. The learning rates of the epoch, as ``lr/student`` and ``lr/policy``."""
+        rates = {f"lr/{name}": rate for name, rate in self.learning_rates().items()}
         for schedule in self.schedules.values():
             schedule.step()
-        return measured
+        return rates
 
-    def fit(
-        self, dataset: Dataset, epochs: int, batch_size: int, progress: Progress | None = None
-    ) -> Iterator[dict[str, float]]:
-        """Train up to and with epoch number ``epochs``; yield each epoch's measurements when it is done.
+    def learning_rates(self) -> dict[str, float]:
+        """Of the student's optimizer, and of the policy's where there is one."""
+        optimizers = {"student": self.optimizer, "policy": self.policy_optimizer}
+        return {name: own.param_groups[0]["lr"] for name, own in optimizers.items() if own is not None}
 
-        Raises NonFiniteLossError when a loss or a weight is not finite, before the epoch's measurements are
-        yielded.
+    def check_finite(self, measured: Mapping[str, float]) -> None:
+        """Raise NonFiniteLossError if weights or evaluation losses are not finite.
 
-        The caller may save ``state_dict()`` between epochs; a trainer that loads it goes on with the next
-        epoch."""
-        dataset = dataset.to(self.device)
-        self.prepare(dataset)
-        while self.epoch < epochs:
-            start = time.perf_counter()
-            measured = self.train_epoch(dataset, batch_size, progress)
-            seconds = time.perf_counter() - start
-            measured["images_per_second"] = len(dataset.train) / seconds
-            measured |= self.evaluate(dataset)
-            self._check_finite(measured)
-            yield {"epoch": self.epoch, **measured, "seconds": time.perf_counter() - start}
-
-    def evaluate(self, dataset: Dataset) -> dict[str, float]:
-        """The student's accuracies and losses on the images that it does not train on."""
-        measured = {}
-        for name, images in (("val", dataset.val), ("test", dataset.test)):
-            if images is not None:
-                results = evaluate(self.student, evaluation_batches(images, dataset))
-                measured |= {f"{name}/{key}": value for key, value in results.items()}
-        return measured
-
-    def _check_finite(self, measured: Mapping[str, float]) -> None:
-        """The last steps of an epoch can break weights without a training loss having shown it: they must not
-        be saved."""
-        broken = [
-            f"{name}/loss" for name in ("val", "test") if not math.isfinite(measured.get(f"{name}/loss", 0.0))
-        ]
-        for name, module in (
-            ("student", self.student),
-            ("distillers", self.distillers),
-            ("spot mode", self.spot_mode),
-        ):
+        An epoch's last steps can break weights without a training loss having shown it: they must not be
+        saved.
+        """
+        found = broken(measured)
+        modules = {"student": self.student, "distillers": self.distillers, "spot mode": self.spot_mode}
+        for name, module in modules.items():
             values = (
                 [] if module is None else [value.isfinite().all() for value in module.state_dict().values()]
             )
             if values and not bool(torch.stack(values).all()):
-                broken.append(f"weights of the {name}")
-        if broken:
+                found.append(f"weights of the {name}")
+        if found:
             raise NonFiniteLossError(
-                f"{', '.join(broken)} became NaN or infinite in epoch {self.epoch}; expected finite values. "
+                f"{', '.join(found)} became NaN or infinite in epoch {self.epoch}; expected finite values. "
                 "A lower learning rate or distillation weight may help."
             )
 
-    def learning_rates(self) -> dict[str, float]:
-        rates = {"student": self.optimizer.param_groups[0]["lr"]}
-        if self.policy_optimizer is not None:
-            rates["policy"] = self.policy_optimizer.param_groups[0]["lr"]
-        return rates
+    def forget_gradients(self) -> None:
+        """Give gradients back, so that the next step makes them anew."""
+        for optimizer in (self.optimizer, self.policy_optimizer):
+            if optimizer is not None:
+                optimizer.zero_grad(set_to_none=True)
 
     def _parts(self) -> dict[str, Any]:
         """All that changes in training, by name: not the teacher."""
         parts = {"student": self.student, "distillers": self.distillers, "optimizer": self.optimizer}
         parts |= {f"schedule/{name}": schedule for name, schedule in self.schedules.items()}
+        if self.spot_mode is not None:
+            parts["spot_mode"] = self.spot_mode
         if self.policy_optimizer is not None:
-            parts |= {"spot_mode": self.spot_mode, "policy_optimizer": self.policy_optimizer}
+            parts["policy_optimizer"] = self.policy_optimizer
         return parts
 
     def state_dict(self) -> dict[str, Any]:
@@ -278,7 +252,7 @@ class Trainer:
         return {"epoch": self.epoch} | {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Strict. Raises CheckpointError if the state is of another trainer."""
+        """Go on from a saved state, strictly. Raises CheckpointError if it is another trainer's."""
         parts = self._parts()
         if set(state) != {"epoch", *parts}:
             raise CheckpointError(f"found a state of {sorted(state)}, expected {sorted(['epoch', *parts])}")
@@ -290,60 +264,6 @@ class Trainer:
         self.epoch = state["epoch"]
 
 
-class RunningMeans:
-    """Means of measurements over samples, kept on the device, and the first step at which each was not
-    finite."""
-
-    def __init__(self, epoch: int):
-        self.epoch = epoch
-        self.samples = 0
-        self.sums: dict[str, Tensor] = {}
-        self.first_bad: dict[str, Tensor] = {}
-
-    def add(self, measured: Mapping[str, Tensor], samples: int, step: int) -> None:
-        """``measured``: scalars, means over ``samples``."""
-        self.samples += samples
-        for name, value in measured.items():
-            if name not in self.sums:
-                self.sums[name] = torch.zeros_like(value)
-                self.first_bad[name] = torch.full((), NEVER, device=value.device)
-            self.sums[name] += value * samples
-            bad = torch.where(value.isfinite(), NEVER, step)
-            self.first_bad[name] = torch.minimum(self.first_bad[name], bad)
-
-    def compute(self) -> dict[str, float]:
-        """The means so far. Raises NonFiniteLossError naming what was first not finite."""
-        bad = {name: int(step) for name, step in self.first_bad.items()}
-        first = min(bad.values())
-        if first < NEVER:
-            names = ", ".join(name for name, step in bad.items() if step == first)
-            raise NonFiniteLossError(
-                f"{names} became NaN or infinite at epoch {self.epoch}, step {first}; expected finite "
-                "losses. "
-                "A lower learning rate or distillation weight may help."
-            )
-        means = {name: float(total) / self.samples for name, total in self.sums.items()}
-        assert all(map(math.isfinite, means.values()))
-        return means
-
-
 def spots_of(student: StagedNet, teacher: StagedNet, distillers: Iterable[Distiller]) -> list[Spot]:
     """The spots that a spot mode decides on for these distillers, in order, the logits last."""
     return all_spots(distinct_spots(distillers), student, teacher)
-
-
-@torch.no_grad()
-def evaluate(network: StagedNet, batches: Generator[Batch, None, None]) -> dict[str, float]:
-    """``accuracy`` in percent and mean cross-entropy ``loss``, in eval mode; the network's mode is put
-    back."""
-    training = network.training
-    network.eval()
-    correct = loss = samples = 0
-    with closing(batches):
-        for images, labels, _ in batches:
-            logits = network(images).float()
-            correct += (logits.argmax(1) == labels).sum()
-            loss += F.cross_entropy(logits, labels, reduction="sum")
-            samples += len(labels)
-    network.train(training)
-    return {"accuracy": 100 * int(correct) / samples, "loss": float(loss) / samples}

@@ -33,7 +33,8 @@ class Store:
     def alone(self) -> Iterator[None]:
         """Keep other processes and threads from writing to an SQLite store, which takes only one at a time.
 
-        A server looks after itself."""
+        A server looks after itself.
+        """
         if self.path is None:
             yield
         else:
@@ -143,7 +144,8 @@ def set_up_store(uri: str, experiments: Sequence[str]) -> str | None:
 def finished_runs(uri: str) -> Iterator[tuple[str, dict[str, str], dict[str, float], dict[str, str]]]:
     """Folder's name, parameters, last metrics and tags of every finished run in the store that distils.
 
-    Raises RunError where the store is away."""
+    Raises RunError where the store is away.
+    """
     path = sqlite_path(uri)
     if path is not None and not path.exists():
         raise RunError(f"{uri}: found no file {path}, expected an MLflow store")

@@ -1,6 +1,7 @@
 """A run's folder against a store: what the store lacks is sent, each epoch exactly once.
 
-The folder is the truth. ``mlflow.json`` in it notes which store has it, as which run, and how it stands."""
+The folder is the truth. ``mlflow.json`` in it notes which store has it, as which run, and how it stands.
+"""
 
 import json
 import logging
@@ -31,7 +32,8 @@ def synchronise(folder: Path, status: str | None = None) -> int:
     """Send what the store lacks of one run's folder, and its ``status`` (None: the noted one); the number of
     epochs sent.
 
-    Raises whatever MLflow raises where the store is away or refuses."""
+    Raises whatever MLflow raises where the store is away or refuses.
+    """
     with FileLock(folder / ".mirror.lock"):  # a run's own thread and `sakd sync` must not send the same
         state = _read_state(folder)
         status = status or state["status"]
@@ -103,7 +105,8 @@ def synchronise_all(runs: Path) -> dict[str, int | Exception]:
     """Send what is missing of every run in ``runs``: epochs sent, or what went wrong, by the run's name.
 
     A run that was killed without warning before its result is marked KILLED; one that another process works
-    on is left to it."""
+    on is left to it.
+    """
     outcomes = {path.parent.name: mark_ended(path.parent) for path in sorted(runs.glob("*/mlflow.json"))}
     return {name: outcome for name, outcome in outcomes.items() if outcome is not None}
 
@@ -112,7 +115,8 @@ def mark_ended(folder: Path, lost: bool = False) -> int | Exception | None:
     """Say of a run that was killed without warning that it is over, and send what is missing: epochs sent, or
     what went wrong; None where another process works on it.
 
-    ``lost``: it is known not to come to a next turn either."""
+    ``lost``: it is known not to come to a next turn either.
+    """
     if is_locked(folder / ".lock"):
         return None
     try:
@@ -139,7 +143,8 @@ def catch_up(run: Run) -> None:
 def mirrored(folder: Path, config: Config) -> bool:
     """Whether a finished run has been given to the store that the configuration asks for, if it asks for one.
 
-    It has not if it was tracked elsewhere or not at all, or was killed between its result and the store."""
+    It has not if it was tracked elsewhere or not at all, or was killed between its result and the store.
+    """
     tracking, state = config["tracking"], _read_state(folder)
     if tracking["name"] == "none":
         return True

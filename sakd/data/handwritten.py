@@ -1,7 +1,8 @@
 """scikit-learn's handwritten digits: 1,797 real images of 8x8, inside the package, no download.
 
 Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
-Repository, 1998 (its test part)."""
+Repository, 1998 (its test part).
+"""
 
 from collections.abc import Mapping
 
@@ -25,9 +26,9 @@ def digits() -> tuple[ImageSet, ImageSet]:
     return everything[~test], everything[test]
 
 
-def stand_in(like: Mapping[str, int], **_: object) -> tuple[ImageSet, ImageSet]:
+def stand_in(like: Mapping[str, int]) -> tuple[ImageSet, ImageSet]:
     """The digits in place of another data set: enlarged to ``like``'s ``image_size`` with its ``channels``,
-    and labels below its ``classes``. The other set's own keys are not used."""
+    and labels below its ``classes``."""
 
     def disguised(read: ImageSet) -> ImageSet:
         images = F.interpolate(read.images, size=like["image_size"]).expand(-1, like["channels"], -1, -1)

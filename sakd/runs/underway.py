@@ -1,0 +1,150 @@
+"""A run under way: its log, its folder and its place in MLflow keep up with its training."""
+
+import logging
+import platform
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from sakd.configuration import short_names
+from sakd.data import Dataset
+from sakd.runs import code
+from sakd.runs.logs import OwnLog
+from sakd.runs.run import Run
+from sakd.runs.tracking import Mirror, start_mirror
+from sakd.training import Certificate, Measured, Trainer
+
+log = logging.getLogger("sakd")
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What one run's training needs; the runs before it are finished."""
+
+    run: Run
+    trainer: Trainer
+    dataset: Dataset
+    pretraining: dict[str, str] | None  # name and checksum of the run that pretrained it, for the result
+
+    @property
+    def certificate(self) -> Certificate | None:
+        return None if self.trainer.teacher is None else self.trainer.teacher.certificate
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """What the run learns from beside its configuration, by checksum."""
+        sources = {"data set": self.dataset.checksum}
+        return sources if self.certificate is None else {**sources, "teacher": self.certificate.sha256}
+
+    @property
+    def title(self) -> str:
+        names = short_names(self.run.config)
+        title = names["student"]
+        if self.certificate is not None:
+            title = f"{names['teacher']} to {title}, {names['distiller']} {names['spot_mode']}"
+        return f"{title}, seed {names['seed']}"
+
+
+class UnderWay:
+    """A run while it is trained: its log, its folder and its place in MLflow keep up with it."""
+
+    def __init__(self, prepared: Prepared):
+        self.prepared, self.run, self.trainer = prepared, prepared.run, prepared.trainer
+        self.own_log = OwnLog(self.run.folder / "run.log")
+        self.mirror: Mirror | None = None
+        self.best = 0.0  # test accuracy so far, percent
+        self.together = 1  # members of its cohort
+
+    def begin(self) -> None:
+        """Write what the run is, and go on where it was left."""
+        run = self.run
+        run.start()
+        self.mirror = start_mirror(run.folder, run.config)
+        state = run.load_checkpoint(self.prepared.sources)
+        if state is not None:
+            self.trainer.load_state_dict(state)
+            log.info("going on after epoch %d", self.trainer.epoch)
+        run.keep_metrics(self.trainer.epoch)
+        self.best = max((line.get("test/accuracy", 0.0) for line in run.metrics()), default=0.0)
+
+    def keep(self, measured: Measured) -> Measured:
+        """Store an epoch; its measurements with what is known of the run beside."""
+        measured["time"] = time.time()
+        if "test/accuracy" in measured:
+            self.best = max(self.best, measured["test/accuracy"])
+            measured["test/best_accuracy"] = self.best
+        if self.prepared.certificate is not None:
+            measured["teacher/accuracy"] = self.prepared.certificate.accuracy
+        self.run.append_metrics(measured)
+        self.run.save_checkpoint(self.trainer.state_dict(), self.prepared.sources)
+        if self.mirror is not None:
+            self.mirror.notify()
+        return measured
+
+    def finish(self) -> Result:
+        """Store weights and result."""
+        result = self.run.finish(self.trainer.product.state_dict(), self._result())
+        self.end("FINISHED")
+        return result
+
+    def failed(self, error: BaseException, status: str) -> None:
+        """Say why it ends early, in its own log."""
+        self.own_log.failed(error)
+        self.end(status)
+
+    def end(self, status: str) -> None:
+        """Let MLflow know how it ended; waits for nothing."""
+        if self.mirror is not None:
+            self.mirror.end(status)
+
+    def wait(self) -> None:
+        """Give the store its time to get the rest."""
+        if self.mirror is not None:
+            with self.own_log.speaking():
+                self.mirror.wait()
+
+    def _result(self) -> Result:
+        """What is kept of a finished run.
+
+        Accuracies in percent (None after a pretraining), ``kept`` as shares in the last epoch, ``seconds`` of
+        its own steps and its share of what its cohort shared.
+        """
+        run, certificate = self.run, self.prepared.certificate
+        lines = run.metrics()
+        last = lines[-1]
+        best = max(lines, key=lambda line: line.get("test/accuracy", 0.0))
+        return {
+            "run": run.name,
+            **short_names(run.config),
+            "epochs": run.config["epochs"],
+            "teacher": None if certificate is None else certificate.as_dict(),
+            "pretraining": self.prepared.pretraining,
+            "data_sha256": self.prepared.dataset.checksum,
+            "student": {
+                "name": run.config["student"]["name"],
+                "accuracy": last.get("test/accuracy"),
+                "best_accuracy": best.get("test/accuracy"),
+                "best_epoch": best["epoch"],
+                "val_accuracy": last.get("val/accuracy"),
+            },
+            "kept": {
+                key.removeprefix("kept/"): share for key, share in last.items() if key.startswith("kept/")
+            },
+            "seconds": sum(line["seconds"] for line in lines),
+            "cohort": self.together,
+            "versions": _versions(),
+            "code": asdict(code.of_this_process()[0]),
+        }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("sakd", "torch", "torchvision", "numpy", "scikit-learn", "hydra-core", "mlflow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

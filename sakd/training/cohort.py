@@ -1,0 +1,257 @@
+"""The only loop: one or several students of one teacher, trained from the same batches."""
+
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+
+import torch
+
+from sakd.data import Batch, Dataset, Images, evaluation_batches, steps_per_epoch, train_batches
+from sakd.errors import ConfigError
+from sakd.streams import GlobalDraws, stream
+from sakd.training.execution import on_device
+from sakd.training.graphs import Captured, PlacedBatches, unchanged
+from sakd.training.measuring import RunningMeans, Score
+from sakd.training.teacher import Teacher
+from sakd.training.trainer import Step, Trainer
+
+Measured = dict[str, float]
+# Called after each step of a member with its name, epoch, step, the epoch's steps, and its means so far.
+Progress = Callable[[str, int, int, int, Callable[[], Measured]], None]
+Failed = Callable[[str, Exception], None]
+
+
+class Member:
+    """One trainer in a cohort, with what an epoch of it needs."""
+
+    def __init__(self, name: str, trainer: Trainer):
+        self.name, self.trainer = name, trainer
+        self.epochs = 0  # the last that it is to train
+        self.draws = GlobalDraws(trainer.device)
+        self.train_step: Callable[..., Step] = trainer.train_step
+        self.means: RunningMeans | None = None
+
+    def begin_epoch(self) -> None:
+        trainer = self.trainer
+        trainer.begin_epoch()
+        self.draws.restart(trainer.seed, "layers", trainer.epoch)
+        self.means = RunningMeans(trainer.measurements, trainer.epoch)
+
+    def capture(self) -> None:
+        """From here on, steps are captured once and replayed."""
+        trainer = self.trainer
+        generators = list(trainer.streams.values())
+        self.train_step = Captured(
+            trainer.train_step,
+            trainer.device,
+            settings=trainer.learning_rates,
+            unchanged=lambda: unchanged(trainer.state_dict, generators, trainer.device),
+            forget=trainer.forget_gradients,
+            generators=generators,
+        )
+
+
+class Cohort:
+    """Trains students of one teacher together: each batch is drawn once, and the teacher sees it once.
+
+    Every trainer takes its own steps, bit for bit (on the CPU) those that it would take alone. They may
+    differ in student, distillers, spot mode, optimizers, schedule and epochs; teacher, seed, device and
+    execution are the same. Trainers that have done different numbers of epochs catch up: at each epoch those
+    train that have it before them.
+
+    Raises ConfigError for trainers that cannot go together.
+    """
+
+    def __init__(self, teacher: Teacher | None, trainers: Mapping[str, Trainer]):
+        if not trainers:
+            raise ConfigError("found no trainers, expected at least one")
+        first = next(iter(trainers.values()))
+        for name, trainer in trainers.items():
+            if trainer.teacher is not teacher:
+                raise ConfigError(f"{name}: found another teacher, expected the cohort's own")
+            for key in ("seed", "device", "execution"):
+                found, expected = getattr(trainer, key), getattr(first, key)
+                if found != expected:
+                    raise ConfigError(f"{key} of {name}: found {found}, expected {expected} as of the others")
+        self.teacher, self.seed, self.device, self.execution = (
+            teacher,
+            first.seed,
+            first.device,
+            first.execution,
+        )
+        self.members = {name: Member(name, trainer) for name, trainer in trainers.items()}
+        self.placed = lambda batch: batch
+        self.teacher_features = None if teacher is None else teacher.features
+        self.clock = SharedClock(self.members)
+        self._failed: Failed | None = None
+        if self.execution.captures:
+            self.placed = PlacedBatches()
+            if teacher is not None:
+                self.teacher_features = Captured(teacher.features, self.device)
+            for member in self.members.values():
+                member.capture()
+
+    def fit(
+        self,
+        dataset: Dataset,
+        epochs: int | Mapping[str, int],
+        batch_size: int,
+        progress: Progress | None = None,
+        failed: Failed | None = None,
+    ) -> Iterator[tuple[str, Measured]]:
+        """Train up to and with epoch number ``epochs``, of all or by name; yield name and measurements of
+        each member's epoch when it is done.
+
+        A member's ``seconds`` are those of its own steps and its share of what all share. The caller may save
+        the state of a trainer whose epoch was yielded; one that loads it goes on with the next epoch.
+
+        What goes wrong in a member raises, such as NonFiniteLossError when a loss or a weight is not finite;
+        or, with ``failed``, ends that member alone, after ``failed(name, error)``. Too little memory on a GPU
+        always raises.
+        """
+        self._failed = failed
+        for name, member in self.members.items():
+            member.epochs = epochs if isinstance(epochs, int) else epochs[name]
+        dataset = dataset.to(self.device)
+        for member in self._standing(self.members.values()):
+            with self._alone(member):
+                member.trainer.prepare(dataset)
+        while waiting := [m for m in self.members.values() if m.trainer.epoch < m.epochs]:
+            epoch = min(member.trainer.epoch for member in waiting)
+            with on_device(self.device):
+                done = self.train_epoch(
+                    [m for m in waiting if m.trainer.epoch == epoch], dataset, batch_size, progress
+                )
+            for name, measured in done.items():
+                if name in self.members:  # it has not been dropped since
+                    yield name, measured
+
+    def drop(self, name: str) -> None:
+        """Go on without a member."""
+        self.members.pop(name, None)
+
+    def train_epoch(
+        self,
+        members: list[Member],
+        dataset: Dataset,
+        batch_size: int,
+        progress: Progress | None = None,
+    ) -> dict[str, Measured]:
+        """One pass over the training images for members that have done the same epochs, and their evaluation.
+
+        Means over the images of what steps measure, evaluations, rates and seconds, by the name of each
+        member that stands. ``dataset`` is on the cohort's device; trainers are prepared.
+        """
+        clock = self.clock = SharedClock(member.name for member in members)
+        for member in self._standing(members):
+            with self._alone(member):
+                member.begin_epoch()
+        if self.teacher is not None:
+            self.teacher.refold()  # its weights may have been loaded since
+        epoch = members[0].trainer.epoch
+        steps = steps_per_epoch(len(dataset.train), batch_size)
+        batches = train_batches(dataset, batch_size, stream(self.seed, "data", epoch))
+        with closing(batches):
+            for step, batch in enumerate(batches, 1):
+                self.take_step(members, batch, step)
+                for member in self._standing(members) if progress is not None else ():
+                    with self._alone(member):
+                        progress(member.name, epoch, step, steps, member.means.compute)
+                if not any(self._standing(members)):
+                    return {}
+        measured: dict[str, Measured] = {}
+        for member in self._standing(members):
+            with self._alone(member):
+                measured[member.name] = {"epoch": epoch} | member.means.compute() | member.trainer.end_epoch()
+        for name, seconds in clock.seconds().items():
+            if name in measured:
+                measured[name]["images_per_second"] = len(dataset.train) / seconds
+        tested = [member for member in members if member.trainer.tested]
+        for split, images in (("val", dataset.val), ("test", dataset.test)):
+            if images is not None and any(self._standing(tested)):
+                for name, score in self._evaluate(tested, images, dataset).items():
+                    measured[name] |= {f"{split}/{key}": value for key, value in score.items()}
+        for member in self._standing(members):
+            with self._alone(member):
+                member.trainer.check_finite(measured[member.name])
+        seconds = clock.seconds()
+        return {
+            member.name: measured[member.name] | {"seconds": seconds[member.name]}
+            for member in self._standing(members)
+        }
+
+    def take_step(self, members: list[Member], batch: Batch, number: int) -> dict[str, Step]:
+        """One step of each member from the same batch; ``number`` counts the epoch's steps from 1."""
+        batch = self.placed(batch._replace(images=self.execution.arrange(batch.images)))
+        features = None if self.teacher_features is None else self.teacher_features(batch.images)
+        _join(self.teacher_features)
+        taken = {}
+        for member in self._standing(members):
+            with self._alone(member), member.draws():
+                taken[member.name] = member.train_step(*batch, features)
+        for member in self._standing(members):
+            _join(member.train_step)
+            with self._alone(member):
+                member.means.add(taken[member.name].measured, len(batch.labels), number)
+        return taken
+
+    def _evaluate(self, members: list[Member], images: Images, dataset: Dataset) -> dict[str, Measured]:
+        """Accuracies and losses of the members' students, all from the same batches."""
+        scores = {member.name: Score() for member in members}
+        training = {member.name: member.trainer.student.training for member in members}
+        for member in self._standing(members):
+            member.trainer.student.eval()
+        batches: Generator[Batch, None, None] = evaluation_batches(images, dataset)
+        with closing(batches), torch.no_grad():
+            for batch in batches:
+                for member in self._standing(members):
+                    with self._alone(member):
+                        scores[member.name].add(member.trainer.student(batch.images), batch.labels)
+        for member in self._standing(members):
+            member.trainer.student.train(training[member.name])
+        return {member.name: scores[member.name].compute() for member in self._standing(members)}
+
+    def _standing(self, members: Iterable[Member]) -> Iterator[Member]:
+        """Those that have not failed or been dropped, also while one after the other is looked at."""
+        return (member for member in list(members) if self.members.get(member.name) is member)
+
+    @contextmanager
+    def _alone(self, member: Member) -> Iterator[None]:
+        """What goes wrong inside is this member's alone, and so is the time that passes."""
+        with self.clock.of(member.name):
+            try:
+                yield
+            except torch.OutOfMemoryError:  # the others are in the way, too
+                raise
+            except Exception as error:
+                if self._failed is None:
+                    raise
+                self.drop(member.name)
+                self._failed(member.name, error)
+
+
+class SharedClock:
+    """Splits the time that passes among some: to each its own, and an equal share of what is nobody's own."""
+
+    def __init__(self, names: Iterable[str]):
+        self.start = time.perf_counter()
+        self.own = dict.fromkeys(names, 0.0)
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """What passes inside is ``name``'s own."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.own[name] += time.perf_counter() - start
+
+    def seconds(self) -> dict[str, float]:
+        """So far, by name; their sum is the time that has passed."""
+        shared = time.perf_counter() - self.start - sum(self.own.values())
+        return {name: own + shared / len(self.own) for name, own in self.own.items()}
+
+
+def _join(function: object) -> None:
+    if isinstance(function, Captured):
+        function.join()

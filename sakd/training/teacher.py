@@ -1,0 +1,56 @@
+"""A teacher: a trained network that learns no more, and what is known of it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sakd.networks import StagedNet
+from sakd.networks.folded import refold
+from sakd.spots import frozen_alias
+from sakd.training.execution import Execution
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was measured of a teacher before it taught."""
+
+    name: str
+    accuracy: float  # percent, on the test images
+    sha256: str  # of its weights file
+    source: str  # the file's path
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Teacher:
+    """A network in eval and without gradients, on its device, its batch norm folded where ``execution`` says
+    so.
+
+    Weights that are loaded into ``network`` later count from the next ``refold`` on. It may teach any number
+    of students at once: nothing in a step writes into what it gives.
+    """
+
+    def __init__(
+        self,
+        network: StagedNet,
+        *,
+        device: torch.device | str = "cpu",
+        execution: Execution = Execution(),  # noqa: B008, immutable
+    ):
+        self.device, self.execution = torch.device(device), execution
+        self.network = execution.place(network, self.device).requires_grad_(False).eval()
+        self.frozen = frozen_alias(self.network, execution.fold_batch_norm)
+        self.certificate: Certificate | None = None
+        self._features = execution.function(self.frozen.features)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Every stage's output by name, without gradients. ``images``: [B, C, H, W], normalised."""
+        with torch.no_grad(), self.execution.networks(self.device):
+            return self._features(self.execution.arrange(images))
+
+    def refold(self) -> None:
+        """Take over what has changed in ``network``; every epoch begins with it."""
+        refold(self.frozen)
