@@ -67,7 +67,7 @@ def _prepared(
 ) -> tuple[Trainer, Dataset, Certificate | None, dict[str, str] | None]:
     """What a training needs; the runs before it are finished, if need be by training them."""
     torch.set_num_threads(config["threads"] or DEFAULT_THREADS)
-    device = build.device(config)
+    device = build.device(config["device"])
     build.promises(config)
     parts = build.parts(config)
     trainer = build.trainer(config, parts, device)
@@ -79,7 +79,7 @@ def _prepared(
         path = _teacher_weights(config, dataset)
 
         def accept(found: Certificate) -> None:
-            require_accuracy(config, found.accuracy, found.source)
+            require_accuracy(config["teacher"]["min_accuracy"], found.accuracy, found.source)
             _check_untouched(config, found)
 
         certificates = Path(config["runs"]) / ".certificates"
