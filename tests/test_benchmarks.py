@@ -1,6 +1,7 @@
 """The benchmarks: what they write, and that they measure what ``launch.py`` would run."""
 
 import csv
+import json
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,23 +11,32 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks import authors, epoch, parts, step
+from sakd.configuration import build
 from sakd.data import Augmentation, steps_per_epoch
 from sakd.data.batches import channel_moments, normalise
 from sakd.data.memory import augment
 from sakd.streams import drawing_from
 from tests.conftest import ROOT, compose_config
+from tests.test_resume import assert_same
 
-BANNED = ("hydra", "omegaconf", "mlflow", "submitit", "rich", "click")
-GUARD = f"import sys; sys.modules.update(dict.fromkeys({BANNED!r}))\n"
+UNNEEDED = ("mlflow", "submitit", "rich", "click")
+
+
+def without(*packages: str) -> str:
+    """The beginning of a script that cannot import them."""
+    return f"import sys; sys.modules.update(dict.fromkeys({packages!r}))\n"
 
 
 def test_a_steps_table_has_a_row_for_each_distiller_and_mode(tmp_path):
-    """In a process that cannot import Hydra and MLflow."""
+    """In a process that cannot import MLflow."""
     run = "from benchmarks.step import main; main(sys.argv[1:])"
-    options = "--pair resnet8,resnet8 --distillers kd,fitnet --modes adaptive --batch 4 --samples 200"
-    options += f" --rounds 2 --warm-up 1 --device cpu --csv {tmp_path / 'step.csv'}"
+    options = (
+        "--pair resnet8,resnet8 --distillers kd,fitnet --modes adaptive --batch 4 "
+        "--samples 200 --rounds 2 --warm-up 1"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", GUARD + run, *options.split()],
+        [sys.executable, "-c", without(*UNNEEDED) + run, *options.split(), "--device", "cpu",
+         "--csv", str(tmp_path / "step.csv")],
         cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -110,20 +120,38 @@ def test_times_and_ratios_are_medians_over_the_rounds():
     assert {row["peak_mb"] for row in (floor, fixed, adaptive)} == {1.0}
 
 
-@pytest.mark.parametrize("distiller", parts.choices("distiller"))
-def test_distillers_are_read_as_hydra_composes_them(distiller):
-    assert (
-        parts.read("distiller", distiller, batch_size=64)["losses"]
-        == compose_config(f"distiller={distiller}")["distiller"]["losses"]
+def test_once_a_configuration_is_composed_building_and_stepping_need_torch_alone(tmp_path):
+    """In a process that can import neither Hydra nor MLflow."""
+    overrides = ("teacher=resnet14", "student=resnet8", "distiller=ft", "spot_mode=adaptive")
+    (tmp_path / "config.json").write_text(json.dumps(parts.composed(*overrides)))
+    script = (
+        "import json, torch\nfrom sakd.configuration import build\n"
+        "config, cpu = json.load(open(sys.argv[1])), torch.device('cpu')\n"
+        "trainer = build.trainer(config, build.parts(config), cpu)\n"
+        "measured = trainer.step(torch.randn(4, 3, 32, 32), torch.arange(4), torch.arange(4))\n"
+        "assert all(torch.isfinite(value).all() for value in measured.values())\n"
     )
+    done = subprocess.run(
+        [sys.executable, "-c", without("hydra", "omegaconf", *UNNEEDED) + script,
+         str(tmp_path / "config.json")],
+        cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("mode", parts.choices("spot_mode"))
-def test_spot_modes_are_read_as_hydra_composes_them(mode):
-    read, composed = parts.read("spot_mode", mode), compose_config(f"spot_mode={mode}")["spot_mode"]
-    assert {key: read[key] for key in read if key != "optimizer"} == {
-        key: composed[key] for key in composed if key != "optimizer"
-    }
+def test_a_step_is_that_of_the_run_with_the_same_names():
+    options = step.parse(["--precision", "bf16", "--no-fold-batch-norm", "--device", "cpu"])
+    made = parts.trainer("resnet14", "resnet8", "at", "anti", 200, 4, options.device, options.execution)
+    config = compose_config(
+        *("dataset=cifar100", "teacher=resnet14", "student=resnet8", "distiller=at", "spot_mode=anti"),
+        *("precision=bf16", "fold_batch_norm=false"),
+    )
+    run = build.trainer(config, build.parts(config), options.device)
+    assert_same(made.student.state_dict(), run.student.state_dict())
+    assert made.execution == run.execution
+    assert [type(part) for part in (*made.distillers.values(), made.spot_mode)] == [
+        type(part) for part in (*run.distillers.values(), run.spot_mode)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -147,9 +175,12 @@ def test_wrong_names_are_told(arguments, message, capsys):
 def test_an_epochs_table_has_the_data_alone_and_each_distiller_and_mode(tmp_path, capsys, monkeypatch):
     made, counts = epoch.random_images, []
     monkeypatch.setattr(epoch, "random_images", lambda count: counts.append(count) or made(count))
-    options = "--pair resnet8,resnet8 --distillers kd --modes fixed,random --batch 4 --samples 30 --steps 2"
-    options += f" --rounds 1 --workers 1 --threads {torch.get_num_threads()} --device cpu"
-    assert epoch.main([*options.split(), "--csv", str(tmp_path / "epoch.csv")]) == 0
+    options = (
+        "--pair resnet8,resnet8 --distillers kd --modes fixed,random --batch 4 "
+        "--samples 30 --steps 2 --rounds 1 --workers 1"
+    )
+    threads = f"--threads {torch.get_num_threads()}"
+    assert epoch.main([*f"{options} {threads} --device cpu --csv".split(), str(tmp_path / "epoch.csv")]) == 0
     with (tmp_path / "epoch.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["distiller"], row["mode"]) for row in rows] == [
@@ -287,8 +318,7 @@ class LinearClassifier(nn.Linear):
 
 
 def test_the_authors_scripts_run_beside_ours(tmp_path):
-    """On a stand-in for their code, with what fails in it on a CPU; in a process that cannot import Hydra and
-    MLflow."""
+    """On a stand-in for their code, with what fails in it on a CPU; in a process without MLflow."""
     files = {"train": STAND_IN, "train_baseline": STAND_IN, "models/__init__": STAND_IN_MODELS}
     files["models/classifier"] = STAND_IN_POLICY
     (tmp_path / "models").mkdir()
@@ -299,10 +329,13 @@ def test_the_authors_scripts_run_beside_ours(tmp_path):
         config.parent.mkdir(parents=True)
         config.write_text("crd" if distiller == "crd" else "")
     run = "from benchmarks.authors import main; main(sys.argv[1:])"
-    options = "--pair resnet14,resnet8 --distillers at,crd --batch 4 --samples 200 --rounds 1 --warm-up 0"
-    options += f" --device cpu --code {tmp_path} --csv {tmp_path / 'a.csv'}"
+    options = (
+        "--pair resnet14,resnet8 --distillers at,crd --batch 4 "
+        "--samples 200 --rounds 1 --warm-up 0 --device cpu"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", GUARD + run, *options.split()],
+        [sys.executable, "-c", without(*UNNEEDED) + run, *options.split(), "--code", str(tmp_path),
+         "--csv", str(tmp_path / "a.csv")],
         cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -128,7 +128,7 @@ class Together:
         shared = runs[0].config
         torch.set_num_threads(shared["threads"] or DEFAULT_THREADS)
         allow_tf32(shared["precision"] == "tf32")
-        device = build.device(shared)
+        device = build.device(shared["device"])
         build.promises(shared)
         teacher, built, trainers = None, {}, {}
         for run in runs:
@@ -172,7 +172,7 @@ class Together:
                 )
             for run in runs:
                 with self._alone(run):
-                    require_accuracy(run.config, found.accuracy, found.source)
+                    require_accuracy(run.config["teacher"]["min_accuracy"], found.accuracy, found.source)
             if not self._open(runs):
                 raise self.ended[runs[0].name]
 
