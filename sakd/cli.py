@@ -88,7 +88,7 @@ def status(overrides: tuple[str, ...], form: str, each: bool) -> None:
 
     with _errors_told():
         planned = _planned(overrides)
-        standings = sweeps.survey(planned.jobs, planned.runs)
+        standings = sweeps.survey(planned.everything, planned.runs)
         sweeps.settle(planned, standings)
         click.echo(report.FORMATS[form](planned, standings, each), nl=False)
 
@@ -102,6 +102,7 @@ def retry(overrides: tuple[str, ...]) -> None:
     hydra.launcher.KEY=VALUE changes what they were submitted with.
     """
     from sakd import sweeps
+    from sakd.sweeps import report
     from sakd.terminal import start_logging
 
     start_logging()
@@ -113,19 +114,21 @@ def retry(overrides: tuple[str, ...]) -> None:
             planned = sweeps.as_before(
                 _planned(tuple(text for text in overrides if text not in changes)), changes
             )
-        sweeps.launch(planned, ("failed", "lost"))
+        standings = sweeps.launch(planned, ("failed", "lost"))
+        if standings is not None:
+            report.conclude_launch(planned, standings)
 
 
 @main.command()
 @_named_sweep
 def cancel(overrides: tuple[str, ...]) -> None:
-    """End a sweep's jobs, running and waiting. What they have trained stays, and goes on when launched
-    again."""
+    """End a sweep's cells, running and waiting; others that train beside them go on. What they have trained
+    stays, and goes on when launched again."""
     from sakd import sweeps
 
     with _errors_told():
         number, others = sweeps.cancel(_planned(overrides))
-        click.echo(f"{number} jobs cancelled")
+        click.echo(f"{sweeps.number_of(number, 'cell')} cancelled")
         for name in others:
             click.echo(f"{name} runs by another way than a launch of this machine, and goes on", err=True)
 

@@ -320,7 +320,7 @@ def test_a_paraphraser_is_one_job_that_needs_the_teacher_and_that_all_its_cells_
         both = job.run.config["distiller"]["name"] == "ft"
         assert job.needs == ((teacher.name, paraphraser.name) if both else (teacher.name,))
     assert len(found.cells) == 12
-    assert names(found.jobs) == names(found.first) + names(found.cells)
+    assert names(found.everything) == names(found.first) + names(found.cells)
 
 
 FSP_INIT = ("distiller=fsp_init", "teacher=wrn_16_1", "student=resnet8", "seed=0,1")

@@ -26,7 +26,7 @@ from sakd.configuration.check import KEYS
 from sakd.configuration.compose import sweep
 from sakd.configuration.prerequisites import _shared_stages
 from sakd.errors import CheckpointError, ConfigError, DataError, did_you_mean
-from sakd.sweeps import launchers
+from sakd.sweeps import launcher_of
 from tests.conftest import ROOT, compose_config, skip_without_package_of
 
 CONF = ROOT / "conf"
@@ -73,7 +73,7 @@ def test_every_file_composes(group, name):
 
 @pytest.mark.parametrize("launcher", [path.stem for path in (CONF / "hydra/launcher").glob("*.yaml")])
 def test_every_launcher_composes_and_is_one_that_takes_sweeps(launcher):
-    launchers.check(sweep([f"hydra/launcher={launcher}", "seed=0,1"]).launcher)
+    launcher_of(sweep([f"hydra/launcher={launcher}", "seed=0,1"]).launcher)
 
 
 TARGETS = sorted(

@@ -29,7 +29,7 @@ def thousand(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda file: None)  # runs are otherwise finished one by one
         patch.setattr("sakd.runs.code.of_this_process", lambda: (code.Code("c" * 40, False), ""))
-        for i, job in enumerate(plan(sweep(THOUSAND)).jobs):
+        for i, job in enumerate(plan(sweep(THOUSAND)).everything):
             config = job.run.config
             finish(folder / "runs", 90 + i % 89 / 10, config=config, seed=config["seed"])
     return folder

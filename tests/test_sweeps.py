@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock
 from mlflow.tracking import MlflowClient
 
 from sakd.cli import main as cli
@@ -18,6 +19,7 @@ from sakd.errors import SakdError
 from sakd.runs import code, read_metrics
 from sakd.runs.job import execute
 from sakd.sweeps import Plan, plan, submissions, survey
+from sakd.sweeps.launchers.local import ALIVE, log_of
 from sakd.sweeps.submissions import Array, Submission
 from sakd.sweeps.work import Work
 from tests.conftest import ROOT, TINY
@@ -97,7 +99,7 @@ def test_finished_running_lost_and_missing_cells_are_told_apart_and_mlflow_learn
     told = cells(*overrides)
     assert list(told) == names
     assert [told[name]["state"] for name in names] == ["finished", "running", "missing"]
-    assert [standing.state for standing in survey(sweep.jobs, sweep.runs).values()] == [
+    assert [standing.state for standing in survey(sweep.everything, sweep.runs).values()] == [
         "finished",
         "running",
         "missing",
@@ -132,22 +134,26 @@ def test_finished_running_lost_and_missing_cells_are_told_apart_and_mlflow_learn
     assert [point.step for point in client.get_metric_history(known.info.run_id, "loss/task")] == epochs
 
 
-def hand_over(sweep: Plan) -> Submission:
-    """As a launcher on this machine records it, and dies before any of its jobs has run."""
-    arrays = [Array("jobs", [job.name for job in sweep.jobs])]
-    needs = {job.name: list(job.needs) for job in sweep.jobs if job.needs}
+def hand_over(sweep: Plan, *cohort: str) -> Submission:
+    """As a launcher here records it that dies before any of its jobs has run: each run a job, but for
+    those that are one ``cohort``."""
+    jobs = [[run.name] for run in sweep.everything if run.name not in cohort] + (
+        [list(cohort)] if cohort else []
+    )
+    folder = submissions.new_folder(sweep.runs)
+    arrays = [Array(f"sakd-{folder.name}", jobs)]
+    needs = {run.name: list(run.needs) for run in sweep.everything if run.needs}
     launcher, overrides = dict(sweep.sweep.launcher), list(sweep.sweep.overrides)
-    submission = Submission(submissions.new_folder(sweep.runs), launcher, arrays, needs, overrides, str(ROOT))
-    submission.write({job.name: job.run.config for job in sweep.jobs})
+    submission = Submission(folder, launcher, arrays, needs, overrides, str(ROOT))
+    submission.write({run.name: run.run.config for run in sweep.everything})
     return submission
 
 
 def work(submission: Submission, name: str) -> None:
     """A job's turn, which ends with an error."""
-    with pytest.raises(SakdError) as raised:
-        Work(submission.folder, name)()
-    log = submission.logs(submission.places[name][0]) / f"{name}.log"
-    log.write_text(str(raised.value))
+    with pytest.raises(SakdError, match=f"1 of 1 failed: {name}"):
+        Work(submission.folder, [name])()
+    log_of(submission, submission.places[name]).write_text(f"what {name} said")
 
 
 LOCAL = (*TINY, "tracking=none", "hydra/launcher=local")
@@ -165,16 +171,14 @@ def test_cells_that_fail_alike_are_told_together_with_their_logs(as_a_job):
     assert [told[job.name]["state"] for job in sweep.cells] == ["failed"] * 8 + ["lost"] * 6
     for name in alike:
         assert told[name]["error"] == "optimizer: Invalid learning rate: -1"
-        assert (as_a_job / told[name]["log"]).read_text() == "optimizer: Invalid learning rate: -1"
+        assert (as_a_job / told[name]["log"]).read_text() == f"what {name} said"
     text = status(*overrides)
     assert text.count("Invalid learning rate: -1") == 1
     assert text.count("Invalid learning rate: -2") == 1
     assert "failed (1): optimizer: Invalid learning rate: -2" in text
     told_together = text[text.index("failed (7): optimizer: Invalid learning rate: -1\n") :].splitlines()
     assert [line.split()[0] for line in told_together[1:6]] == alike[:5]
-    assert all(
-        line.split()[1].endswith(f"{name}.log") for name, line in zip(alike, told_together[1:6], strict=False)
-    )
+    assert [line.split()[1] for line in told_together[1:6]] == [told[name]["log"] for name in alike[:5]]
     assert told_together[6] == "  and 2 more"
     assert "14 cells: 8 failed, 6 lost" in text
     each = status(*overrides, "--cells")
@@ -186,9 +190,9 @@ def test_a_failure_is_forgotten_when_the_cell_finishes(as_a_job):
     sweep = planned(*overrides)
     submission = hand_over(sweep)
     name = sweep.cells[0].name
-    submissions.note_failure(submission.folder, name, "of another time")
+    submissions.note_failure(submission.folder, name, "of another time", interrupted=True)
     assert states(*overrides) == ["failed", "lost"]
-    Work(submission.folder, name)()
+    Work(submission.folder, [name])()
     assert not (submission.folder / "failures" / f"{name}.json").exists()
     assert states(*overrides) == ["finished", "lost"]
 
@@ -201,7 +205,7 @@ def test_what_needs_a_failed_teacher_failed_too_and_says_why_and_what_waits_for_
     (teacher,) = sweep.first
     submission = hand_over(sweep)
     assert states(*overrides) == ["lost", "lost"]
-    with submission.alive():
+    with FileLock(submission.folder / ALIVE):
         assert states(*overrides) == ["queued", "queued"]
     work(submission, teacher.name)
     for cell in cells(*overrides).values():
@@ -209,7 +213,7 @@ def test_what_needs_a_failed_teacher_failed_too_and_says_why_and_what_waits_for_
         assert (
             cell["error"] == f"{teacher.name}, which it needs, failed: optimizer: Invalid learning rate: -1"
         )
-        assert cell["log"].endswith(f"{teacher.name}.log")
+        assert (as_a_job / cell["log"]).read_text() == f"what {teacher.name} said"
     text = status(*overrides)
     assert re.search(rf"^{teacher.name} +failed", text, re.MULTILINE)
     assert "2 cells: 2 failed" in text

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -73,7 +76,7 @@ def resolve(cfg: DictConfig) -> Config:
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """A copy with other values for keys that it has, by dotted path, checked. KeyError where they cannot just
     be put there."""
-    config = copy.deepcopy(config)
+    config = _copied(config)
     for path, value in values.items():
         *parents, leaf = path.split(".")
         node = config
@@ -85,6 +88,13 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     check_numbers(partial(_find, config))
     check(config)
     return config
+
+
+def _copied(node: Any) -> Any:
+    """A copy of plain values, in a tenth of the time that copy.deepcopy takes for them."""
+    if isinstance(node, dict):
+        return {key: _copied(value) for key, value in node.items()}
+    return [_copied(value) for value in node] if isinstance(node, list) else node
 
 
 def _find(node: Any, path: str, otherwise: Any) -> Any:
@@ -146,7 +156,8 @@ def sweep_of(master: DictConfig, overrides: Sequence[str]) -> Sweep:
             lines = expand(
                 master.hydra.sweeper.params or {}, OmegaConf.to_container(master.hydra.overrides.task)
             )
-            cells = compose_cells(lines, OmegaConf.to_container(master.hydra.overrides.hydra))
+            with _files_read_once():
+                cells = compose_cells(lines, OmegaConf.to_container(master.hydra.overrides.hydra))
         except HYDRAS as error:
             raise ConfigError(explain(error)) from error
         try:
@@ -178,7 +189,10 @@ def compose_cells(lines: Sequence[Overrides], shared: Sequence[str]) -> list[tup
     """Each line with its resolved configuration. ``shared``: overrides that stand before each line."""
     lines = list(dict.fromkeys(lines))
     parser = OverridesParser.create()
-    parsed = {line: parser.parse_overrides(list(line)) for line in lines}
+    # Thousands of lines combine a few dozen texts.
+    texts = list(dict.fromkeys(itertools.chain.from_iterable(lines)))
+    known = dict(zip(texts, parser.parse_overrides(texts), strict=True))
+    parsed = {line: [known[text] for text in line] for line in lines}
     swept = _swept_keys(list(parsed.values()))
     alike: dict[Overrides, list[tuple[Overrides, list[Override]]]] = defaultdict(list)
     for line, own in parsed.items():
@@ -191,6 +205,36 @@ def compose_cells(lines: Sequence[Overrides], shared: Sequence[str]) -> list[tup
     by_line = {cell[0]: cell for cells in _in_processes(_compose_group, tasks, len(lines)) for cell in cells}
     distinct = {_run_of(by_line[line][1]): by_line[line] for line in reversed(lines)}
     return list(distinct.values())[::-1]
+
+
+class _FilesReadOnce(ConfigRepository):
+    """Hydra's, which reads a file anew for each composition; this one keeps what it has read."""
+
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        super().initialize_sources(config_search_path)
+        self.known: dict[str, ConfigResult | None] = {}
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        if config_path not in self.known:
+            self.known[config_path] = super().load_config(config_path)
+        return copy.deepcopy(self.known[config_path])  # composing changes it
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_FilesReadOnce":
+        """Hydra takes a copy for each composition, in which it may look elsewhere."""
+        own = copy.copy(self)
+        own.sources = copy.deepcopy(self.sources, memo)
+        return own
+
+
+@contextmanager
+def _files_read_once() -> Iterator[None]:
+    loader = GlobalHydra.instance().config_loader()
+    before = loader.repository
+    loader.repository = _FilesReadOnce(loader.config_search_path)
+    try:
+        yield
+    finally:
+        loader.repository = before
 
 
 def _in_processes(function: Callable[..., T], tasks: Sequence[tuple], cells: int) -> list[T]:

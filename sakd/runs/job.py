@@ -53,16 +53,18 @@ def execute_together(
     *,
     leave_failures: bool = False,
     withdrawn: Callable[[str], bool] = lambda name: False,
+    ended: Callable[[str, Outcome], None] = lambda name, outcome: None,
 ) -> dict[str, Outcome]:
     """Results of runs that may go together, by their names, in order; for one that fails, its error.
 
     They share data set and how it is read, teacher, seed, batch size, precision, execution and folder of
     runs. What is finished is read, the others are trained as one cohort; a run that another process works on
     is waited for at the end. ``withdrawn(name)`` is asked now and then: a run for which it says True ends as
-    KILLED, with WithdrawnError as its outcome. ``leave_failures`` and an interruption as in ``execute``.
+    KILLED, with WithdrawnError as its outcome. ``ended(name, outcome)`` is called as soon as a run has its
+    outcome, while others go on. ``leave_failures`` and an interruption as in ``execute``.
     """
     runs = [Run(config) for config in configs]
-    outcomes = Together(runs, None, leave_failures, withdrawn).outcomes()
+    outcomes = Together(runs, None, leave_failures, withdrawn, ended).outcomes()
     for run in runs:
         if not isinstance(outcomes[run.name], Exception):
             catch_up(run)
@@ -78,9 +80,11 @@ class Together:
         dataset: Dataset | None = None,
         leave_failures: bool = False,
         withdrawn: Callable[[str], bool] = lambda name: False,
+        tell: Callable[[str, Outcome], None] = lambda name, outcome: None,
     ):
         self.runs = {run.name: run for run in runs}
         self.dataset, self.leave_failures, self.withdrawn = dataset, leave_failures, withdrawn
+        self.tell = tell
         self.ended: dict[str, Outcome] = {}
 
     def outcomes(self) -> dict[str, Outcome]:
@@ -90,10 +94,11 @@ class Together:
                 result = run.result()
                 if result is not None:
                     self._check_same_data(run, result)
-                    self.ended[run.name] = result
+                    self._end(run.name, result)
         held = self._trained([run for run in self.runs.values() if run.name not in self.ended])
         for run in held:  # another process works on it: its result, once that is done with it
-            self.ended |= Together([run], self.dataset, self.leave_failures, self.withdrawn).outcomes()
+            alone = Together([run], self.dataset, self.leave_failures, self.withdrawn, self.tell)
+            self.ended |= alone.outcomes()
         return {name: self.ended[name] for name in self.runs}
 
     def _trained(self, runs: Sequence[Run]) -> list[Run]:
@@ -108,7 +113,8 @@ class Together:
         except torch.OutOfMemoryError as error:
             open_runs = [run for run in runs if run.name not in self.ended]
             if len(open_runs) < 2:
-                self.ended |= {run.name: error.with_traceback(None) for run in open_runs}
+                for run in open_runs:
+                    self._end(run.name, error.with_traceback(None))
                 return []
         half = (len(open_runs) + 1) // 2  # here, the failed cohort's memory is free
         gc.collect()
@@ -199,7 +205,7 @@ class Together:
                     if result is None:
                         members[one.run.name] = UnderWay(one)
                     else:
-                        self.ended[one.run.name] = result
+                        self._end(one.run.name, result)
             if members:
                 self._train_members(members)
         return held
@@ -256,13 +262,13 @@ class Together:
             for name, member in members.items():
                 if member.trainer.epoch == epochs[name]:  # killed between its last epoch and its result
                     with self._alone(member.run, member, failed):
-                        self.ended[name] = member.finish()
+                        self._end(name, member.finish())
             batch_size = first.run.config["batch_size"]
             for name, measured in cohort.fit(first.dataset, epochs, batch_size, progress, failed):
                 with self._alone(members[name].run, members[name], failed):
                     watch.epoch(name, members[name].keep(measured))
                     if measured["epoch"] == epochs[name]:
-                        self.ended[name] = members[name].finish()
+                        self._end(name, members[name].finish())
 
     def _ask(self, name: str, asked: dict[str, float]) -> None:
         """Raise WithdrawnError if a run is to end; the question is put once a second at most."""
@@ -272,7 +278,11 @@ class Together:
             if self.withdrawn(name):
                 raise WithdrawnError(f"{name}: cancelled")
 
-    # ---- errors
+    # ---- outcomes
+
+    def _end(self, name: str, outcome: Outcome) -> None:
+        self.ended[name] = outcome
+        self.tell(name, outcome)
 
     def _open(self, runs: Sequence[Run]) -> list[Run]:
         return [run for run in runs if run.name not in self.ended]
@@ -298,7 +308,7 @@ class Together:
                 self._failed(run, error, member, leave)
 
     def _failed(self, run: Run, error: Exception, member: UnderWay | None = None, leave: bool = True) -> None:
-        self.ended[run.name] = error
+        self._end(run.name, error)
         if member is not None:
             member.failed(error, _status(error))
         elif leave and self.leave_failures:
@@ -313,7 +323,7 @@ class Together:
             raise
         except Exception as error:
             for run in self._open(runs):
-                self.ended[run.name] = error
+                self._end(run.name, error)
                 if self.leave_failures:
                     _leave_failure(run, error)
 

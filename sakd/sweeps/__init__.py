@@ -1,17 +1,26 @@
-"""Sweeps: what is to be done, handed to SLURM or to processes here, and what has become of it."""
+"""Sweeps: what is to be done, trained here in cohorts or handed to SLURM or to processes here, and what has
+become of it."""
 
-from sakd.sweeps.launching import as_before, cancel, launch, settle, summary
-from sakd.sweeps.plan import Job, Plan, plan
+from sakd.sweeps.cohorts import cohorts
+from sakd.sweeps.launchers import Launcher, LocalLauncher, SlurmLauncher, launcher_of
+from sakd.sweeps.launching import as_before, cancel, launch, number_of, settle, summary
+from sakd.sweeps.plan import Plan, PlannedRun, plan
 from sakd.sweeps.state import STATES, Standing, survey
 
 __all__ = [
     "STATES",
-    "Job",
+    "Launcher",
+    "LocalLauncher",
     "Plan",
+    "PlannedRun",
+    "SlurmLauncher",
     "Standing",
     "as_before",
     "cancel",
+    "cohorts",
     "launch",
+    "launcher_of",
+    "number_of",
     "plan",
     "settle",
     "summary",

@@ -1,64 +1,53 @@
-"""Hand what a sweep lacks to SLURM, or to processes on this machine; nothing that is done or on its way."""
+"""Hand over what a sweep lacks, in cohorts, to its launcher; nothing that is done or on its way."""
 
 import logging
-import os
 import shlex
-import signal
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 import yaml
 
 from sakd.errors import ConfigError, SlurmError
 from sakd.runs import code, tracking
-from sakd.sweeps import launchers, slurm, submissions
-from sakd.sweeps.here import run_here
-from sakd.sweeps.plan import Job, Plan
-from sakd.sweeps.state import ON_THEIR_WAY, STATES, Standing, needed_elsewhere, survey
-from sakd.sweeps.submissions import Array, Submission
-from sakd.sweeps.work import Work
+from sakd.sweeps import submissions
+from sakd.sweeps.cohorts import cohorts
+from sakd.sweeps.launchers import Launcher, launcher_of
+from sakd.sweeps.plan import Plan, PlannedRun
+from sakd.sweeps.state import ON_THEIR_WAY, STATES, Standing, needed_elsewhere, open_jobs, survey
+from sakd.sweeps.submissions import Array, Place, Submission, needs_of
 
 log = logging.getLogger("sakd")
 
 SECONDS_BETWEEN_LOOKS = 10.0
 
+Standings = Mapping[str, Standing]  # by run
 
-def launch(planned: Plan, only: Collection[str] = ("missing", "failed", "lost")) -> None:
-    """Submit the cells whose state is in ``only``, and what they need first. SystemExit(1) if it waits, and
-    not all finish.
 
-    Raises a SakdError before anything is submitted for what is wrong.
-    """
-    launcher = planned.sweep.launcher
-    launchers.check(launcher)
-    local = launchers.is_local(launcher)
-    if not local:
-        _check_store(planned)
-    with ExitStack() as alive:
-        with submissions.deciding(planned.runs):
-            standings = survey(planned.jobs, planned.runs)
-            settle(planned, standings)
-            wanted = _wanted(planned, standings, only)
-            log.info("%s", summary(standings[job.name] for job in planned.cells))
-            submission = _record(planned, wanted) if wanted else None
-            if submission is None:
-                log.info("nothing to submit")
-            elif local:
-                alive.enter_context(submission.alive())
-            else:
-                _submit(submission, wanted, standings)
-                log.info("submitted %s", _told(submission))
-        log.info("how it goes: sakd status %s", " ".join(map(shlex.quote, planned.sweep.overrides)))
-        if local and submission is not None:
-            run_here(submission, wanted, launcher["processes"])
-    if not local and not launcher["wait"]:
-        return
-    last = _awaited(planned)
-    if any(last[job.name].state != "finished" for job in planned.cells):
-        raise SystemExit(1)
+def launch(planned: Plan, only: Collection[str] = ("missing", "failed", "lost")) -> Standings | None:
+    """Submit the cells whose state is in ``only``, and what they need first.
+
+    How all stand once they are over; None where the launcher does not wait for that.
+
+    Raises a SakdError before anything is submitted for what is wrong."""
+    launcher = launcher_of(planned.sweep.launcher)
+    launcher.check(planned)
+    with submissions.deciding(planned.runs):
+        standings = survey(planned.everything, planned.runs)
+        settle(planned, standings)
+        wanted = _wanted(planned, standings, only)
+        log.info("%s", summary(standings[cell.name] for cell in planned.cells))
+        submission = _record(planned, wanted, launcher) if wanted else None
+        if submission is None:
+            log.info("nothing to submit")
+        else:
+            _submit(submission, launcher, standings)
+            log.info("submitted %s", _told(submission))
+    log.info("how it goes: sakd status %s", " ".join(map(shlex.quote, planned.sweep.overrides)))
+    if submission is not None:
+        launcher.carry_out(submission)
+    return _awaited(planned) if launcher.waits else None
 
 
 def as_before(planned: Plan, changes: Sequence[str] = ()) -> Plan:
@@ -68,193 +57,151 @@ def as_before(planned: Plan, changes: Sequence[str] = ()) -> Plan:
     Raises ConfigError where they never were, or a change names no key of that launcher.
     """
     last = submissions.latest(submissions.read(planned.runs))
-    found = [last[job.name] for job in planned.cells if job.name in last]
+    found = [last[cell.name] for cell in planned.cells if cell.name in last]
     if not found:
         raise ConfigError(
             "hydra/launcher: found none, and these cells were never submitted; expected slurm or local"
         )
-    launcher = dict(max(found, key=lambda submission: submission.time).launcher)
+    keys = dict(max(found, key=lambda submission: submission.time).launcher)
     for change in changes:
         key, _, value = change.removeprefix("hydra.launcher.").partition("=")
-        if key not in launcher:
-            raise ConfigError(f"hydra.launcher.{key}: no such key; expected one of {', '.join(launcher)}")
-        launcher[key] = yaml.safe_load(value)
-    return replace(planned, sweep=replace(planned.sweep, launcher=launcher))
+        keys[key] = yaml.safe_load(value)
+    launcher_of(keys)
+    return replace(planned, sweep=replace(planned.sweep, launcher=keys))
 
 
-def settle(planned: Plan, standings: Mapping[str, Standing]) -> None:
+def settle(planned: Plan, standings: Standings) -> None:
     """Runs that were killed without warning do not stay RUNNING in MLflow."""
-    for job in planned.jobs:
-        if standings[job.name].state in ("lost", "failed") and tracking.goes_on(job.run.folder):
-            outcome = tracking.mark_ended(job.run.folder, lost=True)
+    for run in planned.everything:
+        if standings[run.name].state in ("lost", "failed") and tracking.goes_on(run.run.folder):
+            outcome = tracking.mark_ended(run.run.folder, lost=True)
             if isinstance(outcome, Exception):
                 log.warning(
-                    "%s: MLflow cannot be told that it is over (%s); `sakd sync` will", job.name, outcome
+                    "%s: MLflow cannot be told that it is over (%s); `sakd sync` will", run.name, outcome
                 )
                 return  # the store is away: the others would wait for it, too
 
 
 def cancel(planned: Plan) -> tuple[int, list[str]]:
-    """Take the sweep's waiting jobs out of the queue and end those that run: how many, and which runs go on
+    """Let no job train the sweep's cells any more: how many were to be trained, and which runs go on
     elsewhere.
 
-    What the cells need first is cancelled with them, unless other sweeps' jobs wait for it. Of processes
-    here, a whole launch ends that has some of these cells."""
+    A note is left for the job, which looks at it, and other members of its cohort go on; a job that has no
+    others is ended. What the cells need first is cancelled with them, unless other sweeps' jobs wait for it.
+    """
     with submissions.deciding(planned.runs):
-        standings = survey(planned.jobs, planned.runs)
+        standings = survey(planned.everything, planned.runs)
         last = submissions.latest(submissions.read(planned.runs))
-        names = {job.name for job in planned.jobs}
-        kept = needed_elsewhere([job.name for job in planned.first], names, planned.runs)
-        under_way = [name for name in names if standings[name].state in ON_THEIR_WAY[1:] and name not in kept]
-        at_slurm = [name for name in under_way if standings[name].job is not None]
-        here = [name for name in under_way if name not in at_slurm and name in last and _is_ours(last[name])]
-        for name in under_way:
-            if name in at_slurm or (name in here and standings[name].state == "queued"):
-                submissions.note_failure(last[name].folder, name, "cancelled")
-        slurm.cancel(standings[name].job for name in at_slurm)
-        for pid in {last[name].pid for name in here}:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-        return len(at_slurm) + len(here), sorted({*under_way} - {*at_slurm, *here})
+        kept = needed_elsewhere([run.name for run in planned.first], standings, planned.runs)
+        under_way = [
+            name
+            for name, standing in standings.items()
+            if standing.state in ("running", "queued") and name not in kept
+        ]
+        queue = open_jobs({last[name].folder: last[name] for name in under_way if name in last}.values())
+        at_work = [name for name in under_way if name in last and last[name].places[name] in queue]
+        for name in at_work:
+            submissions.note_cancelled(last[name].folder, name)
+        _end_jobs_without_members({last[name].places[name]: last[name] for name in at_work})
+        cells = {cell.name for cell in planned.cells}
+        return len(cells.intersection(at_work)), sorted({*under_way} - {*at_work})
 
 
-def _is_ours(submission: Submission) -> bool:
-    """Whether its jobs are processes of a launch on this machine that still goes on."""
-    return submission.is_local and submission.by == submissions.us() and submission.is_alive()
+def _end_jobs_without_members(concerned: Mapping[Place, Submission]) -> None:
+    queue = open_jobs({submission.folder: submission for submission in concerned.values()}.values())
+    for place, submission in concerned.items():
+        fresh = Submission.read(submission.folder)  # with the notes of this moment
+        if place in queue and queue[place].id and all(fresh.is_over(run) for run in fresh.jobs[place]):
+            launcher_of(submission.launcher).cancel([queue[place].id])
 
 
-def _wanted(planned: Plan, standings: Mapping[str, Standing], only: Collection[str]) -> list[Job]:
+def _wanted(planned: Plan, standings: Standings, only: Collection[str]) -> list[PlannedRun]:
     """Cells in these states, and all that they need and that is neither done nor on its way, each behind what
     it needs."""
-    by_name = {job.name: job for job in planned.jobs}
-    chosen: dict[str, Job] = {}
+    by_name = {run.name: run for run in planned.everything}
+    chosen: dict[str, PlannedRun] = {}
 
-    def choose(job: Job) -> None:
-        if standings[job.name].state in ON_THEIR_WAY or job.name in chosen:
+    def choose(run: PlannedRun) -> None:
+        if standings[run.name].state in ON_THEIR_WAY or run.name in chosen:
             return
-        for name in job.needs:
+        for name in run.needs:
             choose(by_name[name])
-        chosen[job.name] = job
+        chosen[run.name] = run
 
-    for job in planned.cells:
-        if standings[job.name].state in only:
-            choose(job)
+    for cell in planned.cells:
+        if standings[cell.name].state in only:
+            choose(cell)
     return list(chosen.values())
 
 
-def _arrays(wanted: Sequence[Job], largest: int) -> list[list[Job]]:
+def _jobs(planned: Plan, wanted: Sequence[PlannedRun]) -> list[list[str]]:
+    """The runs of each job, each behind what it needs: what others need trains alone, and before, and cells
+    train in cohorts."""
+    alone = {run.name for run in planned.first}
+    alone |= {name for run in planned.everything for name in run.needs}
+    return [[run.name for run in cohort] for cohort in cohorts(wanted, alone)]
+
+
+def _arrays(
+    jobs: Sequence[Sequence[str]], needs: Mapping[str, Sequence[str]], largest: int | None
+) -> list[list[list[str]]]:
     """Jobs that wait for the same: one array (of at most ``largest``) each, each behind what it waits for."""
-    names = {job.name for job in wanted}
-    groups: dict[tuple[int, tuple[str, ...]], list[Job]] = {}
     depths: dict[str, int] = {}
-    for job in wanted:
-        depths[job.name] = 1 + max((depths[name] for name in job.needs if name in names), default=-1)
-        groups.setdefault((depths[job.name], job.needs), []).append(job)
-    ordered = (groups[key] for key in sorted(groups, key=lambda key: key[0]))
-    return [jobs[start : start + largest] for jobs in ordered for start in range(0, len(jobs), largest)]
+
+    def depth(run: str) -> int:
+        """How many of the runs that are submitted must be over before it, one after another."""
+        if run not in depths:
+            before = [name for name in needs.get(run, ()) if name in submitted]
+            depths[run] = 1 + max(map(depth, before), default=-1)
+        return depths[run]
+
+    submitted = {run for job in jobs for run in job}
+    groups: dict[tuple[int, str], list[list[str]]] = {}
+    for job in jobs:
+        waits_for = needs_of(job, needs)
+        groups.setdefault((max(map(depth, job)), str(waits_for)), []).append(list(job))
+    ordered = [groups[key] for key in sorted(groups, key=lambda key: key[0])]
+    size = largest or len(jobs)
+    return [alike[start : start + size] for alike in ordered for start in range(0, len(alike), size)]
 
 
-def _record(planned: Plan, wanted: Sequence[Job]) -> Submission:
+def _record(planned: Plan, wanted: Sequence[PlannedRun], launcher: Launcher) -> Submission:
     """What is about to be handed over, on the disk before it is; with the code copied and the store set
     up."""
     _prepare_store(wanted)
-    sweep = planned.sweep
     copy = code.snapshot(planned.runs)
     folder = submissions.new_folder(planned.runs)
-    largest = len(wanted) if launchers.is_local(sweep.launcher) else slurm.largest_array()
-    arrays = [
-        Array(f"sakd-{folder.name}-{i}", [job.name for job in jobs])
-        for i, jobs in enumerate(_arrays(wanted, largest))
-    ]
-    needs = {job.name: list(job.needs) for job in wanted if job.needs}
-    when = submissions.now(planned.runs)
+    needs = {run.name: list(run.needs) for run in wanted if run.needs}
+    arrays = _arrays(_jobs(planned, wanted), needs, launcher.largest_array())
     submission = Submission(
-        folder, dict(sweep.launcher), arrays, needs, list(sweep.overrides), str(copy.absolute()), time=when
+        folder,
+        dict(planned.sweep.launcher),
+        [Array(f"sakd-{folder.name}-{i}", jobs) for i, jobs in enumerate(arrays)],
+        needs,
+        list(planned.sweep.overrides),
+        str(copy.absolute()),
+        time=submissions.now(planned.runs),
     )
-    submission.write({job.name: job.run.config for job in wanted})
+    submission.write({run.name: run.run.config for run in wanted})
     log.info("jobs run the code of %s, copied to %s", code.running(copy)[0], copy)
     return submission
 
 
-def _submit(submission: Submission, wanted: Sequence[Job], standings: Mapping[str, Standing]) -> None:
-    """All of it, or, where SLURM refuses a part or this is interrupted, nothing."""
-    needs = {job.name: job.needs for job in wanted}
-    before = {name: standing.job for name, standing in standings.items() if standing.job is not None}
-    ids: dict[str, str] = {}
+def _submit(submission: Submission, launcher: Launcher, standings: Standings) -> None:
+    """All of it or, where a part is refused or this is interrupted, nothing."""
+    under_way = {name: standing.job for name, standing in standings.items() if standing.job is not None}
     try:
-        for array in submission.arrays:
-            waited_for = {name for run in array.runs for name in needs[run]}
-            ids |= _submit_array(
-                submission, array, sorted(job for name, job in (before | ids).items() if name in waited_for)
-            )
+        launcher.submit(submission, under_way)
     except BaseException:
-        with suppress(SlurmError):
-            slurm.cancel(ids.values())
         submission.withdraw()
         raise
-    submission.confirm()
 
 
-def _submit_array(submission: Submission, array: Array, before: Sequence[str]) -> dict[str, str]:
-    """SLURM's id of each run's job; they start once the jobs ``before`` have ended well."""
-    import submitit
-
-    launcher = submission.launcher
-    keys = {key: launcher[key] for key in launchers.GENERIC if launcher[key] is not None}
-    keys |= {f"slurm_{key}": launcher[key] for key in launchers.SLURM if launcher[key] is not None}
-    further = {"requeue": True, **launcher["additional_parameters"]}
-    if before:
-        further |= {"dependency": "afterok:" + ":".join(before), "kill-on-invalid-dep": "yes"}
-    environment = [
-        *(f"export {name}={shlex.quote(value)}" for name, value in submission.environment().items()),
-        "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
-        # srun no longer takes this from the job by itself.
-        "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",
-        # Where a cluster tells the shell, too, that time is up, it must not end before its job has.
-        "trap : USR2",
-    ]
-    try:
-        executor = submitit.AutoExecutor(
-            submission.logs(array.name).absolute(),
-            cluster="slurm",
-            slurm_max_num_timeout=launcher["max_num_timeout"],
-        )
-        executor.update_parameters(
-            **keys,
-            name=array.name,
-            slurm_additional_parameters=further,
-            slurm_setup=[*environment, *launcher["setup"]],
-            stderr_to_stdout=True,
-        )
-        jobs = executor.submit_array([Work(submission.folder.absolute(), run) for run in array.runs])
-    except (RuntimeError, ValueError) as error:
-        reason = next(
-            (line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__
-        )
-        raise SlurmError(f"hydra.launcher: sbatch refused these keys ({reason.strip()})") from error
-    return {run: job.job_id for run, job in zip(array.runs, jobs, strict=True)}
-
-
-def _check_store(planned: Plan) -> None:
-    """An SQLite file is written by jobs of one machine alone."""
-    partition, nodes = slurm.nodes(planned.sweep.launcher)
-    uris = {job.run.config["tracking"].get("uri") for job in planned.cells}
-    files = [uri for uri in uris if uri is not None and tracking.is_a_file(uri)]
-    if files and nodes > 1:
-        raise ConfigError(
-            f"tracking.uri: found {files[0]}, a file, for jobs on any of the {nodes} nodes of partition "
-            f"{partition}, which "
-            "would damage it; expected a server. Start one, `mlflow server --host 0.0.0.0 "
-            "--backend-store-uri "
-            f"{files[0]}`, and set MLFLOW_TRACKING_URI=http://<its machine>:5000; or use tracking=none"
-        )
-
-
-def _prepare_store(wanted: Iterable[Job]) -> None:
+def _prepare_store(wanted: Iterable[PlannedRun]) -> None:
     """Before jobs start, so that they do not set up a fresh one all at once."""
     stores: dict[str, set[str]] = {}
-    for job in wanted:
-        settings = job.run.config["tracking"]
+    for run in wanted:
+        settings = run.run.config["tracking"]
         if settings["name"] == "mlflow":
             stores.setdefault(settings["uri"], set()).add(settings["experiment"])
     for uri, experiments in stores.items():
@@ -267,17 +214,17 @@ def _prepare_store(wanted: Iterable[Job]) -> None:
             )
 
 
-def _awaited(planned: Plan) -> dict[str, Standing]:
+def _awaited(planned: Plan) -> Standings:
     """How it stands once nothing of it runs or waits."""
     before = ""
     while True:
         try:
-            standings = survey(planned.jobs, planned.runs)
+            standings = survey(planned.everything, planned.runs)
         except SlurmError as error:  # its controller may be restarted
             log.warning("%s; asking again", error)
         else:
             settle(planned, standings)
-            now = summary(standings[job.name] for job in planned.cells)
+            now = summary(standings[cell.name] for cell in planned.cells)
             if now != before:
                 log.info("%s", now)
             if not any(standing.state in ("running", "queued") for standing in standings.values()):
@@ -290,13 +237,17 @@ def summary(standings: Iterable[Standing]) -> str:
     """How many there are in each state."""
     counts = Counter(standing.state for standing in standings)
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    return f"{_number(sum(counts.values()), 'cell')}: {told}"
+    return f"{number_of(sum(counts.values()), 'cell')}: {told}"
 
 
 def _told(submission: Submission) -> str:
-    jobs = _number(sum(len(array.runs) for array in submission.arrays), "job")
-    return f"{jobs} in {_number(len(submission.arrays), 'array')}; logs in {submission.folder / 'logs'}"
+    jobs = submission.jobs.values()
+    runs = sum(map(len, jobs))
+    trained = f", which train {runs} runs," if runs > len(jobs) else ""
+    arrays = number_of(len(submission.arrays), "array")
+    return f"{number_of(len(jobs), 'job')}{trained} in {arrays}; logs in {submission.folder / 'logs'}"
 
 
-def _number(number: int, of: str) -> str:
-    return f"{number} {of}{'s' * (number != 1)}"
+def number_of(number: int, what: str) -> str:
+    """``3 cells``, ``1 cell``."""
+    return f"{number} {what}{'s' * (number != 1)}"

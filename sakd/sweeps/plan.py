@@ -1,5 +1,6 @@
 """A sweep's runs, and the runs that these need first: teachers, and pretrainings that several share."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,13 +13,12 @@ from sakd.runs import Run
 
 
 @dataclass(frozen=True)
-class Job:
-    """A run of a sweep. ``needs``: names of the runs that must be finished before; ``overrides``: of a cell,
-    as on a command line."""
+class PlannedRun:
+    """A run that a sweep asks for or needs."""
 
     run: Run
-    needs: tuple[str, ...] = ()
-    overrides: Overrides = ()
+    needs: tuple[str, ...] = ()  # names of the runs that must be finished before
+    overrides: Overrides = ()  # of a cell, as on a command line
 
     @property
     def name(self) -> str:
@@ -27,18 +27,32 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """``cells``: what was asked for; ``first``: what these need and is not among them, each before what needs
-    it."""
+    """All runs of a sweep."""
 
-    cells: list[Job]
-    first: list[Job]
+    cells: list[PlannedRun]  # what was asked for
+    first: list[PlannedRun]  # what these need and is not among them, each before what needs it
     sweep: Sweep
-    runs: Path
+    runs: Path  # the folder that holds the runs' folders
 
     @property
-    def jobs(self) -> Iterator[Job]:
+    def everything(self) -> Iterator[PlannedRun]:
         yield from self.first
         yield from self.cells
+
+
+class KnownRuns:
+    """Runs of configurations that come up again and again, as a teacher's does: each worked out once."""
+
+    def __init__(self):
+        self.known: dict[str, Run] = {}
+
+    def of(self, config: Config | None) -> Run | None:
+        if config is None:
+            return None
+        key = json.dumps(config)
+        if key not in self.known:
+            self.known[key] = Run(config)
+        return self.known[key]
 
 
 def plan(sweep: Sweep) -> Plan:
@@ -48,27 +62,23 @@ def plan(sweep: Sweep) -> Plan:
         raise ConfigError(
             f"runs: found {', '.join(sorted(folders))}, expected one folder for all cells of a sweep"
         )
+    known = KnownRuns()
     needed = [prerequisites(config) for _, config in sweep.cells]
-    needed_runs = [(_run(each.teacher), _run(each.pretraining)) for each in needed]
+    needed_runs = [(known.of(each.teacher), known.of(each.pretraining)) for each in needed]
     shared = Counter(pretraining.name for _, pretraining in needed_runs if pretraining is not None)
-    first: dict[str, Job] = {}
-    pretrainings: dict[str, Job] = {}
+    first: dict[str, PlannedRun] = {}
+    pretrainings: dict[str, PlannedRun] = {}
     cells = []
     for (overrides, config), (teacher, pretraining) in zip(sweep.cells, needed_runs, strict=True):
         needs: tuple[str, ...] = ()
         if teacher is not None:
-            first[teacher.name] = Job(teacher)
+            first[teacher.name] = PlannedRun(teacher)
             needs = (teacher.name,)
-        if (
-            pretraining is not None and shared[pretraining.name] > 1
-        ):  # what one cell alone needs, that cell does
-            pretrainings[pretraining.name] = Job(pretraining, needs)
+        # What one cell alone needs, that cell's job does.
+        if pretraining is not None and shared[pretraining.name] > 1:
+            pretrainings[pretraining.name] = PlannedRun(pretraining, needs)
             needs = (*needs, pretraining.name)
-        cells.append(Job(Run(config), needs, overrides))
-    names = {job.name for job in cells}
-    before = [job for job in (*first.values(), *pretrainings.values()) if job.name not in names]
+        cells.append(PlannedRun(Run(config), needs, overrides))
+    names = {cell.name for cell in cells}
+    before = [run for run in (*first.values(), *pretrainings.values()) if run.name not in names]
     return Plan(cells, before, sweep, Path(folders.pop()))
-
-
-def _run(config: Config | None) -> Run | None:
-    return None if config is None else Run(config)

@@ -2,19 +2,23 @@
 
 import io
 import json
+import shlex
 import shutil
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from sakd.configuration import short_names
+from sakd.configuration import Config, flatten, needs_teacher, short_names
+from sakd.configuration.compose import Overrides
+from sakd.files import read_json
+from sakd.runs import read_metrics
 from sakd.sweeps.launching import summary
-from sakd.sweeps.plan import Job, Plan
+from sakd.sweeps.plan import Plan, PlannedRun
 from sakd.sweeps.state import STATES, Standing
 from sakd.terminal import clock
 
@@ -28,9 +32,8 @@ Standings = Mapping[str, Standing]
 def terminal(planned: Plan, standings: Standings, each: bool) -> str:
     """Cells by distiller and mode, what runs, and what went wrong, alike errors together; with ``each`` also
     every cell."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
-    console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False, soft_wrap=False)
-    cells = [standings[job.name] for job in planned.cells]
+    console = _page()
+    cells = [standings[cell.name] for cell in planned.cells]
     console.print(_grid(planned, standings))
     for part in (
         _first(planned, standings),
@@ -49,21 +52,141 @@ def terminal(planned: Plan, standings: Standings, each: bool) -> str:
 
 def as_json(planned: Plan, standings: Standings, each: bool) -> str:
     """Everything known of each cell, and of what these need first; always each."""
-    counts = Counter(standings[job.name].state for job in planned.cells)
+    counts = Counter(standings[cell.name].state for cell in planned.cells)
 
-    def told(job: Job) -> dict[str, object]:
-        overrides = {"overrides": list(job.overrides)} if job.overrides else {}
-        return asdict(standings[job.name]) | short_names(job.run.config) | overrides
+    def told(run: PlannedRun) -> dict[str, object]:
+        overrides = {"overrides": list(run.overrides)} if run.overrides else {}
+        return asdict(standings[run.name]) | short_names(run.run.config) | overrides
 
     content = {
         "counts": {state: counts[state] for state in STATES},
-        "cells": [told(job) for job in planned.cells],
-        "first": [told(job) for job in planned.first],
+        "cells": [told(cell) for cell in planned.cells],
+        "first": [told(run) for run in planned.first],
     }
     return json.dumps(content, indent=2) + "\n"
 
 
 FORMATS: dict[str, Callable[[Plan, Standings, bool], str]] = {"terminal": terminal, "json": as_json}
+
+
+def conclude(
+    cells: Sequence[PlannedRun], overrides: Overrides, states: Mapping[str, str], errors: Mapping[str, str]
+) -> None:
+    """Print what a sweep ends with: the table of its cells, and how to see more.
+
+    Raises SystemExit with an error line for each cell that is not finished.
+
+    ``states``, ``errors``: by name, the latter of those cells whose error is known."""
+    console = _page()
+    console.print(_results(cells, states))
+    if more := compare_command(cells, overrides):
+        console.print("", f"compare: {more}", sep="\n", markup=False, soft_wrap=True)
+    print(console.file.getvalue(), end="")
+    unfinished = [cell for cell in cells if states[cell.name] != "finished"]
+    if unfinished:
+        sys.stdout.flush()
+        lines = (f"{_label(cell)}: {errors.get(cell.name) or states[cell.name]}" for cell in unfinished)
+        raise SystemExit("\n".join(f"error: {line}" for line in lines))
+
+
+def conclude_launch(planned: Plan, standings: Standings) -> None:
+    """As ``conclude``, of a launch that has waited for its cells."""
+    states = {cell.name: standings[cell.name].state for cell in planned.cells}
+    errors = {cell.name: standings[cell.name].error for cell in planned.cells if standings[cell.name].error}
+    conclude(planned.cells, planned.sweep.overrides, states, errors)
+
+
+def _label(cell: PlannedRun) -> str:
+    """A cell as its user knows it."""
+    return " ".join(cell.overrides) or cell.name
+
+
+def _results(cells: Sequence[PlannedRun], states: Mapping[str, str]) -> Table:
+    """A row for each cell: accuracies in percent, of the last epoch and of the best."""
+    columns = _telling_apart(cells)
+    table = _table(*columns[0])
+    for heading in ("state", "epochs", "last", "best", "seconds"):
+        table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
+    for cell, names in zip(cells, columns, strict=True):
+        table.add_row(*names.values(), states[cell.name], *_measured(cell))
+    return table
+
+
+def _measured(cell: PlannedRun) -> tuple[str, str, str, str]:
+    """Epochs done and to be done, last and best accuracy, seconds."""
+    epochs = cell.run.config["epochs"]
+    result = read_json(cell.run.folder / "result.json")
+    if result is not None:
+        student = result["student"]
+        done, last, best = epochs, student["accuracy"], student["best_accuracy"]
+        seconds = result["seconds"]
+    else:
+        lines = read_metrics(cell.run.folder)
+        accuracies = [line["test/accuracy"] for line in lines if "test/accuracy" in line]
+        done, last, best = len(lines), accuracies[-1] if accuracies else None, max(accuracies, default=None)
+        seconds = sum(line["seconds"] for line in lines)
+    told = ("" if accuracy is None else f"{accuracy:.2f}" for accuracy in (last, best))
+    return (f"{done}/{epochs}", *told, f"{seconds:.1f}" if done else "")
+
+
+def _telling_apart(cells: Sequence[PlannedRun]) -> list[dict[str, str]]:
+    """Of each cell, those of its short names that are not all cells', and where these do not tell cells apart
+    also the overrides that do."""
+    names = [short_names(cell.run.config) for cell in cells]
+    varying = [key for key in names[0] if len({each[key] for each in names}) > 1]
+    columns = [{key: each[key] for key in varying or ("distiller", "spot_mode")} for each in names]
+    if len({tuple(each.values()) for each in columns}) < len(cells):
+        given = [_values(cell.overrides) for cell in cells]
+        keys = [key for key in dict.fromkeys(key for each in given for key in each) if key not in names[0]]
+        further = [key for key in keys if len({each.get(key) for each in given}) > 1]
+        for each, own in zip(columns, given, strict=True):
+            each.update({key: own.get(key, "") for key in further})
+    return columns
+
+
+def _values(overrides: Overrides) -> dict[str, str]:
+    """What is given for each key, as on a command line."""
+    return dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
+
+
+def compare_command(cells: Sequence[PlannedRun], overrides: Overrides) -> str | None:
+    """The `sakd compare` that shows these cells, from the overrides that launched them; None where none has a
+    teacher, and there is nothing to compare."""
+    configs = [cell.run.config for cell in cells if needs_teacher(cell.run.config)]
+    if not configs:
+        return None
+    words = ["sakd", "compare"]
+    if any(text.startswith("sweeps=") for text in overrides):
+        words += [text for text in overrides if not text.startswith("hydra")]
+    else:
+        words += [f"{key}={','.join(values)}" for key, values in _filters(configs, overrides).items()]
+    if configs[0]["runs"] != "runs":
+        words += ["--from", configs[0]["runs"]]
+    return shlex.join(words)
+
+
+def _filters(configs: Sequence[Config], overrides: Overrides) -> dict[str, list[str]]:
+    """By key, the values that single these runs out: of what varies, and of what was asked for."""
+    names = [short_names(config) for config in configs]
+    typed = {text.lstrip("+").partition("=")[0] for text in overrides}
+    pair = {"dataset", "teacher", "student"} if "experiment" in typed else set()
+    found = {}
+    for key in names[0]:
+        values = list(dict.fromkeys(each[key] for each in names))
+        if len(values) > 1 or key in typed | pair:
+            found[key] = values
+    leaves = [dict(flatten(config)) for config in configs]
+    for key in sorted(typed - {*names[0]} - {"runs"}):
+        values = list(dict.fromkeys(str(each[key]) for each in leaves if key in each))
+        if values and not any("," in value for value in values):
+            found[key] = values
+    return found
+
+
+def _page() -> Console:
+    """Collects text for the terminal, or for a page as wide as WIDTH."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+    return Console(file=io.StringIO(), width=width, color_system=None, highlight=False, soft_wrap=False)
 
 
 def _table(*columns: str) -> Table:
@@ -74,10 +197,10 @@ def _grid(planned: Plan, standings: Standings) -> Table:
     """How many cells of each row and mode are in which state."""
     counts: dict[tuple[str, ...], dict[str, Counter]] = defaultdict(lambda: defaultdict(Counter))
     modes: dict[str, None] = {}
-    for job in planned.cells:
-        names = short_names(job.run.config)
+    for cell in planned.cells:
+        names = short_names(cell.run.config)
         modes[names["spot_mode"]] = None
-        counts[tuple(names[key] for key in ROW)][names["spot_mode"]][standings[job.name].state] += 1
+        counts[tuple(names[key] for key in ROW)][names["spot_mode"]][standings[cell.name].state] += 1
     varying = [i for i, key in enumerate(ROW) if key == "distiller" or len({row[i] for row in counts}) > 1]
     table = _table(*(ROW[i] for i in varying), *modes)
     for row, by_mode in counts.items():
@@ -93,8 +216,8 @@ def _first(planned: Plan, standings: Standings) -> RenderableType | None:
     if not planned.first:
         return None
     table = _table("needed first", "state")
-    for job in planned.first:
-        table.add_row(job.name, standings[job.name].state)
+    for run in planned.first:
+        table.add_row(run.name, standings[run.name].state)
     return table
 
 

@@ -1,134 +1,172 @@
-"""What has become of each run of a plan: read from folders, submissions' records and SLURM's queue, never
+"""What has become of each run of a plan: read from folders, submissions' records and launchers' queues, never
 noted."""
 
+import itertools
+import statistics
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sakd.runs import is_locked, last_words, read_metrics
-from sakd.sweeps import slurm, submissions
-from sakd.sweeps.plan import Job
-from sakd.sweeps.submissions import Submission
+from sakd.runs.run import Metrics
+from sakd.sweeps import submissions
+from sakd.sweeps.launchers import Queue, Queued, launcher_of
+from sakd.sweeps.plan import PlannedRun
+from sakd.sweeps.submissions import Place, Submission, failed_before
 
 STATES = ("finished", "running", "queued", "failed", "lost", "missing")
 ON_THEIR_WAY = ("finished", "running", "queued")
-UNCONFIRMED = 10.0  # seconds in which jobs of a launcher that died may still come to SLURM
 LAST_EPOCHS = 5  # tell how long the next will take
 
 Submissions = Mapping[str, Submission]  # by run, the last that has it
-Queue = Mapping[tuple[str, int], slurm.Queued]
 
 
 @dataclass(frozen=True)
 class Standing:
-    """``state``: one of STATES. ``job``: SLURM's id where it has one; ``reason``: why it waits; ``error``,
-    ``log``: of a failure; ``epoch``, ``epochs``, ``accuracy`` (percent), ``left`` (seconds, None where not
-    known): of one that runs."""
+    """What has become of a run."""
 
     name: str
-    state: str
+    state: str  # one of STATES
     folder: str
-    job: str | None = None
-    reason: str | None = None
-    error: str | None = None
-    log: str | None = None
-    epoch: int | None = None
-    epochs: int | None = None
-    accuracy: float | None = None
-    left: float | None = None
+    job: str | None = None  # the scheduler's id, where there is one
+    reason: str | None = None  # why it waits
+    error: str | None = None  # of one that failed
+    log: str | None = None  # what its job said, where it has one
+    epoch: int | None = None  # of one that runs: how many are done
+    epochs: int | None = None  # of one that runs: how many there are to be
+    accuracy: float | None = None  # of one that runs, percent
+    left: float | None = None  # of one that runs, seconds; None where that is not known
 
 
-def survey(jobs: Iterable[Job], runs: Path) -> dict[str, Standing]:
-    """Each job's standing by its name, in order. Raises SlurmError where jobs were handed to SLURM and it
-    does not answer.
+@dataclass(frozen=True)
+class Known:
+    """What is looked at once for all runs."""
 
-    finished: it has its result. running: its job runs, or any process has its folder. queued: waiting in
-    SLURM or for a process here. failed: its last job, or one that it needed, or its last start by hand, ended
-    with an error. lost: it was handed over, or began, and is nowhere to be found. missing: it was never
-    begun."""
-    jobs = list(jobs)
-    finished = {job.name for job in jobs if (job.run.folder / "result.json").exists()}
-    last = submissions.latest(submissions.read(runs))
+    last: Submissions
+    queue: Queue  # jobs that are not over
+    logs: Mapping[Place, Path]
+
+
+def survey(runs: Iterable[PlannedRun], folder: Path) -> dict[str, Standing]:
+    """Each run's standing by its name, in order. ``folder``: the folder of runs.
+
+    Raises a SakdError where runs were handed over and their launcher does not answer."""
+    runs = list(runs)
+    finished = {run.name for run in runs if (run.run.folder / "result.json").exists()}
+    last = submissions.latest(submissions.read(folder))
     concerned = {
-        last[job.name].folder: last[job.name] for job in jobs if job.name not in finished and job.name in last
+        last[run.name].folder: last[run.name] for run in runs if run.name not in finished and run.name in last
     }
-    queue = _queue(list(concerned.values()))
-    alive = {
-        folder for folder, submission in concerned.items() if submission.is_local and submission.is_alive()
-    }
-    return {job.name: _standing(job, job.name in finished, last, queue, alive) for job in jobs}
+    logs: dict[Place, Path] = {}
+    for submission in concerned.values():
+        logs |= launcher_of(submission.launcher).logs(submission)
+    known = Known(last, open_jobs(concerned.values()), logs)
+    return {run.name: _standing(run, run.name in finished, known) for run in runs}
 
 
-def _standing(job: Job, finished: bool, last: Submissions, queue: Queue, alive: Collection[Path]) -> Standing:
-    folder, submission = job.run.folder, last.get(job.name)
-    if finished or (folder / "result.json").exists():  # it may just have ended
-        return Standing(job.name, "finished", str(folder))
-    queued = queue.get(submission.places[job.name]) if submission else None
-    log = _text(submission.log(job.name)) if submission else None
-    failure = submission.failure(job.name) if submission else None
-    if queued is not None and not (queued.is_ending and failure):
-        if queued.waits:
-            return Standing(job.name, "queued", str(folder), queued.id, queued.reason)
-        return _running(job, queued.id, log)
-    if is_locked(folder / ".lock"):
-        return _running(job, None, log)
-    if failure:
-        return Standing(job.name, "failed", str(folder), error=failure.get("error"), log=log)
-    if submission and submission.folder in alive:
-        return Standing(job.name, "queued", str(folder), reason="waiting for a process")
-    if cause := _failed_before(job, last):
-        return Standing(job.name, "failed", str(folder), error=cause[0], log=cause[1])
-    own_log = _text(folder / "run.log") if (folder / "run.log").exists() else None
-    if (log or not submission) and (error := last_words(folder)):
-        return Standing(job.name, "failed", str(folder), error=error, log=log or own_log)
-    begun = submission or (folder / "config.yaml").exists()
-    return Standing(job.name, "lost" if begun else "missing", str(folder), log=log or own_log)
+def open_jobs(concerned: Iterable[Submission]) -> Queue:
+    """Those of their jobs that are not over. Raises a SakdError where a launcher does not answer."""
+    by_launcher: dict[str, list[Submission]] = defaultdict(list)
+    for submission in concerned:
+        by_launcher[submission.launcher["_target_"]].append(submission)
+    found: dict[Place, Queued] = {}
+    for alike in by_launcher.values():
+        found |= launcher_of(alike[0].launcher).queue(alike)
+    return found
 
 
 def needed_elsewhere(names: Collection[str], besides: Collection[str], runs: Path) -> set[str]:
-    """Those of ``names`` that a job needs which waits in SLURM for other runs than ``besides``, in whatever
+    """Those of ``names`` that a job needs which is not over and has other runs than ``besides``, in whatever
     sweep."""
     found = submissions.latest(submissions.read(runs))
-    waiting = {
-        run: submission for run, submission in found.items() if run not in besides and not submission.is_local
+    needs = {
+        run: set(submission.needs.get(run, ())) & set(names)
+        for run, submission in found.items()
+        if run not in besides and not submission.is_over(run)
     }
-    needs = {run: set(submission.needs.get(run, ())) & set(names) for run, submission in waiting.items()}
-    concerned = {waiting[run].folder: waiting[run] for run, needed in needs.items() if needed}
-    queue = _queue(list(concerned.values()))
-    return set().union(*(needed for run, needed in needs.items() if waiting[run].places[run] in queue))
+    queue = open_jobs({found[run].folder: found[run] for run, needed in needs.items() if needed}.values())
+    return set().union(*(needed for run, needed in needs.items() if found[run].places[run] in queue))
 
 
-def _queue(concerned: Sequence[Submission]) -> Queue:
-    at_slurm = [submission for submission in concerned if not submission.is_local]
-    if not at_slurm:
-        return {}
-    unconfirmed = [submission.time for submission in at_slurm if not submission.is_confirmed]
-    if unconfirmed:  # its launcher may have died, its jobs be on their way yet
-        time.sleep(min(max(0.0, max(unconfirmed) + UNCONFIRMED - time.time()), UNCONFIRMED))
-    return slurm.queue([array.name for submission in at_slurm for array in submission.arrays])
+# A run's state is the first of these that holds:
+#
+#  1. finished  its result is in its folder
+#  2. running   a process works in its folder
+#  3. failed    its job noted its failure, while others of the job may go on
+#  4. failed    it was cancelled
+#  5. queued    its job waits for its turn
+#     running   its job is at work
+#  6. failed    its job was interrupted
+#  7. failed    a run that it needs failed
+#  8. failed    its run.log ends with an error, as of a launch by hand
+#  9. lost      it was handed over, or began, and is nowhere to be found
+# 10. missing   it was never begun
+#
+# "Its job" is that of the last submission that has the run.
 
 
-def _running(job: Job, queued: str | None, log: str | None) -> Standing:
-    lines = read_metrics(job.run.folder)
-    epochs = int(job.run.config["epochs"])
-    left = accuracy = None
-    if lines:
-        last = lines[-LAST_EPOCHS:]
-        each = sum(line["seconds"] for line in last) / len(last)
-        left = max(0.0, each * (epochs - len(lines)) - min(each, time.time() - lines[-1]["time"]))
-        accuracy = lines[-1].get("test/accuracy")
-    progress = {"epoch": len(lines), "epochs": epochs, "accuracy": accuracy, "left": left}
-    return Standing(job.name, "running", str(job.run.folder), queued, log=log, **progress)
+def _standing(run: PlannedRun, finished: bool, known: Known) -> Standing:
+    folder, submission = run.run.folder, known.last.get(run.name)
+    place = submission.places[run.name] if submission else None
+    log = _text(known.logs.get(place))
+    job = known.queue.get(place)
+
+    def stands(state: str, **more: str | None) -> Standing:
+        return Standing(run.name, state, str(folder), **{"log": log, **more})
+
+    if finished or (folder / "result.json").exists():  # 1; it may just have ended
+        return stands("finished", log=None)
+    if is_locked(folder / ".lock"):  # 2
+        return _running(run, job if job and job.state == "running" else None, log)
+    failure = submission.failure(run.name) if submission else None
+    if failure and not failure["interrupted"]:  # 3
+        return stands("failed", error=failure["error"])
+    if submission and run.name in submission.cancelled:  # 4
+        return stands("failed", error="cancelled")
+    if job and not (job.state == "ending" and failure):  # 5
+        if job.state == "waiting":
+            return stands("queued", job=job.id, reason=job.reason, log=None)
+        return _running(run, job, log)
+    if failure:  # 6
+        return stands("failed", error=failure["error"])
+    if found := failed_before(run.needs, known.last):  # 7
+        needed, where = found
+        error = f"{needed}, which it needs, failed: {where.failure(needed)['error']}"
+        logs = launcher_of(where.launcher).logs(where)
+        return stands("failed", error=error, log=_text(logs.get(where.places[needed])))
+    own_log = _text(folder / "run.log") if (folder / "run.log").exists() else None
+    if (log or not submission) and (error := last_words(folder)):  # 8
+        return stands("failed", error=error, log=log or own_log)
+    begun = submission or (folder / "config.yaml").exists()
+    return stands("lost" if begun else "missing", log=log or own_log)  # 9, 10
 
 
-def _failed_before(job: Job, last: Submissions) -> tuple[str, str | None] | None:
-    """Why a job never came to its turn: what it needed has failed. The error, and that one's log."""
-    for needed in job.needs:
-        submission = last.get(needed)
-        if submission is not None and (failure := submission.failure(needed)) is not None:
-            return f"{needed}, which it needs, failed: {failure.get('error')}", _text(submission.log(needed))
-    return None
+def _running(run: PlannedRun, job: Queued | None, log: str | None) -> Standing:
+    lines = read_metrics(run.run.folder)
+    epochs = int(run.run.config["epochs"])
+    return Standing(
+        run.name,
+        "running",
+        str(run.run.folder),
+        None if job is None else job.id,
+        log=log,
+        epoch=len(lines),
+        epochs=epochs,
+        accuracy=lines[-1].get("test/accuracy") if lines else None,
+        left=_left(lines, epochs),
+    )
+
+
+def _left(lines: list[Metrics], epochs: int) -> float | None:
+    """Seconds until the last epoch is over, from the times at which the last ones were: ``seconds`` is only a
+    run's own share where several train together. The median, since a run that was killed has a gap."""
+    times = [line["time"] for line in lines[-LAST_EPOCHS - 1 :]]
+    if len(times) < 2:
+        return None
+    each = statistics.median(after - before for before, after in itertools.pairwise(times))
+    return max(0.0, each * (epochs - len(lines)) - min(each, max(0.0, time.time() - times[-1])))
 
 
 def _text(path: Path | None) -> str | None:

@@ -1,18 +1,18 @@
-"""Records of what was handed to SLURM, or to processes here: a folder for each hand-over, under
+"""Records of what was handed over, to SLURM or to processes here: a folder for each hand-over, under
 ``runs/.sweeps``.
 
 ``submission.json`` is written before any job exists, so that no job can be unknown; jobs are found again by
-their names, so that nothing needs to be noted after. ``cells/NAME.json`` is a job's configuration,
-``failures/NAME.json`` how it failed, ``logs/`` what it said."""
+their names, so that nothing needs to be noted after. ``cells/NAME.json`` is a run's configuration,
+``failures/NAME.json`` how it failed, ``cancelled/NAME`` says that it is not to be trained, ``logs/`` is what
+jobs said."""
 
 import getpass
 import json
 import os
-import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -24,10 +24,10 @@ from filelock import FileLock
 from sakd.configuration import Config
 from sakd.errors import RunError
 from sakd.files import read_json, write_whole
-from sakd.runs import is_locked
-from sakd.sweeps import launchers
 
 FOLDER = ".sweeps"
+
+Place = tuple[str, int]  # of a job: the name of its array, and its index in that
 
 
 def us() -> str:
@@ -37,30 +37,41 @@ def us() -> str:
 
 @dataclass(frozen=True)
 class Array:
-    """Jobs that are submitted together: SLURM's ``name`` for them, and the runs' names by index."""
+    """Jobs that are submitted together, since they wait for the same."""
 
-    name: str
-    runs: list[str]
+    name: str  # SLURM's for all of them
+    jobs: list[list[str]]  # by index: the names of the runs that the job trains
 
 
 @dataclass(frozen=True)
 class Submission:
-    """``launcher``: its keys; ``needs``: by run, the runs that it waits for; ``overrides``: the sweep's, as
-    typed; ``pid``: of the process that handed over."""
+    """What was handed over at once."""
 
     folder: Path
-    launcher: dict[str, Any]
+    launcher: dict[str, Any]  # its class by ``_target_``, and its keys
     arrays: list[Array]
-    needs: dict[str, list[str]]
-    overrides: list[str]
-    snapshot: str
-    by: str = field(default_factory=us)
-    pid: int = field(default_factory=os.getpid)
-    time: float = field(default_factory=time.time)
+    needs: dict[str, list[str]]  # by run: the runs that it waits for
+    overrides: list[str]  # the sweep's, as typed
+    snapshot: str  # the copy of the code that its jobs run
+    by: str = field(default_factory=us)  # who handed over, and on which machine
+    pid: int = field(default_factory=os.getpid)  # the process that did
+    time: float = field(default_factory=time.time)  # seconds since 1970
+
+    @classmethod
+    def read(cls, folder: Path) -> "Submission":
+        """Raises RunError for a damaged record."""
+        path = folder / "submission.json"
+        content = read_json(path)
+        try:
+            arrays = [Array(**array) for array in content.pop("arrays")]
+            return cls(folder=folder, arrays=arrays, **content)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{path}: is not a submission's record ({error!r}); move it away") from error
 
     @property
-    def is_local(self) -> bool:
-        return launchers.is_local(self.launcher)
+    def runs(self) -> Path:
+        """The folder that holds the runs' folders."""
+        return self.folder.parent.parent
 
     def environment(self) -> dict[str, str]:
         """What makes Python run the copied code, and not what lies in the working directory."""
@@ -71,62 +82,56 @@ class Submission:
         }
 
     @cached_property
-    def places(self) -> dict[str, tuple[str, int]]:
-        """By run: its array's name and index."""
-        return {run: (array.name, index) for array in self.arrays for index, run in enumerate(array.runs)}
+    def jobs(self) -> dict[Place, list[str]]:
+        """By place: the names of the runs that the job trains."""
+        return {(array.name, index): job for array in self.arrays for index, job in enumerate(array.jobs)}
+
+    @cached_property
+    def places(self) -> dict[str, Place]:
+        """By run: its job's."""
+        return {run: place for place, job in self.jobs.items() for run in job}
 
     @cached_property
     def failures(self) -> frozenset[str]:
         """Names of runs that failed, as of the first time that this is asked."""
-        folder = self.folder / "failures"
-        return frozenset(
-            name.removesuffix(".json") for name in (os.listdir(folder) if folder.exists() else ())
-        )
+        return frozenset(name.removesuffix(".json") for name in _listed(self.folder / "failures"))
+
+    @cached_property
+    def cancelled(self) -> frozenset[str]:
+        """Names of runs that are not to be trained, as of the first time that this is asked."""
+        return frozenset(cancelled(self.folder))
 
     def failure(self, run: str) -> dict[str, Any] | None:
+        """The note of a failure: ``error``, ``traceback``, ``time``, and whether it was an interruption."""
         return read_json(self.folder / "failures" / f"{run}.json") if run in self.failures else None
+
+    def is_finished(self, run: str) -> bool:
+        return (self.runs / run / "result.json").exists()
+
+    def is_over(self, run: str) -> bool:
+        """Whether no job of this submission is to train the run any more."""
+        failure = self.failure(run)
+        return (
+            self.is_finished(run)
+            or run in self.cancelled
+            or (failure is not None and not failure["interrupted"])
+        )
 
     def logs(self, array: str) -> Path:
         return self.folder / "logs" / array
 
-    def log(self, run: str) -> Path | None:
-        """Of the run's job, if it had said anything when logs were first asked for."""
-        return self._found_logs.get(run)
-
-    @cached_property
-    def _found_logs(self) -> dict[str, Path]:
-        """By run. Names are ours for processes here, and submitit's: JOB_INDEX_TASK, or JOB_TASK outside of
-        an array."""
-        found = {}
-        for array in self.arrays:
-            for path in self.logs(array.name).iterdir():
-                if self.is_local and path.suffix == ".log":
-                    found[path.stem] = path
-                elif match := re.fullmatch(r"\d+(?:_(\d+))?_0_log\.out", path.name):
-                    found[array.runs[int(match[1] or 0)]] = path
-        return found
-
-    @contextmanager
-    def alive(self) -> Iterator[None]:
-        """Held by the process whose jobs die with it; the kernel lets go when it does."""
-        with FileLock(self.folder / ".alive"):
-            yield
-
-    def is_alive(self) -> bool:
-        return is_locked(self.folder / ".alive")
-
     def confirm(self) -> None:
-        """All its jobs are SLURM's now."""
+        """All its jobs are the launcher's now."""
         (self.folder / ".confirmed").touch()
 
     @property
     def is_confirmed(self) -> bool:
         return (self.folder / ".confirmed").exists()
 
-    def write(self, configs: dict[str, Config]) -> None:
+    def write(self, configs: Mapping[str, Config]) -> None:
+        """``configs``: of all its runs, by name."""
         for folder in (
-            self.folder / "cells",
-            self.folder / "failures",
+            *(self.folder / name for name in ("cells", "failures", "cancelled")),
             *(self.logs(array.name) for array in self.arrays),
         ):
             folder.mkdir(parents=True, exist_ok=True)
@@ -141,9 +146,17 @@ class Submission:
         os.replace(self.folder / "submission.json", self.folder / "withdrawn.json")
 
 
-def note_failure(folder: Path, run: str, error: str, traceback: str = "") -> None:
-    """Of a run, in its submission's folder."""
-    told = {"error": error, "traceback": traceback, "time": time.time()}
+def needs_of(job: Sequence[str], needs: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
+    """What all of a job's runs need first, and what some of them do: without the one it cannot begin, without
+    the other it trains the rest."""
+    every = {name: None for run in job for name in needs.get(run, ())}
+    of_all = [name for name in every if all(name in needs.get(run, ()) for run in job)]
+    return of_all, [name for name in every if name not in of_all]
+
+
+def note_failure(folder: Path, run: str, error: str, traceback: str = "", interrupted: bool = False) -> None:
+    """Of a run, in its submission's folder. ``interrupted``: it goes on if its job comes to another turn."""
+    told = {"error": error, "traceback": traceback, "time": time.time(), "interrupted": interrupted}
     write_whole(folder / "failures" / f"{run}.json", (json.dumps(told, indent=1) + "\n").encode())
 
 
@@ -152,20 +165,27 @@ def forget_failure(folder: Path, run: str) -> None:
     (folder / "failures" / f"{run}.json").unlink(missing_ok=True)
 
 
+def note_cancelled(folder: Path, run: str) -> None:
+    """Its job, in a submission's folder, is to leave this run."""
+    (folder / "cancelled" / run).touch()
+
+
+def cancelled(folder: Path) -> list[str]:
+    """Names of the runs that a submission's jobs are to leave, as it is now."""
+    return _listed(folder / "cancelled")
+
+
+def _listed(folder: Path) -> list[str]:
+    return os.listdir(folder) if folder.exists() else []
+
+
 def new_folder(runs: Path) -> Path:
     return runs / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def read(runs: Path) -> list[Submission]:
     """All of them, the last one first. Raises RunError for a damaged record."""
-    found = []
-    for path in (runs / FOLDER).glob("*/submission.json"):
-        content = read_json(path)
-        try:
-            arrays = [Array(**array) for array in content.pop("arrays")]
-            found.append(Submission(folder=path.parent, arrays=arrays, **content))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{path}: is not a submission's record ({error!r}); move it away") from error
+    found = [Submission.read(path.parent) for path in (runs / FOLDER).glob("*/submission.json")]
     return sorted(found, key=lambda submission: submission.time, reverse=True)
 
 
@@ -181,6 +201,15 @@ def latest(submissions: Sequence[Submission]) -> dict[str, Submission]:
         for run in submission.places:
             found.setdefault(run, submission)
     return found
+
+
+def failed_before(needs: Sequence[str], last: Mapping[str, Submission]) -> tuple[str, Submission] | None:
+    """The first of ``needs`` that failed in the last submission that had it, and that submission."""
+    for needed in needs:
+        submission = last.get(needed)
+        if submission is not None and submission.failure(needed) and not submission.is_finished(needed):
+            return needed, submission
+    return None
 
 
 @contextmanager

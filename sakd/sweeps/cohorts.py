@@ -1,0 +1,51 @@
+"""Who trains together: runs that see the same batches and learn from the same teacher."""
+
+import json
+import math
+from collections.abc import Collection, Iterator, Sequence
+
+from sakd.configuration import TEACHER_KEYS, Config, identity, needs_teacher, prerequisites
+from sakd.sweeps.plan import KnownRuns, PlannedRun
+
+# What all members of a cohort have in common, beside their teacher and their images: one value, one process.
+COMMON = (
+    *("seed", "batch_size", "precision", "runs", "cohort"),
+    *("device", "threads", "memory_format", "compile", "fold_batch_norm"),
+)
+
+
+def cohorts(runs: Sequence[PlannedRun], alone: Collection[str] = ()) -> list[list[PlannedRun]]:
+    """The runs in cohorts of at most ``cohort`` members and even size, in their order.
+
+    ``alone``: names of runs that train by themselves, as does a run that is profiled."""
+    teachers = KnownRuns()
+    checkpoints: dict[str, str] = {}
+    groups: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        config = run.run.config
+        by_itself = config["profile"] or run.name in alone
+        key = run.name if by_itself else _in_common(config, teachers, checkpoints)
+        groups.setdefault(key, []).append(run)
+    return [cohort for group in groups.values() for cohort in _split(group, group[0].run.config["cohort"])]
+
+
+def _in_common(config: Config, teachers: KnownRuns, checkpoints: dict[str, str]) -> str:
+    """Equal for runs that may go together. ``checkpoints``: digests of weights files, each taken once."""
+    teacher: object = None
+    if (run := teachers.of(prerequisites(config).teacher)) is not None:
+        teacher = run.digest
+    elif needs_teacher(config):
+        network = {key: value for key, value in config["teacher"].items() if key not in TEACHER_KEYS}
+        path = config["teacher"]["checkpoint"]
+        if path not in checkpoints:
+            checkpoints[path] = identity(config)["teacher"]["sha256"]
+        teacher = [network, checkpoints[path]]
+    images = {key: value for key, value in config["dataset"].items() if key != "recipe"}
+    return json.dumps([teacher, images, *(config[key] for key in COMMON)])
+
+
+def _split(group: Sequence[PlannedRun], most: int) -> Iterator[list[PlannedRun]]:
+    """As few parts as there can be of at most ``most``, none larger than another by more than one."""
+    parts = math.ceil(len(group) / most)
+    for part in range(parts):
+        yield list(group[part * len(group) // parts : (part + 1) * len(group) // parts])
