@@ -367,7 +367,7 @@ def test_a_run_of_before_there_was_a_key_is_compared_with_those_that_have_it_at_
     config = composed("distiller=at", "spot_mode=fixed")
     finish(tmp_path, 90, config=config, seed=0)
     finish(tmp_path, 92, config={key: config[key] for key in config if key != "precision"}, seed=1)
-    assert cell(compared(tmp_path), "at", "fixed")["mean"] == 91
+    assert group(compared(tmp_path), "at", "fixed")["mean"] == 91
 
 
 def test_what_follows_from_the_spot_mode_or_does_not_change_results_may_differ(tmp_path):

@@ -26,6 +26,7 @@ from sakd.runs.logs import OwnLog
 from sakd.runs.tracking import Mirror, synchronise
 from tests.conftest import ROOT, TINY, compose_config
 from tests.servers import MlflowServer, free_port
+from tests.test_terminal import logging_started
 
 
 @pytest.fixture(scope="module")
@@ -271,10 +272,8 @@ def test_a_store_that_is_away_is_told_once_on_the_terminal_and_in_each_runs_own_
 ):
     said = io.StringIO()
     monkeypatch.setattr(terminal, "console", Console(file=said, soft_wrap=True))
-    monkeypatch.setattr(logging.getLogger("sakd"), "handlers", [])
-    terminal.start_logging()
     logs, mirrors = [], []
-    with ExitStack() as stack:
+    with logging_started(), ExitStack() as stack:
         for number in range(3):
             folder = a_folder(tmp_path / f"run{number}")
             logs.append(stack.enter_context(OwnLog(folder / "run.log")))
