@@ -317,9 +317,9 @@ def test_a_real_server_that_goes_away_and_comes_back_has_each_epoch_once(tmp_pat
     uri = store.uri
     overrides = [*TINY, "distiller=none", "epochs=60", f"tracking.uri={uri}", "dataset.train_samples=1400"]
     server = store.start()
-    job = subprocess.Popen(
-        [sys.executable, str(ROOT / "launch.py"), *overrides], cwd=tmp_path, stdout=subprocess.PIPE
-    )
+    with (tmp_path / "said").open("wb") as said:
+        command = [sys.executable, str(ROOT / "launch.py"), *overrides]
+        job = subprocess.Popen(command, cwd=tmp_path, stdout=said, stderr=said)
     metrics = None
     while metrics is None or len(metrics.read_text().splitlines()) < 8:
         metrics = next((tmp_path / "runs").glob("*/metrics.jsonl"), None)
@@ -334,6 +334,7 @@ def test_a_real_server_that_goes_away_and_comes_back_has_each_epoch_once(tmp_pat
         (run,) = runs_of(uri, "sakd")
         assert run.info.status == "FINISHED"
         assert steps(uri, run.info.run_id, "test/accuracy") == list(range(1, 61))
+        assert "View run" not in (tmp_path / "said").read_text()  # MLflow's own words, amid ours
     finally:
         store.stop(server)
 
