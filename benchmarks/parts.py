@@ -1,13 +1,15 @@
 """Parts of a training step as ``launch.py`` would build them, over images of CIFAR-100's shape that lie in no
 file."""
 
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
 
 from sakd.configuration import Config, build, compose
-from sakd.data import Dataset, ImageSet
+from sakd.data import Batch, Dataset, ImageSet
 from sakd.networks import StagedNet
 from sakd.streams import initialising, stream
-from sakd.training import Execution, Trainer
+from sakd.training import Cohort, Execution, Teacher, Trainer
 
 CLASSES, CHANNELS, IMAGE_SIZE = 100, 3, 32  # CIFAR-100's
 LR = 0.01  # of the student's optimizer; the cost of a step does not depend on it
@@ -29,21 +31,11 @@ def network(name: str) -> StagedNet:
         return build.make(node, "student")
 
 
-def trainer(
-    teacher: str,
-    student: str,
-    distiller: str,
-    mode: str,
-    samples: int,
-    batch_size: int,
-    device: torch.device,
-    execution: Execution,
-) -> Trainer:
-    """A trainer that is ready to step, over ``samples`` training images of ``dataset``. Raises ConfigError
-    where the distiller is not defined for the networks."""
-    config = composed(
-        f"teacher={teacher}",
-        f"student={student}",
+def run(pair: Sequence[str], distiller: str, mode: str, batch_size: int, execution: Execution) -> Config:
+    """The configuration of a run of one teacher and student."""
+    return composed(
+        f"teacher={pair[0]}",
+        f"student={pair[1]}",
         f"distiller={distiller}",
         f"spot_mode={mode}",
         f"batch_size={batch_size}",
@@ -52,9 +44,35 @@ def trainer(
         f"compile={execution.compile}",
         f"fold_batch_norm={execution.fold_batch_norm}",
     )
-    built = build.trainer(config, build.parts(config), device)
-    built.prepare(dataset(samples, device))
-    return built
+
+
+def trainers(
+    configs: Mapping[str, Config], samples: int, device: torch.device
+) -> tuple[Teacher, dict[str, Trainer]]:
+    """One teacher, and a trainer of it for each configuration, ready to step over ``samples`` training
+    images.
+
+    Raises ConfigError where a distiller is not defined for the networks.
+    """
+    first = next(iter(configs.values()))
+    network = build.parts(first).teacher
+    teacher = Teacher(network, device=device, execution=build.execution(first))
+    made = {
+        name: build.trainer(config, build.parts(config, network), device, teacher)
+        for name, config in configs.items()
+    }
+    for trainer in made.values():
+        trainer.prepare(dataset(samples, device))
+    return teacher, made
+
+
+def steps_of(teacher: Teacher, trainers: Mapping[str, Trainer], inputs: Batch) -> Callable[[], object]:
+    """A step of all of them together, from the same batch, as in an epoch."""
+    cohort = Cohort(teacher, trainers)
+    members = list(cohort.members.values())
+    for member in members:
+        member.begin_epoch()
+    return lambda: cohort.take_step(members, inputs, 1)
 
 
 def dataset(samples: int, device: torch.device) -> Dataset:
@@ -65,9 +83,9 @@ def dataset(samples: int, device: torch.device) -> Dataset:
     return Dataset(images, images, None, CLASSES, IMAGE_SIZE, (0.5,) * CHANNELS, (0.25,) * CHANNELS)
 
 
-def batch(size: int, samples: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def batch(size: int, samples: int, device: torch.device) -> Batch:
     """Fixed random images, with labels and indices that agree with ``dataset``."""
     draws = stream(0, "benchmark")
     images = torch.randn(size, CHANNELS, IMAGE_SIZE, IMAGE_SIZE, generator=draws)
     indices = torch.randperm(samples, generator=draws)[:size]
-    return images.to(device), (indices % CLASSES).to(device), indices.to(device)
+    return Batch(images.to(device), (indices % CLASSES).to(device), indices.to(device))

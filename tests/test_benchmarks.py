@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks import authors, epoch, parts, step
+from benchmarks import authors, cohort, epoch, parts, step
 from sakd.configuration import build
 from sakd.data import Augmentation, steps_per_epoch
 from sakd.data.batches import channel_moments, normalise
 from sakd.data.memory import augment
 from sakd.streams import drawing_from
+from sakd.training import Cohort, Step
 from tests.conftest import ROOT, compose_config
 from tests.test_resume import assert_same
 
@@ -76,15 +77,16 @@ def test_peak_memory_is_what_is_alive_at_the_fullest_moment():
     assert step.peak_on_the_cpu(allocates) == 12 * 2**20
 
 
-def test_a_cell_holds_networks_labels_and_momenta():
+def test_what_is_timed_holds_networks_labels_and_momenta():
     options = step.parse(
         ["--pair", "resnet14,resnet8", "--batch", "2", "--samples", "200", "--device", "cpu"]
     )
-    cell = step.trainer_cell(options, "kd", "fixed")
-    cell.step()
+    timed = step.trainer_timed(options, "kd", "fixed")
+    timed.step()
     teacher, student = (parts.network(name) for name in options.pair)
     expected = [*teacher.state_dict().values(), *student.state_dict().values(), *student.parameters()]
-    assert sum(held.nbytes for held in cell.holds()) == sum(tensor.nbytes for tensor in expected) + 200 * 8
+    held = {tensor.data_ptr(): tensor.nbytes for tensor in timed.holds()}  # labels are held once
+    assert sum(held.values()) == sum(tensor.nbytes for tensor in expected) + 200 * 8
 
 
 def test_fixed_is_measured_once_and_first():
@@ -94,22 +96,26 @@ def test_fixed_is_measured_once_and_first():
 
 def test_the_steps_times_are_taken_in_turn():
     order = []
-    cells = [
-        step.Cell(name, "fixed", lambda name=name: order.append(name), lambda: None, list) for name in "ab"
+    both = [
+        step.Timed(name, "fixed", lambda name=name: order.append(name), lambda: None, list) for name in "ab"
     ]
     options = step.parse(["--rounds", "3", "--steps", "2", "--warm-up", "1", "--device", "cpu"])
-    step.measure(cells, options)
+    step.measure(both, options)
     assert "".join(order) == "ab" + 3 * "aabb"
-    assert [len(cell.times) for cell in cells] == [3, 3]
+    assert [len(one.times) for one in both] == [3, 3]
 
 
 def test_times_and_ratios_are_medians_over_the_rounds():
-    def cell(distiller, mode, *times):
-        return step.Cell(distiller, mode, lambda: torch.zeros(2**18), lambda: None, list, list(times))
+    def timed(distiller, mode, *times):
+        return step.Timed(distiller, mode, lambda: torch.zeros(2**18), lambda: None, list, list(times))
 
-    cells = [cell("none", "floor", 2, 1, 4), cell("at", "fixed", 6, 2, 4), cell("at", "adaptive", 9, 10, 4)]
+    all_timed = [
+        timed("none", "floor", 2, 1, 4),
+        timed("at", "fixed", 6, 2, 4),
+        timed("at", "adaptive", 9, 10, 4),
+    ]
     options = step.parse(["--device", "cpu", "--batch", "8"])
-    floor, fixed, adaptive = step.rows_of(cells, options)
+    floor, fixed, adaptive = step.rows_of(all_timed, options)
     assert [(row["ms"], row["images_per_second"]) for row in (floor, fixed, adaptive)] == [
         (2, 4000),
         (4, 2000),
@@ -128,8 +134,11 @@ def test_once_a_configuration_is_composed_building_and_stepping_need_torch_alone
         "import json, torch\nfrom sakd.configuration import build\n"
         "config, cpu = json.load(open(sys.argv[1])), torch.device('cpu')\n"
         "trainer = build.trainer(config, build.parts(config), cpu)\n"
-        "measured = trainer.step(torch.randn(4, 3, 32, 32), torch.arange(4), torch.arange(4))\n"
-        "assert all(torch.isfinite(value).all() for value in measured.values())\n"
+        "labels = torch.arange(4)\n"
+        "trainer.spot_mode.prepare(labels, 100, trainer.streams['policy'])\n"
+        "images = torch.randn(4, 3, 32, 32)\n"
+        "step = trainer.train_step(images, labels, labels, trainer.teacher.features(images))\n"
+        "assert step.measured.isfinite().all()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", without("hydra", "omegaconf", *UNNEEDED) + script,
@@ -141,7 +150,9 @@ def test_once_a_configuration_is_composed_building_and_stepping_need_torch_alone
 
 def test_a_step_is_that_of_the_run_with_the_same_names():
     options = step.parse(["--precision", "bf16", "--no-fold-batch-norm", "--device", "cpu"])
-    made = parts.trainer("resnet14", "resnet8", "at", "anti", 200, 4, options.device, options.execution)
+    of_parts = parts.run(("resnet14", "resnet8"), "at", "anti", 4, options.execution)
+    _, trainers = parts.trainers({"at": of_parts}, 200, options.device)
+    made = trainers["at"]
     config = compose_config(
         *("dataset=cifar100", "teacher=resnet14", "student=resnet8", "distiller=at", "spot_mode=anti"),
         *("precision=bf16", "fold_batch_norm=false"),
@@ -199,7 +210,7 @@ def test_an_epochs_table_has_the_data_alone_and_each_distiller_and_mode(tmp_path
 
 def test_an_epochs_row_extrapolates_to_all_steps():
     ours, plain = (
-        step.Cell("kd", "fixed", lambda: None, times=times) for times in ([200, 100, 300], [400, 500, 300])
+        step.Timed("kd", "fixed", lambda: None, times=times) for times in ([200, 100, 300], [400, 500, 300])
     )
     options = epoch.parse(["--samples", "40", "--batch", "4", "--steps", "2", "--device", "cpu"])
     row = epoch.row_of(ours, plain, options)
@@ -235,18 +246,20 @@ def test_plain_images_are_among_all_crops_and_flips():
 
 def test_a_plain_epoch_trains_on_every_image_once():
     images = epoch.random_images(130)
+    options = epoch.parse(["--pair", "resnet8,resnet8", "--device", "cpu", "--samples", "130"])
+    config = parts.run(options.pair, "kd", "fixed", 40, options.execution)
+    alone = Cohort(*parts.trainers({"kd": config}, 130, options.device))
+    (member,) = alone.members.values()
     seen = []
 
-    class Trainer:
-        device = torch.device("cpu")
+    def train_step(images, labels, indices, features):
+        assert images.shape[1:] == (3, 32, 32)
+        assert torch.equal(labels, indices % parts.CLASSES)
+        seen.append(indices)
+        return Step({}, None, torch.zeros(len(member.trainer.measurements)))
 
-        def step(self, images, labels, indices):
-            assert images.shape[1:] == (3, 32, 32)
-            assert torch.equal(labels, indices % parts.CLASSES)
-            seen.append(indices)
-            return {"loss": torch.zeros(())}
-
-    epoch.plain_epoch(Trainer(), DataLoader(epoch.PlainImages(images), 40, shuffle=True))
+    member.train_step = train_step
+    epoch.plain_epoch(alone, DataLoader(epoch.PlainImages(images), 40, shuffle=True))
     assert len(seen) == steps_per_epoch(130, 40)
     assert sorted(torch.cat(seen).tolist()) == list(range(130))
 
@@ -353,7 +366,7 @@ def test_the_authors_scripts_run_beside_ours(tmp_path):
 
 def test_the_authors_throughput_is_compared_round_by_round():
     theirs, ours = (
-        step.Cell("at", "adaptive", lambda: None, times=times) for times in ([9, 20, 30], [3, 10, 5])
+        step.Timed("at", "adaptive", lambda: None, times=times) for times in ([9, 20, 30], [3, 10, 5])
     )
     options = SimpleNamespace(pair=["a", "b"], device_name="cpu")
     row = authors.row_of(ours, theirs, options)
@@ -411,3 +424,18 @@ def test_what_the_authors_do_not_have_is_told(arguments, message, tmp_path, caps
     with pytest.raises(SystemExit):
         authors.parse(["--code", str(tmp_path), *arguments])
     assert message in capsys.readouterr().err
+
+
+# ---- cohorts
+
+
+def test_students_together_are_measured_beside_each_alone(tmp_path, capsys):
+    options = (
+        "--pair resnet14,resnet8 --distillers kd,at --modes fixed,adaptive --batch 4 --samples 200 --rounds 2"
+    )
+    assert cohort.main([*f"{options} --device cpu --csv".split(), str(tmp_path / "cohort.csv")]) == 0
+    (row,) = csv.DictReader((tmp_path / "cohort.csv").read_text().splitlines())
+    assert list(row) == ["pair", "members", "alone_ms", "together_ms", "ratio", "peak_mb"]
+    assert (row["pair"], row["members"]) == ("resnet14-resnet8", "4")
+    assert 0 < float(row["ratio"]) < 1  # three of four passes of the teacher are left out
+    assert "4" in capsys.readouterr().out

@@ -1,8 +1,8 @@
 """What the defaults compute is stored: a change of numbers is seen, and must be meant.
 
-After a change that is meant: `python -m tests.test_stored_numbers` stores them anew; LOG.md says why they changed.
-Everything is in float64, in which machines agree, on the defaults' own networks, losses, policy, optimizers and batches;
-only images and epochs are fewer.
+After a change that is meant: `python -m tests.test_stored_numbers` stores them anew; LOG.md says why they
+changed. Everything is in float64, in which machines agree, on the defaults' own networks, losses, policy,
+optimizers and batches; only images and epochs are fewer.
 """
 
 import json

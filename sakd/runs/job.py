@@ -106,10 +106,9 @@ class Together:
         if not runs:
             return []
         try:
-            held = []
             with self._for_all(runs):
-                held = self._train(self._prepared(runs))
-            return held
+                return self._train(self._prepared(runs))
+            return []  # it went wrong for all
         except torch.OutOfMemoryError as error:
             open_runs = [run for run in runs if run.name not in self.ended]
             if len(open_runs) < 2:
