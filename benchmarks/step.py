@@ -71,7 +71,7 @@ def floor_timed(options: argparse.Namespace) -> Timed:
             logits = student(images)
         F.cross_entropy(logits.float(), labels).backward()
 
-    return Timed("none", "floor", step, student.zero_grad, lambda: tensors_of(teacher, student))
+    return Timed("none", "floor", step, student.zero_grad, lambda: weights_and_buffers_of(teacher, student))
 
 
 def trainer_timed(options: argparse.Namespace, distiller: str, mode: str) -> Timed:
@@ -96,15 +96,15 @@ def gradients_of(trainers: Mapping[str, Trainer]) -> Callable[[], None]:
 
 def held_by(teacher: Teacher, trainers: Mapping[str, Trainer]) -> Iterable[Tensor]:
     """All tensors that live from step to step, gradients left out."""
-    yield from tensors_of(teacher.network)
+    yield from weights_and_buffers_of(teacher.network)
     for trainer in trainers.values():
-        yield from tensors_of(trainer.student, trainer.distillers, trainer.spot_mode)
+        yield from weights_and_buffers_of(trainer.student, trainer.distillers, trainer.spot_mode)
         for optimizer in (trainer.optimizer, trainer.policy_optimizer):
             for state in {} if optimizer is None else optimizer.state.values():
                 yield from (value for value in state.values() if isinstance(value, Tensor))
 
 
-def tensors_of(*modules: nn.Module) -> Iterable[Tensor]:
+def weights_and_buffers_of(*modules: nn.Module) -> Iterable[Tensor]:
     for module in modules:
         yield from module.parameters()
         yield from module.buffers()
