@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.parts import CLASSES, batch
-from benchmarks.step import Cell, checked, measure, parser_of, print_table, trainer_cell, write_csv
+from benchmarks.step import Timed, checked, measure, parser_of, print_table, trainer_timed, write_csv
 
 SCRIPTS = {"adaptive": "train", "fixed": "train_baseline"}
 DISTILLERS = ["fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ft", "nst", "crd"]
@@ -123,22 +123,22 @@ def authors_step(
     return step
 
 
-def authors_cell(
+def authors_timed(
     scripts: dict[str, ModuleType], options: argparse.Namespace, distiller: str, mode: str
-) -> Cell:
+) -> Timed:
     config = options.code / CONFIGS / distiller / f"{'-'.join(options.pair)}.yml"
     images, labels, indices = batch(options.batch, options.samples, options.device)
     inputs = [images, labels]
     if distiller == "crd":  # their data set draws the negatives, in its workers: here they are given
         negatives = torch.randint(options.samples, (options.batch, NEGATIVES), device=options.device)
         inputs += [indices, torch.cat([indices[:, None], negatives], dim=1)]
-    return Cell(distiller, mode, authors_step(scripts[mode], config, inputs, options.samples, options.pair))
+    return Timed(distiller, mode, authors_step(scripts[mode], config, inputs, options.samples, options.pair))
 
 
 # ---- reporting
 
 
-def row_of(ours: Cell, theirs: Cell, options: argparse.Namespace) -> dict[str, object]:
+def row_of(ours: Timed, theirs: Timed, options: argparse.Namespace) -> dict[str, object]:
     return {
         "distiller": ours.distiller,
         "mode": ours.mode,
@@ -179,9 +179,9 @@ def main(arguments: list[str] | None = None) -> int:
         for (
             distiller
         ) in options.distillers:  # one after the other: their banks and negatives take much memory
-            theirs = [authors_cell(scripts, options, distiller, mode) for mode in options.modes]
-            ours = [trainer_cell(options, distiller, mode) for mode in options.modes]
-            measure([cell for both in zip(theirs, ours, strict=True) for cell in both], options)
+            theirs = [authors_timed(scripts, options, distiller, mode) for mode in options.modes]
+            ours = [trainer_timed(options, distiller, mode) for mode in options.modes]
+            measure([one for both in zip(theirs, ours, strict=True) for one in both], options)
             rows += [row_of(own, others, options) for own, others in zip(ours, theirs, strict=True)]
     print(
         f"{' to '.join(options.pair)}, batch {options.batch}, {options.device_name}, CPU threads: "

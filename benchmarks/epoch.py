@@ -20,10 +20,10 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
 from benchmarks import parts
-from benchmarks.step import Cell, checked, measure, parser_of, print_table, write_csv
+from benchmarks.step import Timed, checked, measure, parser_of, print_table, write_csv
 from sakd.data import Augmentation, Batch, Dataset, ImageSet, steps_per_epoch, train_batches
 from sakd.streams import stream
-from sakd.training import RunningMeans, Trainer
+from sakd.training import Cohort
 
 COLUMNS = ("distiller", "mode", "pair", "device", "seconds", "images_per_second", "plain_seconds", "ratio")
 CROP_PADDING = 4
@@ -83,18 +83,21 @@ def plain_batches(loader: DataLoader, device: torch.device) -> Iterator[Batch]:
         yield Batch(*(part.to(device, non_blocking=True) for part in batch))
 
 
-def plain_epoch(trainer: Trainer, loader: DataLoader) -> None:
-    """What ``Trainer.train_epoch`` does, with other batches."""
-    means = RunningMeans(epoch=1)
-    for step, batch in enumerate(plain_batches(loader, trainer.device), 1):
-        means.add(trainer.step(*batch), len(batch.labels), step)
-    means.compute()
+def plain_epoch(cohort: Cohort, loader: DataLoader) -> None:
+    """What ``Cohort.train_epoch`` does, with other batches."""
+    members = list(cohort.members.values())
+    for member in members:
+        member.begin_epoch()
+    for step, batch in enumerate(plain_batches(loader, cohort.device), 1):
+        cohort.take_step(members, batch, step)
+    for member in members:
+        member.means.compute()
 
 
 # ---- measuring
 
 
-def data_cells(dataset: Dataset, loader: DataLoader, options: argparse.Namespace) -> tuple[Cell, Cell]:
+def data_timed(dataset: Dataset, loader: DataLoader, options: argparse.Namespace) -> tuple[Timed, Timed]:
     """Batches that nobody trains on: ours, and the plain ones."""
     draws = stream(0, "data")
 
@@ -106,28 +109,28 @@ def data_cells(dataset: Dataset, loader: DataLoader, options: argparse.Namespace
         for _ in plain_batches(loader, options.device):
             pass
 
-    return Cell("none", "data", ours), Cell("none", "data", plain)
+    return Timed("none", "data", ours), Timed("none", "data", plain)
 
 
-def trainer_cells(
+def trainer_timed(
     distiller: str, mode: str, dataset: Dataset, loader: DataLoader, options: argparse.Namespace
-) -> tuple[Cell, Cell]:
+) -> tuple[Timed, Timed]:
     """An epoch of one trainer: of our batches, and of the plain ones."""
-    made = parts.trainer(
-        *options.pair, distiller, mode, options.samples, options.batch, options.device, options.execution
-    )
+    config = parts.run(options.pair, distiller, mode, options.batch, options.execution)
+    cohort = Cohort(*parts.trainers({distiller: config}, options.samples, options.device))
+    members = list(cohort.members.values())
     return (
-        Cell(distiller, mode, lambda: made.train_epoch(dataset, options.batch)),
-        Cell(distiller, mode, lambda: plain_epoch(made, loader)),
+        Timed(distiller, mode, lambda: cohort.train_epoch(members, dataset, options.batch)),
+        Timed(distiller, mode, lambda: plain_epoch(cohort, loader)),
     )
 
 
 # ---- reporting
 
 
-def row_of(ours: Cell, plain: Cell, options: argparse.Namespace) -> dict[str, object]:
+def row_of(ours: Timed, plain: Timed, options: argparse.Namespace) -> dict[str, object]:
     seconds, plain_seconds = (
-        cell.ms / 1000 * options.all_steps / options.timed_steps for cell in (ours, plain)
+        one.ms / 1000 * options.all_steps / options.timed_steps for one in (ours, plain)
     )
     values = (
         ours.distiller,
@@ -182,11 +185,11 @@ def main(arguments: list[str] | None = None) -> int:
     images = random_images(min(options.samples, options.timed_steps * options.batch))
     loader = plain_loader(images, options)
     dataset = images.to(options.device)
-    cells = [data_cells(dataset, loader, options)]
+    timed = [data_timed(dataset, loader, options)]
     for distiller in options.distillers:
-        cells += [trainer_cells(distiller, mode, dataset, loader, options) for mode in options.modes]
-    measure([cell for both in cells for cell in both], options)
-    rows = [row_of(ours, plain, options) for ours, plain in cells]
+        timed += [trainer_timed(distiller, mode, dataset, loader, options) for mode in options.modes]
+    measure([one for both in timed for one in both], options)
+    rows = [row_of(ours, plain, options) for ours, plain in timed]
     report(rows, options)
     write_csv(rows, options.csv)
     return 0

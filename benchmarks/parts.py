@@ -1,99 +1,78 @@
-"""Parts of a training step from ``conf/``, read with PyYAML alone: a machine to measure on may lack Hydra."""
+"""Parts of a training step as ``launch.py`` would build them, over images of CIFAR-100's shape that lie in no
+file."""
 
-import re
-from collections.abc import Mapping
-from pathlib import Path
-from pkgutil import resolve_name
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import yaml
 
-from sakd.data import Dataset, ImageSet
+from sakd.configuration import Config, build, compose
+from sakd.data import Batch, Dataset, ImageSet
 from sakd.networks import StagedNet
 from sakd.streams import initialising, stream
-from sakd.training import Execution, Trainer, spots_of
+from sakd.training import Cohort, Execution, Teacher, Trainer
 
-CONF = Path(__file__).parent.parent / "conf"
 CLASSES, CHANNELS, IMAGE_SIZE = 100, 3, 32  # CIFAR-100's
-LR = 0.01  # of all optimizers; the cost of a step does not depend on it
-
-Node = dict[str, Any]
+LR = 0.01  # of the student's optimizer; the cost of a step does not depend on it
 
 
 def choices(group: str) -> list[str]:
     """The names in a group of ``conf/``."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return sorted(compose.choices(group))
 
 
-def read(group: str, name: str, **known: object) -> Node:
-    """A file of ``conf/`` over those that its defaults list names, with plain values.
-
-    ``${group.key}`` is that key of the file, ``${key}`` one of ``known``; of ``${oc.select:path,otherwise}``
-    there is only the otherwise, since no other group is read.
-    """
-    node = _merged(group, name)
-
-    def resolved(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: resolved(inner) for key, inner in value.items()}
-        asks = re.fullmatch(r"\$\{(.*)\}", value) if isinstance(value, str) else None
-        if asks is None:
-            return value
-        if asks[1].startswith("oc.select:"):
-            return yaml.safe_load(asks[1].rpartition(",")[2])
-        own = asks[1].removeprefix(f"{group}.")
-        return node[own] if own in node else known.get(asks[1], value)
-
-    return resolved(node)
-
-
-def _merged(group: str, name: str) -> Node:
-    node = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
-    merged: Node = {}
-    for base in node.pop("defaults", ["_self_"]):
-        part = node if base == "_self_" else _merged(group, base)
-        losses = merged.get("losses", {}) | part.get("losses", {})
-        merged |= part | ({"losses": losses} if losses else {})
-    return merged
-
-
-def make(node: Node, *arguments: object, **keys: object) -> Any:
-    """Call the node's ``_target_`` with its plain keys."""
-    own = {key: value for key, value in node.items() if key not in ("_target_", "name", "optimizer")}
-    return resolve_name(node["_target_"])(*arguments, **own, **keys)
+def composed(*overrides: str) -> Config:
+    """The configuration of a run on CIFAR-100."""
+    return compose.compose_one(["dataset=cifar100", f"optimizer.lr={LR}", *overrides])
 
 
 def network(name: str) -> StagedNet:
+    node = composed(f"student={name}", "distiller=none")["student"]
     with initialising(0, name):
-        return make(read("network", name), num_classes=CLASSES, in_channels=CHANNELS, image_size=IMAGE_SIZE)
+        return build.make(node, "student")
 
 
-def sgd(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=LR, momentum=0.9, weight_decay=5e-4)
+def run(pair: Sequence[str], distiller: str, mode: str, batch_size: int, execution: Execution) -> Config:
+    """The configuration of a run of one teacher and student."""
+    return composed(
+        f"teacher={pair[0]}",
+        f"student={pair[1]}",
+        f"distiller={distiller}",
+        f"spot_mode={mode}",
+        f"batch_size={batch_size}",
+        f"precision={execution.precision}",
+        f"memory_format={execution.memory_format}",
+        f"compile={execution.compile}",
+        f"fold_batch_norm={execution.fold_batch_norm}",
+    )
 
 
-def trainer(
-    teacher: str,
-    student: str,
-    distiller: str,
-    mode: str,
-    samples: int,
-    batch_size: int,
-    device: torch.device,
-    execution: Execution,
-) -> Trainer:
-    """A trainer that is ready to step, over ``samples`` training images of ``dataset``."""
-    student_net, teacher_net = network(student), network(teacher)
-    with initialising(0, "parts"):
-        nodes = read("distiller", distiller, batch_size=batch_size)["losses"]
-        losses = {name: make(node, student_net, teacher_net) for name, node in nodes.items()}
-        spots = spots_of(student_net, teacher_net, losses.values())
-        spot_mode = make(read("spot_mode", mode), spots, student_net, teacher_net)
-    keys = {"optimizer": sgd, "policy_optimizer": sgd, "device": device, "execution": execution}
-    built = Trainer(student_net, teacher_net, losses, spot_mode, **keys)
-    built.prepare(dataset(samples, device))
-    return built
+def trainers(
+    configs: Mapping[str, Config], samples: int, device: torch.device
+) -> tuple[Teacher, dict[str, Trainer]]:
+    """One teacher, and a trainer of it for each configuration, ready to step over ``samples`` training
+    images.
+
+    Raises ConfigError where a distiller is not defined for the networks.
+    """
+    first = next(iter(configs.values()))
+    network = build.parts(first).teacher
+    teacher = Teacher(network, device=device, execution=build.execution(first))
+    made = {
+        name: build.trainer(config, build.parts(config, network), device, teacher)
+        for name, config in configs.items()
+    }
+    for trainer in made.values():
+        trainer.prepare(dataset(samples, device))
+    return teacher, made
+
+
+def steps_of(teacher: Teacher, trainers: Mapping[str, Trainer], inputs: Batch) -> Callable[[], object]:
+    """A step of all of them together, from the same batch, as in an epoch."""
+    cohort = Cohort(teacher, trainers)
+    members = list(cohort.members.values())
+    for member in members:
+        member.begin_epoch()
+    return lambda: cohort.take_step(members, inputs, 1)
 
 
 def dataset(samples: int, device: torch.device) -> Dataset:
@@ -104,9 +83,9 @@ def dataset(samples: int, device: torch.device) -> Dataset:
     return Dataset(images, images, None, CLASSES, IMAGE_SIZE, (0.5,) * CHANNELS, (0.25,) * CHANNELS)
 
 
-def batch(size: int, samples: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def batch(size: int, samples: int, device: torch.device) -> Batch:
     """Fixed random images, with labels and indices that agree with ``dataset``."""
     draws = stream(0, "benchmark")
     images = torch.randn(size, CHANNELS, IMAGE_SIZE, IMAGE_SIZE, generator=draws)
     indices = torch.randperm(samples, generator=draws)[:size]
-    return images.to(device), (indices % CLASSES).to(device), indices.to(device)
+    return Batch(images.to(device), (indices % CLASSES).to(device), indices.to(device))

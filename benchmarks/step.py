@@ -7,7 +7,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import geometric_mean, median
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.parts import batch, choices, network, trainer
+from benchmarks.parts import batch, choices, network, run, steps_of, trainers
 from sakd.errors import ConfigError, did_you_mean
 from sakd.process import allow_tf32
-from sakd.training import Execution
+from sakd.training import Execution, Teacher, Trainer
 
 COLUMNS = (
     "distiller",
@@ -36,7 +36,7 @@ COLUMNS = (
 
 
 @dataclass
-class Cell:
+class Timed:
     """One step to measure. ``holds`` are all tensors that live from step to step, gradients left out."""
 
     distiller: str
@@ -50,12 +50,12 @@ class Cell:
     def ms(self) -> float:
         return median(self.times)
 
-    def ratio_to(self, other: "Cell") -> float:
+    def ratio_to(self, other: "Timed") -> float:
         """Median of the rounds' ratios: what slowed one round slowed both."""
         return median(own / others for own, others in zip(self.times, other.times, strict=True))
 
 
-def floor_cell(options: argparse.Namespace) -> Cell:
+def floor_timed(options: argparse.Namespace) -> Timed:
     """What no distillation can do without: the teacher's forward pass, and the student's with its backward
     pass."""
     teacher, student = (options.execution.place(network(name), options.device) for name in options.pair)
@@ -71,31 +71,40 @@ def floor_cell(options: argparse.Namespace) -> Cell:
             logits = student(images)
         F.cross_entropy(logits.float(), labels).backward()
 
-    return Cell("none", "floor", step, student.zero_grad, lambda: tensors_of(teacher, student))
+    return Timed("none", "floor", step, student.zero_grad, lambda: weights_and_buffers_of(teacher, student))
 
 
-def trainer_cell(options: argparse.Namespace, distiller: str, mode: str) -> Cell:
+def trainer_timed(options: argparse.Namespace, distiller: str, mode: str) -> Timed:
     """Raises ConfigError if the distiller is not defined for the pair."""
-    made = trainer(
-        *options.pair, distiller, mode, options.samples, options.batch, options.device, options.execution
-    )
+    config = run(options.pair, distiller, mode, options.batch, options.execution)
+    teacher, made = trainers({distiller: config}, options.samples, options.device)
     inputs = batch(options.batch, options.samples, options.device)
-    optimizers = [optimizer for optimizer in (made.optimizer, made.policy_optimizer) if optimizer is not None]
+    return Timed(
+        distiller, mode, steps_of(teacher, made, inputs), gradients_of(made), lambda: held_by(teacher, made)
+    )
 
-    def clear_gradients() -> None:
-        for optimizer in optimizers:
-            optimizer.zero_grad()
 
-    def holds() -> Iterable[Tensor]:
-        yield from tensors_of(made.student, made.teacher, made.distillers, made.spot_mode)
-        for optimizer in optimizers:
-            for state in optimizer.state.values():
+def gradients_of(trainers: Mapping[str, Trainer]) -> Callable[[], None]:
+    """What clears them."""
+
+    def clear() -> None:
+        for trainer in trainers.values():
+            trainer.forget_gradients()
+
+    return clear
+
+
+def held_by(teacher: Teacher, trainers: Mapping[str, Trainer]) -> Iterable[Tensor]:
+    """All tensors that live from step to step, gradients left out."""
+    yield from weights_and_buffers_of(teacher.network)
+    for trainer in trainers.values():
+        yield from weights_and_buffers_of(trainer.student, trainer.distillers, trainer.spot_mode)
+        for optimizer in (trainer.optimizer, trainer.policy_optimizer):
+            for state in {} if optimizer is None else optimizer.state.values():
                 yield from (value for value in state.values() if isinstance(value, Tensor))
 
-    return Cell(distiller, mode, lambda: made.step(*inputs), clear_gradients, holds)
 
-
-def tensors_of(*modules: nn.Module) -> Iterable[Tensor]:
+def weights_and_buffers_of(*modules: nn.Module) -> Iterable[Tensor]:
     for module in modules:
         yield from module.parameters()
         yield from module.buffers()
@@ -104,19 +113,19 @@ def tensors_of(*modules: nn.Module) -> Iterable[Tensor]:
 # ---- measuring
 
 
-def measure(cells: list[Cell], options: argparse.Namespace) -> None:
-    """Time all cells in turn, round after round, so that what else the machine does meets all alike."""
-    for cell in cells:
+def measure(timed: list[Timed], options: argparse.Namespace) -> None:
+    """Time all in turn, round after round, so that what else the machine does meets all alike."""
+    for one in timed:
         for _ in range(options.warm_up):
-            cell.step()
+            one.step()
     for _ in range(options.rounds):
-        for cell in cells:
+        for one in timed:
             wait_for(options.device)
             start = options.clock()
             for _ in range(options.steps):
-                cell.step()
+                one.step()
             wait_for(options.device)
-            cell.times.append(1000 * (options.clock() - start) / options.steps)
+            one.times.append(1000 * (options.clock() - start) / options.steps)
 
 
 def wait_for(device: torch.device) -> None:
@@ -124,20 +133,20 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak_mb(cell: Cell, device: torch.device) -> float:
+def peak_mb(one: Timed, device: torch.device) -> float:
     """MiB of all tensors alive at a step's fullest moment: those it holds, and at most so many that it
     allocates."""
-    cell.clear_gradients()
+    one.clear_gradients()
     storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in cell.holds()
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in one.holds()
     }
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        cell.step()
+        one.step()
         allocated = torch.cuda.max_memory_allocated(device) - before
     else:
-        allocated = peak_on_the_cpu(cell.step)
+        allocated = peak_on_the_cpu(one.step)
     return (sum(storages.values()) + allocated) / 2**20
 
 
@@ -155,24 +164,22 @@ def peak_on_the_cpu(step: Callable[[], object]) -> int:
 # ---- reporting
 
 
-def rows_of(cells: list[Cell], options: argparse.Namespace) -> list[dict[str, object]]:
-    fixed = {cell.distiller: cell for cell in cells if cell.mode == "fixed"}
-    (floor,) = (cell for cell in cells if cell.mode == "floor")
+def rows_of(timed: list[Timed], options: argparse.Namespace) -> list[dict[str, object]]:
+    fixed = {one.distiller: one for one in timed if one.mode == "fixed"}
+    (floor,) = (one for one in timed if one.mode == "floor")
     return [
         {
-            "distiller": cell.distiller,
-            "mode": cell.mode,
+            "distiller": one.distiller,
+            "mode": one.mode,
             "pair": "-".join(options.pair),
             "device": options.device_name,
-            "ms": round(cell.ms, 3),
-            "images_per_second": round(1000 * options.batch / cell.ms, 1),
-            "ratio_to_fixed": round(cell.ratio_to(fixed[cell.distiller]), 3)
-            if cell.distiller in fixed
-            else "",
-            "ratio_to_floor": round(cell.ratio_to(floor), 3),
-            "peak_mb": round(peak_mb(cell, options.device), 1),
+            "ms": round(one.ms, 3),
+            "images_per_second": round(1000 * options.batch / one.ms, 1),
+            "ratio_to_fixed": round(one.ratio_to(fixed[one.distiller]), 3) if one.distiller in fixed else "",
+            "ratio_to_floor": round(one.ratio_to(floor), 3),
+            "peak_mb": round(peak_mb(one, options.device), 1),
         }
-        for cell in cells
+        for one in timed
     ]
 
 
@@ -198,10 +205,10 @@ def print_table(rows: list[dict[str, object]], shown: list[str]) -> None:
     """Names in the first two columns, numbers in the others."""
     widths = [max(len(column), *(len(str(row[column])) for row in rows)) for column in shown]
     for line in [dict(zip(shown, shown, strict=True)), *rows]:
-        cells = [str(line[column]) for column in shown]
+        texts = [str(line[column]) for column in shown]
         aligned = [
-            cell.ljust(w) if i < 2 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+            text.ljust(w) if i < 2 else text.rjust(w)
+            for i, (text, w) in enumerate(zip(texts, widths, strict=True))
         ]
         print("  ".join(aligned).rstrip())
 
@@ -297,14 +304,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     allow_tf32(options.precision == "tf32")
-    cells = [floor_cell(options)]
+    timed = [floor_timed(options)]
     for distiller in options.distillers:
         try:
-            cells += [trainer_cell(options, distiller, mode) for mode in options.modes]
+            timed += [trainer_timed(options, distiller, mode) for mode in options.modes]
         except ConfigError as error:
             print(f"{distiller} is left out: {error}", file=sys.stderr)
-    measure(cells, options)
-    rows = rows_of(cells, options)
+    measure(timed, options)
+    rows = rows_of(timed, options)
     report(rows, options)
     write_csv(rows, options.csv)
     return 0

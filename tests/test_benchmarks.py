@@ -1,6 +1,7 @@
 """The benchmarks: what they write, and that they measure what ``launch.py`` would run."""
 
 import csv
+import json
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,24 +10,34 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks import authors, epoch, parts, step
+from benchmarks import authors, cohort, epoch, parts, step
+from sakd.configuration import build
 from sakd.data import Augmentation, steps_per_epoch
 from sakd.data.batches import channel_moments, normalise
 from sakd.data.memory import augment
 from sakd.streams import drawing_from
+from sakd.training import Cohort, Step
 from tests.conftest import ROOT, compose_config
+from tests.test_resume import assert_same
 
-BANNED = ("hydra", "omegaconf", "mlflow", "submitit", "rich", "click")
-GUARD = f"import sys; sys.modules.update(dict.fromkeys({BANNED!r}))\n"
+UNNEEDED = ("mlflow", "submitit", "rich", "click")
+
+
+def without(*packages: str) -> str:
+    """The beginning of a script that cannot import them."""
+    return f"import sys; sys.modules.update(dict.fromkeys({packages!r}))\n"
 
 
 def test_a_steps_table_has_a_row_for_each_distiller_and_mode(tmp_path):
-    """In a process that cannot import Hydra and MLflow."""
+    """In a process that cannot import MLflow."""
     run = "from benchmarks.step import main; main(sys.argv[1:])"
-    options = "--pair resnet8,resnet8 --distillers kd,fitnet --modes adaptive --batch 4 --samples 200"
-    options += f" --rounds 2 --warm-up 1 --device cpu --csv {tmp_path / 'step.csv'}"
+    options = (
+        "--pair resnet8,resnet8 --distillers kd,fitnet --modes adaptive --batch 4 "
+        "--samples 200 --rounds 2 --warm-up 1"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", GUARD + run, *options.split()],
+        [sys.executable, "-c", without(*UNNEEDED) + run, *options.split(), "--device", "cpu",
+         "--csv", str(tmp_path / "step.csv")],
         cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -66,15 +77,16 @@ def test_peak_memory_is_what_is_alive_at_the_fullest_moment():
     assert step.peak_on_the_cpu(allocates) == 12 * 2**20
 
 
-def test_a_cell_holds_networks_labels_and_momenta():
+def test_what_is_timed_holds_networks_labels_and_momenta():
     options = step.parse(
         ["--pair", "resnet14,resnet8", "--batch", "2", "--samples", "200", "--device", "cpu"]
     )
-    cell = step.trainer_cell(options, "kd", "fixed")
-    cell.step()
+    timed = step.trainer_timed(options, "kd", "fixed")
+    timed.step()
     teacher, student = (parts.network(name) for name in options.pair)
     expected = [*teacher.state_dict().values(), *student.state_dict().values(), *student.parameters()]
-    assert sum(held.nbytes for held in cell.holds()) == sum(tensor.nbytes for tensor in expected) + 200 * 8
+    held = {tensor.data_ptr(): tensor.nbytes for tensor in timed.holds()}  # labels are held once
+    assert sum(held.values()) == sum(tensor.nbytes for tensor in expected) + 200 * 8
 
 
 def test_fixed_is_measured_once_and_first():
@@ -84,22 +96,26 @@ def test_fixed_is_measured_once_and_first():
 
 def test_the_steps_times_are_taken_in_turn():
     order = []
-    cells = [
-        step.Cell(name, "fixed", lambda name=name: order.append(name), lambda: None, list) for name in "ab"
+    both = [
+        step.Timed(name, "fixed", lambda name=name: order.append(name), lambda: None, list) for name in "ab"
     ]
     options = step.parse(["--rounds", "3", "--steps", "2", "--warm-up", "1", "--device", "cpu"])
-    step.measure(cells, options)
+    step.measure(both, options)
     assert "".join(order) == "ab" + 3 * "aabb"
-    assert [len(cell.times) for cell in cells] == [3, 3]
+    assert [len(one.times) for one in both] == [3, 3]
 
 
 def test_times_and_ratios_are_medians_over_the_rounds():
-    def cell(distiller, mode, *times):
-        return step.Cell(distiller, mode, lambda: torch.zeros(2**18), lambda: None, list, list(times))
+    def timed(distiller, mode, *times):
+        return step.Timed(distiller, mode, lambda: torch.zeros(2**18), lambda: None, list, list(times))
 
-    cells = [cell("none", "floor", 2, 1, 4), cell("at", "fixed", 6, 2, 4), cell("at", "adaptive", 9, 10, 4)]
+    all_timed = [
+        timed("none", "floor", 2, 1, 4),
+        timed("at", "fixed", 6, 2, 4),
+        timed("at", "adaptive", 9, 10, 4),
+    ]
     options = step.parse(["--device", "cpu", "--batch", "8"])
-    floor, fixed, adaptive = step.rows_of(cells, options)
+    floor, fixed, adaptive = step.rows_of(all_timed, options)
     assert [(row["ms"], row["images_per_second"]) for row in (floor, fixed, adaptive)] == [
         (2, 4000),
         (4, 2000),
@@ -110,20 +126,43 @@ def test_times_and_ratios_are_medians_over_the_rounds():
     assert {row["peak_mb"] for row in (floor, fixed, adaptive)} == {1.0}
 
 
-@pytest.mark.parametrize("distiller", parts.choices("distiller"))
-def test_distillers_are_read_as_hydra_composes_them(distiller):
-    assert (
-        parts.read("distiller", distiller, batch_size=64)["losses"]
-        == compose_config(f"distiller={distiller}")["distiller"]["losses"]
+def test_once_a_configuration_is_composed_building_and_stepping_need_torch_alone(tmp_path):
+    """In a process that can import neither Hydra nor MLflow."""
+    overrides = ("teacher=resnet14", "student=resnet8", "distiller=ft", "spot_mode=adaptive")
+    (tmp_path / "config.json").write_text(json.dumps(parts.composed(*overrides)))
+    script = (
+        "import json, torch\nfrom sakd.configuration import build\n"
+        "config, cpu = json.load(open(sys.argv[1])), torch.device('cpu')\n"
+        "trainer = build.trainer(config, build.parts(config), cpu)\n"
+        "labels = torch.arange(4)\n"
+        "trainer.spot_mode.prepare(labels, 100, trainer.streams['policy'])\n"
+        "images = torch.randn(4, 3, 32, 32)\n"
+        "step = trainer.train_step(images, labels, labels, trainer.teacher.features(images))\n"
+        "assert step.measured.isfinite().all()\n"
     )
+    done = subprocess.run(
+        [sys.executable, "-c", without("hydra", "omegaconf", *UNNEEDED) + script,
+         str(tmp_path / "config.json")],
+        cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("mode", parts.choices("spot_mode"))
-def test_spot_modes_are_read_as_hydra_composes_them(mode):
-    read, composed = parts.read("spot_mode", mode), compose_config(f"spot_mode={mode}")["spot_mode"]
-    assert {key: read[key] for key in read if key != "optimizer"} == {
-        key: composed[key] for key in composed if key != "optimizer"
-    }
+def test_a_step_is_that_of_the_run_with_the_same_names():
+    options = step.parse(["--precision", "bf16", "--no-fold-batch-norm", "--device", "cpu"])
+    of_parts = parts.run(("resnet14", "resnet8"), "at", "anti", 4, options.execution)
+    _, trainers = parts.trainers({"at": of_parts}, 200, options.device)
+    made = trainers["at"]
+    config = compose_config(
+        *("dataset=cifar100", "teacher=resnet14", "student=resnet8", "distiller=at", "spot_mode=anti"),
+        *("precision=bf16", "fold_batch_norm=false"),
+    )
+    run = build.trainer(config, build.parts(config), options.device)
+    assert_same(made.student.state_dict(), run.student.state_dict())
+    assert made.execution == run.execution
+    assert [type(part) for part in (*made.distillers.values(), made.spot_mode)] == [
+        type(part) for part in (*run.distillers.values(), run.spot_mode)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -147,9 +186,12 @@ def test_wrong_names_are_told(arguments, message, capsys):
 def test_an_epochs_table_has_the_data_alone_and_each_distiller_and_mode(tmp_path, capsys, monkeypatch):
     made, counts = epoch.random_images, []
     monkeypatch.setattr(epoch, "random_images", lambda count: counts.append(count) or made(count))
-    options = "--pair resnet8,resnet8 --distillers kd --modes fixed,random --batch 4 --samples 30 --steps 2"
-    options += f" --rounds 1 --workers 1 --threads {torch.get_num_threads()} --device cpu"
-    assert epoch.main([*options.split(), "--csv", str(tmp_path / "epoch.csv")]) == 0
+    options = (
+        "--pair resnet8,resnet8 --distillers kd --modes fixed,random --batch 4 "
+        "--samples 30 --steps 2 --rounds 1 --workers 1"
+    )
+    threads = f"--threads {torch.get_num_threads()}"
+    assert epoch.main([*f"{options} {threads} --device cpu --csv".split(), str(tmp_path / "epoch.csv")]) == 0
     with (tmp_path / "epoch.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["distiller"], row["mode"]) for row in rows] == [
@@ -168,7 +210,7 @@ def test_an_epochs_table_has_the_data_alone_and_each_distiller_and_mode(tmp_path
 
 def test_an_epochs_row_extrapolates_to_all_steps():
     ours, plain = (
-        step.Cell("kd", "fixed", lambda: None, times=times) for times in ([200, 100, 300], [400, 500, 300])
+        step.Timed("kd", "fixed", lambda: None, times=times) for times in ([200, 100, 300], [400, 500, 300])
     )
     options = epoch.parse(["--samples", "40", "--batch", "4", "--steps", "2", "--device", "cpu"])
     row = epoch.row_of(ours, plain, options)
@@ -204,18 +246,20 @@ def test_plain_images_are_among_all_crops_and_flips():
 
 def test_a_plain_epoch_trains_on_every_image_once():
     images = epoch.random_images(130)
+    options = epoch.parse(["--pair", "resnet8,resnet8", "--device", "cpu", "--samples", "130"])
+    config = parts.run(options.pair, "kd", "fixed", 40, options.execution)
+    alone = Cohort(*parts.trainers({"kd": config}, 130, options.device))
+    (member,) = alone.members.values()
     seen = []
 
-    class Trainer:
-        device = torch.device("cpu")
+    def train_step(images, labels, indices, features):
+        assert images.shape[1:] == (3, 32, 32)
+        assert torch.equal(labels, indices % parts.CLASSES)
+        seen.append(indices)
+        return Step({}, None, torch.zeros(len(member.trainer.measurements)))
 
-        def step(self, images, labels, indices):
-            assert images.shape[1:] == (3, 32, 32)
-            assert torch.equal(labels, indices % parts.CLASSES)
-            seen.append(indices)
-            return {"loss": torch.zeros(())}
-
-    epoch.plain_epoch(Trainer(), DataLoader(epoch.PlainImages(images), 40, shuffle=True))
+    member.train_step = train_step
+    epoch.plain_epoch(alone, DataLoader(epoch.PlainImages(images), 40, shuffle=True))
     assert len(seen) == steps_per_epoch(130, 40)
     assert sorted(torch.cat(seen).tolist()) == list(range(130))
 
@@ -287,8 +331,7 @@ class LinearClassifier(nn.Linear):
 
 
 def test_the_authors_scripts_run_beside_ours(tmp_path):
-    """On a stand-in for their code, with what fails in it on a CPU; in a process that cannot import Hydra and
-    MLflow."""
+    """On a stand-in for their code, with what fails in it on a CPU; in a process without MLflow."""
     files = {"train": STAND_IN, "train_baseline": STAND_IN, "models/__init__": STAND_IN_MODELS}
     files["models/classifier"] = STAND_IN_POLICY
     (tmp_path / "models").mkdir()
@@ -299,10 +342,13 @@ def test_the_authors_scripts_run_beside_ours(tmp_path):
         config.parent.mkdir(parents=True)
         config.write_text("crd" if distiller == "crd" else "")
     run = "from benchmarks.authors import main; main(sys.argv[1:])"
-    options = "--pair resnet14,resnet8 --distillers at,crd --batch 4 --samples 200 --rounds 1 --warm-up 0"
-    options += f" --device cpu --code {tmp_path} --csv {tmp_path / 'a.csv'}"
+    options = (
+        "--pair resnet14,resnet8 --distillers at,crd --batch 4 "
+        "--samples 200 --rounds 1 --warm-up 0 --device cpu"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", GUARD + run, *options.split()],
+        [sys.executable, "-c", without(*UNNEEDED) + run, *options.split(), "--code", str(tmp_path),
+         "--csv", str(tmp_path / "a.csv")],
         cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -320,7 +366,7 @@ def test_the_authors_scripts_run_beside_ours(tmp_path):
 
 def test_the_authors_throughput_is_compared_round_by_round():
     theirs, ours = (
-        step.Cell("at", "adaptive", lambda: None, times=times) for times in ([9, 20, 30], [3, 10, 5])
+        step.Timed("at", "adaptive", lambda: None, times=times) for times in ([9, 20, 30], [3, 10, 5])
     )
     options = SimpleNamespace(pair=["a", "b"], device_name="cpu")
     row = authors.row_of(ours, theirs, options)
@@ -378,3 +424,18 @@ def test_what_the_authors_do_not_have_is_told(arguments, message, tmp_path, caps
     with pytest.raises(SystemExit):
         authors.parse(["--code", str(tmp_path), *arguments])
     assert message in capsys.readouterr().err
+
+
+# ---- cohorts
+
+
+def test_students_together_are_measured_beside_each_alone(tmp_path, capsys):
+    options = (
+        "--pair resnet14,resnet8 --distillers kd,at --modes fixed,adaptive --batch 4 --samples 200 --rounds 2"
+    )
+    assert cohort.main([*f"{options} --device cpu --csv".split(), str(tmp_path / "cohort.csv")]) == 0
+    (row,) = csv.DictReader((tmp_path / "cohort.csv").read_text().splitlines())
+    assert list(row) == ["pair", "members", "alone_ms", "together_ms", "ratio", "peak_mb"]
+    assert (row["pair"], row["members"]) == ("resnet14-resnet8", "4")
+    assert 0 < float(row["ratio"]) < 1  # three of four passes of the teacher are left out
+    assert "4" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 from sakd.configuration import build
 from sakd.data import train_batches
-from sakd.errors import ConfigError, NonFiniteLossError
+from sakd.errors import ConfigError, NonFiniteLossError, WithdrawnError
 from sakd.networks import StagedNet, resnet8
 from sakd.runs import Run
 from sakd.runs.job import execute, execute_together
@@ -99,8 +100,6 @@ def with_dropout(seed: int) -> StagedNet:
 
 
 def test_members_with_dropout_draw_as_each_would_alone():
-    from functools import partial
-
     sgd = partial(torch.optim.SGD, lr=0.05)
     dataset = build.dataset(small())
     trainers = {str(seed): Trainer(with_dropout(seed), optimizer=sgd, seed=7) for seed in (1, 2, 3)}
@@ -297,8 +296,13 @@ def test_a_run_that_another_process_holds_is_left_to_it(tmp_path):
     execute(configs[0])  # so that the teacher is there
     busy = Run(configs[1]).folder
     busy.mkdir()
-    hold = f"from filelock import FileLock; lock = FileLock({str(busy / '.lock')!r}); lock.acquire(); print(1, flush=True)"
-    command = [sys.executable, "-c", f"{hold}; import time; time.sleep(60)"]
+    hold = "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire()"
+    command = [
+        sys.executable,
+        "-c",
+        f"{hold}; print('held', flush=True); time.sleep(60)",
+        str(busy / ".lock"),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         threading.Thread(target=lambda: (until_two_are_done(configs[2:]), other.kill())).start()
@@ -312,8 +316,6 @@ def until_two_are_done(configs: list[dict]) -> None:
 
 
 def test_a_member_that_is_withdrawn_ends_and_the_others_go_on(tmp_path):
-    from sakd.errors import WithdrawnError
-
     configs = runs_of(tmp_path)
     gone = Run(configs[2]).name
     outcomes = execute_together(configs, withdrawn=lambda name: name == gone)

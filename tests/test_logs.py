@@ -1,6 +1,7 @@
 """Runs of one process have logs of their own, each with its own messages alone."""
 
 import contextvars
+import io
 import logging
 import threading
 from pathlib import Path
@@ -46,12 +47,13 @@ def test_of_two_logs_each_gets_its_own_messages(tmp_path):
     assert messages(paths[1]) == ["WARNING of b, which a trains first", "INFO of b alone"]
 
 
-def test_a_note_is_said_nowhere_else(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(log, "propagate", True)
+def test_a_note_is_said_nowhere_else(tmp_path, monkeypatch):
+    elsewhere = io.StringIO()
+    monkeypatch.setattr(log, "handlers", [logging.StreamHandler(elsewhere)])
     with OwnLog(tmp_path / "run.log") as own, own.speaking():
         log.info("to all")
         own.note("to this log")
-    assert caplog.messages == ["to all"]
+    assert elsewhere.getvalue() == "to all\n"
     assert messages(tmp_path / "run.log") == ["INFO to all", "INFO to this log"]
 
 
@@ -142,6 +144,18 @@ def test_a_log_that_is_opened_again_goes_on(tmp_path):
             raise RunError(f"error {number}")
     assert (tmp_path / "run.log").read_text().count("begins, with") == 2
     assert last_words(tmp_path) == "error 1"
+
+
+def test_before_it_is_open_and_afterwards_nothing_is_written_and_nothing_goes_wrong(tmp_path):
+    own = OwnLog(tmp_path / "run.log")
+    own.failed(RunError("an interruption while the logs of others are opened"))
+    assert not own.path.exists()
+    with own, own.speaking():
+        log.info("inside")
+    own.note("too late")
+    with own.speaking():
+        log.info("too late")
+    assert messages(own.path) == ["INFO inside"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

@@ -11,6 +11,8 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from rich.console import Console
@@ -106,6 +108,19 @@ def test_in_a_terminal_with_room_nothing_gives_way():
     losses = "task 12.346  kd 0.500  reviewkd 123.400  policy 1.250"
     assert last.startswith(LONG.format("reviewkd adaptive") + "  epoch 4/120  ╸━")
     assert f"{losses}  test 71.50 %  left " in last
+
+
+@contextmanager
+def logging_started() -> Iterator[logging.Logger]:
+    """As in a process that was launched; afterwards as before, in the test's process."""
+    log = logging.getLogger("sakd")
+    before = log.handlers, log.propagate, log.level
+    log.handlers = []
+    try:
+        yield start_logging()
+    finally:
+        log.handlers, log.propagate = before[:2]
+        log.setLevel(before[2])
 
 
 @pytest.fixture
@@ -218,16 +233,11 @@ def test_the_time_left_follows_the_pace_since_a_member_goes_on(shown, monkeypatc
 
 def test_news_of_one_topic_is_told_once_until_something_else_is(shown):
     file = shown()
-    log = logging.getLogger("sakd")
-    before, log.handlers = log.handlers, []
-    try:
-        start_logging()
+    with logging_started() as log:
         for state in ("away", "away", "back", "back", "away"):
             log.warning("a store is %s", state, extra={"news": ("a store", state)})
             log.warning("another is %s", state, extra={"news": ("another", state)})
             log.warning("all the same")
-    finally:
-        log.handlers = before
     told = file.getvalue().splitlines()
     assert [line.rpartition(" ")[2] for line in told if line.startswith("a store")] == [
         "away",

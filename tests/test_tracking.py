@@ -26,6 +26,7 @@ from sakd.runs.logs import OwnLog
 from sakd.runs.tracking import Mirror, synchronise
 from tests.conftest import ROOT, TINY, compose_config
 from tests.servers import MlflowServer, free_port
+from tests.test_terminal import logging_started
 
 
 @pytest.fixture(scope="module")
@@ -271,20 +272,20 @@ def test_a_store_that_is_away_is_told_once_on_the_terminal_and_in_each_runs_own_
 ):
     said = io.StringIO()
     monkeypatch.setattr(terminal, "console", Console(file=said, soft_wrap=True))
-    monkeypatch.setattr(logging.getLogger("sakd"), "handlers", [])
-    terminal.start_logging()
-    logs, mirrors = [], []
-    with ExitStack() as stack:
-        for number in range(3):
-            folder = a_folder(tmp_path / f"run{number}")
-            logs.append(stack.enter_context(OwnLog(folder / "run.log")))
-            with logs[-1].speaking():
-                mirrors.append(Mirror(folder, free_address, "sakd"))
-        for mirror in mirrors:
-            mirror.end("FINISHED")
-        for own, mirror in zip(logs, mirrors, strict=True):
-            with own.speaking():
-                assert not mirror.wait()
+    logs = []
+    with logging_started(), ExitStack() as stack:
+        for cohort in range(2):
+            mirrors = []
+            for number in range(2):
+                folder = a_folder(tmp_path / f"run{cohort}{number}")
+                logs.append(stack.enter_context(OwnLog(folder / "run.log")))
+                with logs[-1].speaking():
+                    mirrors.append(Mirror(folder, free_address, "sakd"))
+            for mirror in mirrors:
+                mirror.end("FINISHED")
+            for own, mirror in zip(logs[-2:], mirrors, strict=True):
+                with own.speaking():
+                    assert not mirror.wait()
     away, incomplete = said.getvalue().splitlines()
     assert away.startswith(f"MLflow at {free_address} cannot be reached (")
     assert incomplete.startswith(f"MLflow at {free_address} has not got everything (")
@@ -316,9 +317,9 @@ def test_a_real_server_that_goes_away_and_comes_back_has_each_epoch_once(tmp_pat
     uri = store.uri
     overrides = [*TINY, "distiller=none", "epochs=60", f"tracking.uri={uri}", "dataset.train_samples=1400"]
     server = store.start()
-    job = subprocess.Popen(
-        [sys.executable, str(ROOT / "launch.py"), *overrides], cwd=tmp_path, stdout=subprocess.PIPE
-    )
+    with (tmp_path / "said").open("wb") as said:
+        command = [sys.executable, str(ROOT / "launch.py"), *overrides]
+        job = subprocess.Popen(command, cwd=tmp_path, stdout=said, stderr=said)
     metrics = None
     while metrics is None or len(metrics.read_text().splitlines()) < 8:
         metrics = next((tmp_path / "runs").glob("*/metrics.jsonl"), None)
@@ -333,6 +334,7 @@ def test_a_real_server_that_goes_away_and_comes_back_has_each_epoch_once(tmp_pat
         (run,) = runs_of(uri, "sakd")
         assert run.info.status == "FINISHED"
         assert steps(uri, run.info.run_id, "test/accuracy") == list(range(1, 61))
+        assert "View run" not in (tmp_path / "said").read_text()  # MLflow's own words, amid ours
     finally:
         store.stop(server)
 

@@ -180,12 +180,12 @@ def _pretraining(
     return make(node["loss"], "distiller.pretraining.loss", student, teacher)
 
 
-def shared_stages(student: Config, teacher: Config, loss: Config) -> list[str] | None:
+def shared_stages(student: Config, teacher: Config, loss: Config, key: str) -> list[str] | None:
     """The teacher's stages at which a loss is pretrained, if one pretraining serves all students; else None.
-    All are given as nodes."""
+    All are given as nodes; ``key`` is the loss's."""
     with initialising(0, "shared_stages"):
         networks = make(student, "student"), make(teacher, "teacher")
-        built = make(loss, "distiller.pretraining.loss", *networks)
+        built = make(loss, key, *networks)
     return [spot.teacher for spot in built.spots] if built.pretraining_shared else None
 
 
@@ -282,9 +282,9 @@ def _read_keys(node: Config) -> list[str]:
     return reads
 
 
-def device(config: Config) -> torch.device:
-    """Raises ConfigError if the machine has no such device."""
-    asked = str(config["device"])
+def device(asked: str) -> torch.device:
+    """The device of that name, or for ``auto`` the GPU where there is one. Raises ConfigError if the machine
+    has no such device."""
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if asked.startswith("cuda") and not torch.cuda.is_available():

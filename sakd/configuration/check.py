@@ -157,9 +157,9 @@ def check_choice(key: str, value: object, options: Sequence[str]) -> None:
         )
 
 
-def require_accuracy(config: Config, accuracy: float, source: str) -> None:
-    """Raise CheckpointError if a teacher with this test accuracy, in percent, is not good enough."""
-    least = config["teacher"]["min_accuracy"]
+def require_accuracy(least: float, accuracy: float, source: str) -> None:
+    """Raise CheckpointError if a teacher's test accuracy is below the ``least`` one, both in percent.
+    ``source``: where its weights are from."""
     if accuracy < least:
         raise CheckpointError(
             f"teacher.min_accuracy: found {accuracy:.2f} % on the test images with {source}, expected "

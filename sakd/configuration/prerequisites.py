@@ -83,7 +83,8 @@ def _pretraining_run(config: Config) -> Config:
         "weight": 1.0,
     }  # alone, it weighs nothing
     student = config["student"]
-    stages = _shared_stages(json.dumps([student, _network(teacher), loss]))
+    key = "distiller.pretraining.loss" if pretraining.get("loss") else f"distiller.losses.{name}"
+    stages = _shared_stages(json.dumps([student, _network(teacher), loss]), key)
     if stages is not None:
         student, loss = _network(teacher), {**loss, "where": stages}
     return {
@@ -126,11 +127,10 @@ def _tracked_apart(tracking: Config, kind: str) -> Config:
 
 
 @cache
-def _shared_stages(nodes: str) -> list[str] | None:
+def _shared_stages(nodes: str, key: str) -> list[str] | None:
     """The teacher's stages at which a loss is pretrained for all its students; None where each has its own.
 
-    ``nodes``: of student, teacher and loss, as JSON, which can be remembered.
-    """
+    ``nodes``: of student, teacher and loss, as JSON, which can be remembered; ``key``: of the loss."""
     from sakd.configuration import build  # with torch, which most runs are planned without
 
-    return build.shared_stages(*json.loads(nodes))
+    return build.shared_stages(*json.loads(nodes), key)

@@ -106,10 +106,9 @@ class Together:
         if not runs:
             return []
         try:
-            held = []
             with self._for_all(runs):
-                held = self._train(self._prepared(runs))
-            return held
+                return self._train(self._prepared(runs))
+            return []  # it went wrong for all
         except torch.OutOfMemoryError as error:
             open_runs = [run for run in runs if run.name not in self.ended]
             if len(open_runs) < 2:
@@ -134,7 +133,7 @@ class Together:
         shared = runs[0].config
         torch.set_num_threads(shared["threads"] or DEFAULT_THREADS)
         allow_tf32(shared["precision"] == "tf32")
-        device = build.device(shared)
+        device = build.device(shared["device"])
         build.promises(shared)
         teacher, built, trainers = None, {}, {}
         for run in runs:
@@ -178,7 +177,7 @@ class Together:
                 )
             for run in runs:
                 with self._alone(run):
-                    require_accuracy(run.config, found.accuracy, found.source)
+                    require_accuracy(run.config["teacher"]["min_accuracy"], found.accuracy, found.source)
             if not self._open(runs):
                 raise self.ended[runs[0].name]
 

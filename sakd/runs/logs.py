@@ -21,21 +21,23 @@ class OwnLog:
     """A log in the file at ``path``, open inside ``with``. Several runs of one process have one each, which
     gets only its own messages: those from inside its ``speaking``.
 
-    An error that passes through it is noted, as by ``failed``. Raises RunError where it cannot be opened.
+    An error that passes through it is noted, as by ``failed``. What is said while it is not open is lost.
+    Raises RunError where it cannot be opened.
     """
 
     def __init__(self, path: Path):
         self.path = path
+        self._file: logging.FileHandler | None = None  # while it is open
         self._told_end = False
 
     def __enter__(self) -> Self:
         with explained(self.path):
-            self._file = logging.FileHandler(self.path, encoding="utf-8")
-        self._file.handleError = _ignore
-        self._file.addFilter(lambda record: _speaking.get() is self)
-        self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        _messages.addHandler(self._file)
-        self._told_end = False
+            file = logging.FileHandler(self.path, encoding="utf-8")
+        file.handleError = _ignore
+        file.addFilter(lambda record: _speaking.get() is self)
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        _messages.addHandler(file)
+        self._file, self._told_end = file, False
         self.note(f"begins, with the code of {code.of_this_process()[0]}")
         return self
 
@@ -44,9 +46,10 @@ class OwnLog:
     ) -> None:
         if error is not None:
             self.failed(error)
-        _messages.removeHandler(self._file)
+        file, self._file = self._file, None
+        _messages.removeHandler(file)
         with suppress(OSError):  # as in _ignore: closing tries once more to write
-            self._file.close()
+            file.close()
 
     @contextmanager
     def speaking(self) -> Iterator[None]:
@@ -78,8 +81,9 @@ class OwnLog:
     def _write(self, level: int, message: str, error: BaseException | None = None) -> None:
         trace = None if error is None else (type(error), error, error.__traceback__)
         record = _messages.makeRecord(_messages.name, level, __file__, 0, "%s", (message,), trace)
-        with self.speaking():
-            self._file.handle(record)
+        if self._file is not None:
+            with self.speaking():
+                self._file.handle(record)
 
 
 def _ignore(record: logging.LogRecord) -> None:

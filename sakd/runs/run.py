@@ -57,7 +57,9 @@ class Run:
             raise RunError(f"{path}: is not a run's result; move the file away to finish the run again")
         if result["teacher"] is not None:
             configuration.require_accuracy(
-                self.config, result["teacher"]["accuracy"], result["teacher"]["source"]
+                self.config["teacher"]["min_accuracy"],
+                result["teacher"]["accuracy"],
+                result["teacher"]["source"],
             )
         return result
 

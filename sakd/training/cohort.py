@@ -119,9 +119,8 @@ class Cohort:
         while waiting := [m for m in self.members.values() if m.trainer.epoch < m.epochs]:
             epoch = min(member.trainer.epoch for member in waiting)
             with on_device(self.device):
-                done = self.train_epoch(
-                    [m for m in waiting if m.trainer.epoch == epoch], dataset, batch_size, progress
-                )
+                level = [member for member in waiting if member.trainer.epoch == epoch]
+                done = self._epoch(level, dataset, batch_size, progress)
             for name, measured in done.items():
                 if name in self.members:  # it has not been dropped since
                     yield name, measured
@@ -130,19 +129,38 @@ class Cohort:
         """Go on without a member."""
         self.members.pop(name, None)
 
-    def train_epoch(
-        self,
-        members: list[Member],
-        dataset: Dataset,
-        batch_size: int,
-        progress: Progress | None = None,
+    def _epoch(
+        self, members: list[Member], dataset: Dataset, batch_size: int, progress: Progress | None
     ) -> dict[str, Measured]:
-        """One pass over the training images for members that have done the same epochs, and their evaluation.
+        """Train and evaluate members that have done the same epochs; measurements of those that stand
+        then."""
+        self.clock = SharedClock(member.name for member in members)
+        measured = self.train_epoch(members, dataset, batch_size, progress)
+        seconds = self.clock.seconds()
+        for name, of_epoch in measured.items():
+            of_epoch["images_per_second"] = len(dataset.train) / seconds[name]
+        tested = [member for member in members if member.trainer.tested]
+        for split, images in (("val", dataset.val), ("test", dataset.test)):
+            if images is not None and any(self._standing(tested)):
+                for name, score in self._evaluate(tested, images, dataset).items():
+                    measured[name] |= {f"{split}/{key}": value for key, value in score.items()}
+        for member in self._standing(members):
+            with self._alone(member):
+                member.trainer.check_finite(measured[member.name])
+        seconds = self.clock.seconds()
+        return {
+            member.name: measured[member.name] | {"seconds": seconds[member.name]}
+            for member in self._standing(members)
+        }
 
-        Means over the images of what steps measure, evaluations, rates and seconds, by the name of each
-        member that stands. ``dataset`` is on the cohort's device; trainers are prepared.
+    def train_epoch(
+        self, members: list[Member], dataset: Dataset, batch_size: int, progress: Progress | None = None
+    ) -> dict[str, Measured]:
+        """One pass over the training images for members that have done the same epochs.
+
+        Means over the images of what steps measure, and learning rates, by the name of each member that
+        stands. ``dataset`` is on the cohort's device; trainers are prepared.
         """
-        clock = self.clock = SharedClock(member.name for member in members)
         for member in self._standing(members):
             with self._alone(member):
                 member.begin_epoch()
@@ -158,27 +176,12 @@ class Cohort:
                     with self._alone(member):
                         progress(member.name, epoch, step, steps, member.means.compute)
                 if not any(self._standing(members)):
-                    return {}
+                    break
         measured: dict[str, Measured] = {}
         for member in self._standing(members):
             with self._alone(member):
                 measured[member.name] = {"epoch": epoch} | member.means.compute() | member.trainer.end_epoch()
-        for name, seconds in clock.seconds().items():
-            if name in measured:
-                measured[name]["images_per_second"] = len(dataset.train) / seconds
-        tested = [member for member in members if member.trainer.tested]
-        for split, images in (("val", dataset.val), ("test", dataset.test)):
-            if images is not None and any(self._standing(tested)):
-                for name, score in self._evaluate(tested, images, dataset).items():
-                    measured[name] |= {f"{split}/{key}": value for key, value in score.items()}
-        for member in self._standing(members):
-            with self._alone(member):
-                member.trainer.check_finite(measured[member.name])
-        seconds = clock.seconds()
-        return {
-            member.name: measured[member.name] | {"seconds": seconds[member.name]}
-            for member in self._standing(members)
-        }
+        return measured
 
     def take_step(self, members: list[Member], batch: Batch, number: int) -> dict[str, Step]:
         """One step of each member from the same batch; ``number`` counts the epoch's steps from 1."""

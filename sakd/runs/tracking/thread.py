@@ -58,7 +58,7 @@ class Mirror:
                 "MLflow at %s has not got everything (%s); `sakd sync` sends the rest",
                 self.uri,
                 self.error,
-                extra={"news": (self.uri, "incomplete")},
+                extra={"news": (f"the rest for {self.uri}", "missing")},
             )
         return self.error is None
 
