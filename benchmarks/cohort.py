@@ -1,4 +1,4 @@
-"""What students cost that learn together, beside each alone: ``python -m benchmarks.cohort --help``.
+"""Cost of students that learn together, beside each alone: ``python -m benchmarks.cohort --help``.
 
 The same trainers take the same steps twice: each in a cohort of its own, and all in one.
 """
@@ -28,7 +28,7 @@ DISTILLERS = ["fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ft", "nst", "crd
 
 
 def timed_of(options: argparse.Namespace) -> tuple[Timed, Timed]:
-    """A step of every member alone, one after the other, and one of all together."""
+    """Timings to take: of a step of every member alone, one after the other, and of all together."""
     configs = {}
     for distiller in options.distillers:
         for mode in options.modes:

@@ -25,7 +25,7 @@ Features = Mapping[str, Tensor]
 
 
 class Step(NamedTuple):
-    """What one step gives. It stays on the device: nothing here waits for it."""
+    """Tensors that one step gives. They stay on the device: nothing here waits for it."""
 
     losses: dict[str, Tensor]  # scalars by name, as they count
     kept: (
@@ -105,7 +105,7 @@ class Trainer:
 
     @property
     def plugins(self) -> dict[str, Plugin]:
-        """Spot mode and distillers by their random stream's name."""
+        """Spot mode and distillers, by their random stream's name."""
         modes = {} if self.spot_mode is None else {"policy": self.spot_mode}
         return modes | {f"distiller/{name}": distiller for name, distiller in self.distillers.items()}
 
@@ -118,16 +118,19 @@ class Trainer:
 
     @property
     def product(self) -> nn.Module:
-        """What a finished training leaves."""
+        """The module that a finished training leaves."""
         return self.student
 
     def learned(self) -> Iterator[nn.Parameter]:
-        """What the optimizer trains, but for what takes no gradients."""
+        """Parameters that the optimizer trains, but for those that take no gradients."""
         yield from self.student.parameters()
         yield from self.distillers.parameters()
 
     def prepare(self, dataset: Dataset) -> None:
-        """Let the plug-ins build what depends on the training set, once; a saved state needs it before."""
+        """Let the plug-ins build what depends on the training set, once.
+
+        A saved state needs it before.
+        """
         if self.prepared:
             return
         labels = dataset.train.labels.to(self.device)
@@ -183,10 +186,9 @@ class Trainer:
     def _policy_step(
         self, images: Tensor, labels: Tensor, teacher_features: Features, route: Tensor, task_loss: Tensor
     ) -> Tensor:
-        """Train policy and adapters from the routed network, whose gradients reach neither student nor
-        distillers.
+        """Train policy and adapters from the routed network, and return its loss, a scalar.
 
-        The loss, a scalar.
+        Gradients reach neither student nor distillers.
         """
         refold(self.routed_student)
         with self.execution.networks(self.device):
@@ -200,14 +202,14 @@ class Trainer:
         return loss.detach()
 
     def end_epoch(self) -> dict[str, float]:
-        """Step the schedules. The learning rates of the epoch, as ``lr/student`` and ``lr/policy``."""
+        """Step the schedules; the epoch's learning rates, as ``lr/student`` and ``lr/policy``."""
         rates = {f"lr/{name}": rate for name, rate in self.learning_rates().items()}
         for schedule in self.schedules.values():
             schedule.step()
         return rates
 
     def learning_rates(self) -> dict[str, float]:
-        """Of the student's optimizer, and of the policy's where there is one."""
+        """Learning rates of the student's optimizer, and of the policy's where there is one."""
         optimizers = {"student": self.optimizer, "policy": self.policy_optimizer}
         return {name: own.param_groups[0]["lr"] for name, own in optimizers.items() if own is not None}
 
@@ -238,7 +240,7 @@ class Trainer:
                 optimizer.zero_grad(set_to_none=True)
 
     def _parts(self) -> dict[str, Any]:
-        """All that changes in training, by name: not the teacher."""
+        """Parts that change in training, by name: not the teacher."""
         parts = {"student": self.student, "distillers": self.distillers, "optimizer": self.optimizer}
         parts |= {f"schedule/{name}": schedule for name, schedule in self.schedules.items()}
         if self.spot_mode is not None:
@@ -248,11 +250,14 @@ class Trainer:
         return parts
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes; random streams are functions of the seed and the epoch."""
+        """State of all that changes; random streams are functions of the seed and the epoch."""
         return {"epoch": self.epoch} | {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state, strictly. Raises CheckpointError if it is another trainer's."""
+        """Go on from a saved state, strictly.
+
+        Raises CheckpointError if it is another trainer's.
+        """
         parts = self._parts()
         if set(state) != {"epoch", *parts}:
             raise CheckpointError(f"found a state of {sorted(state)}, expected {sorted(['epoch', *parts])}")
