@@ -121,7 +121,7 @@ def trainer_timed(
     distiller: str, mode: str, dataset: Dataset, loader: DataLoader, options: argparse.Namespace
 ) -> tuple[Timed, Timed]:
     """Timings to take of an epoch of one trainer: of our batches, and of the plain ones."""
-    config = parts.run(options.pair, distiller, mode, options.batch, options.execution)
+    config = parts.run_config(options.pair, distiller, mode, options.batch, options.execution)
     cohort = Cohort(*parts.trainers({distiller: config}, options.samples, options.device))
     members = list(cohort.members.values())
     return (

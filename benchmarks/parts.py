@@ -33,7 +33,9 @@ def network(name: str) -> StagedNet:
         return build.make(node, "student")
 
 
-def run(pair: Sequence[str], distiller: str, mode: str, batch_size: int, execution: Execution) -> Config:
+def run_config(
+    pair: Sequence[str], distiller: str, mode: str, batch_size: int, execution: Execution
+) -> Config:
     """The configuration of a run of one teacher and student."""
     return composed(
         f"teacher={pair[0]}",

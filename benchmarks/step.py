@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.parts import batch, choices, network, run, steps_of, trainers
+from benchmarks.parts import batch, choices, network, run_config, steps_of, trainers
 from sakd.errors import ConfigError, did_you_mean
 from sakd.process import allow_tf32
 from sakd.training import Execution, Teacher, Trainer
@@ -72,7 +72,7 @@ def floor_timed(options: argparse.Namespace) -> Timed:
 
     def step() -> None:
         student.zero_grad()
-        with options.execution.networks(options.device):
+        with options.execution.autocast(options.device):
             with torch.no_grad():
                 teacher(images)
             logits = student(images)
@@ -86,7 +86,7 @@ def trainer_timed(options: argparse.Namespace, distiller: str, mode: str) -> Tim
 
     Raises ConfigError if the distiller is not defined for the pair.
     """
-    config = run(options.pair, distiller, mode, options.batch, options.execution)
+    config = run_config(options.pair, distiller, mode, options.batch, options.execution)
     teacher, made = trainers({distiller: config}, options.samples, options.device)
     inputs = batch(options.batch, options.samples, options.device)
     return Timed(

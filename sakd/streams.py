@@ -7,7 +7,7 @@ epoch needs no stored state.
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 
@@ -18,21 +18,9 @@ def stream_seed(seed: int, name: str, epoch: int = 0) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def stream(seed: int, name: str, epoch: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh generator at the start of the stream."""
-    return torch.Generator(device=device).manual_seed(stream_seed(seed, name, epoch))
-
-
-@contextmanager
-def drawing(seed: int, name: str, epoch: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Let what draws from the device's global generator inside, such as dropout, draw from the stream.
-
-    The generator is left as it was.
-    """
-    device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(stream_seed(seed, name, epoch))
-        yield
+def stream(seed: int, name: str, epoch: int = 0) -> torch.Generator:
+    """A fresh generator on the CPU, at the start of the stream."""
+    return torch.Generator().manual_seed(stream_seed(seed, name, epoch))
 
 
 class GlobalDraws:
@@ -95,9 +83,12 @@ def drawing_from(seed: int) -> Iterator[None]:
         yield
 
 
-def initialising(seed: int, name: str) -> AbstractContextManager[None]:
-    """Let modules built inside draw their weights from the stream ``init/<name>``.
+@contextmanager
+def initialising(seed: int, name: str) -> Iterator[None]:
+    """Let modules that are built inside draw their weights from the stream ``init/<name>``.
 
     The global generator is left as it was.
     """
-    return drawing(seed, f"init/{name}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, f"init/{name}"))
+        yield

@@ -43,14 +43,14 @@ class Execution:
     def _order(self) -> torch.memory_format:
         return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
 
-    def networks(self, device: torch.device) -> AbstractContextManager[None]:
+    def autocast(self, device: torch.device) -> AbstractContextManager[None]:
         """Context in which the networks' passes run, in their precision."""
         if self.precision != "bf16":
             return nullcontext()
         # Weights cast once would be stale when a captured step is replayed.
         return torch.autocast(device.type, torch.bfloat16, cache_enabled=not self.captures)
 
-    def function(self, function: Callable) -> Callable:
+    def compiled(self, function: Callable) -> Callable:
         """Compile a part of a step where that is asked for."""
         return torch.compile(function) if self.compile == "default" else function
 

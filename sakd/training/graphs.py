@@ -12,13 +12,10 @@ from torch import Tensor
 
 from sakd.data import Batch
 
-WARM_UP_CALLS = (
-    3  # before a capture, as PyTorch asks for: libraries set themselves up, optimizers make buffers
-)
-REGISTERED_BY_CAPTURE = (
-    2,
-    14,
-)  # from this version of PyTorch on, captures find the generators that they draw from
+# Before a capture, as PyTorch asks for: libraries set themselves up, optimizers make buffers.
+WARM_UP_CALLS = 3
+# From this version of PyTorch on, captures find the generators that they draw from.
+REGISTERED_BY_CAPTURE = (2, 14)
 
 
 class PlacedBatches:

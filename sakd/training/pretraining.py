@@ -66,7 +66,7 @@ class Pretraining(Trainer):
         self, images: Tensor, labels: Tensor, indices: Tensor, teacher_features: Features | None = None
     ) -> Step:
         images = self.execution.arrange(images)
-        with self.execution.networks(self.device):
+        with self.execution.autocast(self.device):
             loss = self.distiller.pretraining_loss(self.student, images, teacher_features)
         self.optimizer.zero_grad()
         loss.backward()

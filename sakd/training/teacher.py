@@ -44,11 +44,11 @@ class Teacher:
         self.network = execution.place(network, self.device).requires_grad_(False).eval()
         self.frozen = frozen_alias(self.network, execution.fold_batch_norm)
         self.certificate: Certificate | None = None
-        self._features = execution.function(self.frozen.features)
+        self._features = execution.compiled(self.frozen.features)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Outputs of all stages, by name, without gradients. ``images``: [B, C, H, W], normalised."""
-        with torch.no_grad(), self.execution.networks(self.device):
+        with torch.no_grad(), self.execution.autocast(self.device):
             return self._features(self.execution.arrange(images))
 
     def refold(self) -> None:

@@ -28,9 +28,7 @@ class Step(NamedTuple):
     """Tensors that one step gives. They stay on the device: nothing here waits for it."""
 
     losses: dict[str, Tensor]  # scalars by name, as they count
-    kept: (
-        Tensor | None
-    )  # bool [B, spots]: which samples were distilled at which spot; None for a student alone
+    kept: Tensor | None  # bool [B, spots]: who was distilled where; None for a student alone
     measured: Tensor  # [M], one for each of the trainer's ``measurements``
 
 
@@ -98,7 +96,7 @@ class Trainer:
             self.routed_student = frozen_alias(self.student, execution.fold_batch_norm)
         self.streams = {name: torch.Generator(device=self.device) for name in self.plugins}
         self.prepared = False
-        self._student_features = execution.function(self.student.features)
+        self._student_features = execution.compiled(self.student.features)
 
     def _placed(self, module: nn.Module) -> nn.Module:
         return self.execution.place(module, self.device)
@@ -157,7 +155,7 @@ class Trainer:
         or writes into what it is given.
         """
         images = self.execution.arrange(images)
-        with self.execution.networks(self.device):
+        with self.execution.autocast(self.device):
             student_features = self._student_features(images)
         losses = {"task": F.cross_entropy(student_features["logits"].float(), labels)}
         accuracy = 100 * (student_features["logits"].argmax(1) == labels).float().mean()
@@ -191,7 +189,7 @@ class Trainer:
         Gradients reach neither student nor distillers.
         """
         refold(self.routed_student)
-        with self.execution.networks(self.device):
+        with self.execution.autocast(self.device):
             loss = self.spot_mode.loss(
                 self.routed_student, self.teacher.frozen, images, teacher_features, route, labels, task_loss
             )
