@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
 
+from sakd.cli import main as cli
 from sakd.runs import read_metrics
 from tests.conftest import ROOT, TINY
 from tests.test_code import checkout, commit
@@ -98,7 +100,7 @@ def start(tmp_path):
     for launcher in launchers:
         launcher.kill()
         launcher.communicate()
-    for process in workers(tmp_path).values():
+    for process in {*workers(tmp_path).values()}:
         os.kill(process, signal.SIGKILL)
 
 
@@ -248,6 +250,69 @@ def test_when_the_launcher_is_killed_what_waits_is_lost_and_the_same_command_tak
     assert states(*overrides) == ["finished"] * 3
     for name in names:  # each had one process
         assert len(logs(tmp_path)[name]) == 1
+
+
+COHORT = (*SMALL, "distiller=kd,at,sp", "spot_mode=fixed", "teacher.training.epochs=1", "epochs=300")
+
+
+@pytest.mark.slow
+def test_a_member_that_is_cancelled_ends_the_others_go_on_and_retry_takes_it_up(start, tmp_path, here):  # noqa: F811
+    launcher = start(*COHORT)
+    names = [cell.name for cell in planned(*COHORT).cells]
+    until(lambda: set(running(tmp_path, 3)) >= {*names})
+    (process,) = {workers(tmp_path)[name] for name in names}
+    told = cells(*COHORT)
+    assert [told[name]["state"] for name in names] == ["running"] * 3
+    assert all(0 < told[name]["epoch"] < 300 for name in names)
+
+    alone = [text for text in COHORT if not text.startswith("distiller")]
+    assert CliRunner().invoke(cli, ["cancel", *alone, "distiller=at"]).output == "1 cell cancelled\n"
+    until(lambda: states(*COHORT) == ["running", "failed", "running"], 30)
+    epochs = len(read_metrics(tmp_path / "runs" / names[1]))
+    assert 0 < epochs < 300
+    assert cells(*COHORT)[names[1]]["error"] == "cancelled"
+    assert set(workers(tmp_path).values()) == {process}
+    retried = CliRunner().invoke(cli, ["retry", *COHORT])  # while the others go on
+    assert retried.exit_code == 0, retried.output
+    assert handed_over(tmp_path) == names[1:2]
+    output, _ = launcher.communicate(timeout=500)
+    assert launcher.returncode == 0, output
+    assert states(*COHORT) == ["finished"] * 3
+    assert "going on after epoch" in (tmp_path / "runs" / names[1] / "run.log").read_text()
+    for name in names:
+        assert [line["epoch"] for line in read_metrics(tmp_path / "runs" / name)] == list(range(1, 301))
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("sakd").experiment_id
+    assert [run.info.status for run in client.search_runs([experiment])] == ["FINISHED"] * 3
+
+
+@pytest.mark.slow
+def test_a_job_whose_cells_are_all_cancelled_is_never_started(start, tmp_path, here):  # noqa: F811
+    overrides = (*ALONE, "epochs=100", "seed=0,1")
+    launcher = start(*overrides, "hydra.launcher.processes=1")
+    first, second = (cell.name for cell in planned(*overrides).cells)
+    running(tmp_path, 1)
+    cancelled = CliRunner().invoke(cli, ["cancel", *ALONE, "epochs=100", "seed=1"])
+    assert cancelled.output == "1 cell cancelled\n"
+    output, _ = launcher.communicate(timeout=300)
+    assert launcher.returncode == 1
+    assert f"{second} is left out: it is cancelled" in output
+    told = cells(*overrides)
+    assert [told[name]["state"] for name in (first, second)] == ["finished", "failed"]
+    assert not (tmp_path / "runs" / second).exists()
+    assert second not in logs(tmp_path)
+
+
+@pytest.mark.slow
+def test_all_cells_can_be_cancelled_also_where_the_launch_has_died(start, tmp_path, here):  # noqa: F811
+    overrides = (*COHORT, "seed=0,1")
+    launcher = start(*overrides)
+    running(tmp_path, 7)
+    launcher.kill()
+    launcher.wait()
+    assert CliRunner().invoke(cli, ["cancel", *overrides]).output == "6 cells cancelled\n"
+    until(lambda: states(*overrides) == ["failed"] * 6, 60)
+    until(lambda: not workers(tmp_path), 60)
 
 
 def test_processes_that_write_one_file_at_once_all_succeed(tmp_path):

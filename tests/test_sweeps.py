@@ -237,3 +237,97 @@ def test_a_damaged_record_is_told_by_its_name(here):
     done = CliRunner().invoke(cli, ["status", *FAILING])
     assert done.exit_code == 1
     assert f"{record}: is not a submission's record" in done.output
+
+
+COHORT = (*LOCAL, "distiller=kd,at,sp", "spot_mode=fixed", "threads=1")
+
+
+def told_to_fail(monkeypatch, distiller: str) -> None:
+    """Let a distiller raise at its first step."""
+
+    def broken(*arguments, **keys):
+        raise ValueError("broken on purpose")
+
+    monkeypatch.setattr(f"sakd.distillers.{distiller}.spot_loss", broken)
+
+
+def test_a_job_notes_a_members_failure_at_once_and_does_not_try_it_again_in_its_next_turn(
+    as_a_job, monkeypatch
+):
+    sweep = planned(*COHORT)
+    (teacher,), names = sweep.first, [cell.name for cell in sweep.cells]
+    submission = hand_over(sweep, *names)
+    Work(submission.folder, [teacher.name])()
+    told_to_fail(monkeypatch, "AT")
+    kd, at, sp = names
+    steps = []
+
+    def interrupted(self, name):
+        steps.append(states(*COHORT))
+        if "failed" in steps[-1]:
+            raise KeyboardInterrupt("SIGTERM")
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Work, "_withdrawn", interrupted)
+        patch.setattr("sakd.runs.job.SECONDS_BETWEEN_QUESTIONS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            Work(submission.folder, names)()
+    assert steps[-1] == ["running", "failed", "running"]
+    assert states(*COHORT) == ["failed"] * 3
+    told = cells(*COHORT)
+    assert told[at]["error"] == "ValueError: broken on purpose"
+    assert {told[name]["error"] for name in (kd, sp)} == {"ended by SIGTERM"}
+
+    monkeypatch.undo()
+    monkeypatch.chdir(as_a_job)
+    monkeypatch.setattr("sakd.runs.code.of_this_process", lambda: (code.Code("c" * 40, False, "copied"), ""))
+    with pytest.raises(SakdError, match=f"1 of 3 failed: {at}"):
+        Work(submission.folder, names)()
+    assert states(*COHORT) == ["finished", "failed", "finished"]
+    assert read_metrics(as_a_job / "runs" / at) == [], "though it would go well now"
+
+
+def test_a_job_does_not_train_what_was_cancelled_before_and_ends_well(as_a_job):
+    sweep = planned(*COHORT)
+    names = [cell.name for cell in sweep.cells]
+    submission = hand_over(sweep, *names)
+    submissions.note_cancelled(submission.folder, names[1])
+    assert states(*COHORT) == ["lost", "failed", "lost"]
+    Work(submission.folder, names)()
+    told = cells(*COHORT)
+    assert [told[name]["state"] for name in names] == ["finished", "failed", "finished"]
+    assert told[names[1]]["error"] == "cancelled"
+    assert not (as_a_job / "runs" / names[1]).exists()
+
+
+def test_members_of_a_job_whose_need_failed_are_left_out_and_the_others_train(as_a_job):
+    sweep = planned(*LOCAL, "distiller=ft", "spot_mode=fixed,anti", "distiller.pretraining.optimizer.lr=-1")
+    teacher, pretraining = sweep.first
+    (kd,) = planned(*LOCAL, "distiller=kd", "spot_mode=fixed").cells
+    names = [kd.name, *(cell.name for cell in sweep.cells)]
+    mixed = Plan([kd, *sweep.cells], sweep.first, sweep.sweep, sweep.runs)
+    submission = hand_over(mixed, *names)
+    Work(submission.folder, [teacher.name])()
+    work(submission, pretraining.name)
+    with pytest.raises(SakdError, match="2 of 3 failed"):
+        Work(submission.folder, names)()
+    standings = survey(mixed.everything, mixed.runs)
+    assert [standings[name].state for name in names] == ["finished", "failed", "failed"]
+    why = f"{pretraining.name}, which it needs, failed: optimizer: Invalid learning rate: -1"
+    assert {standings[name].error for name in names[1:]} == {why}
+
+
+def test_the_time_left_is_told_from_the_times_of_the_last_epochs_and_not_from_a_members_share(here, at_work):
+    (cell,) = planned(*SMALL, "distiller=none", f"epochs={FOREVER}").cells
+    now, away = time.time(), 1e6  # seconds: killed after its sixth epoch, it went on much later
+    lines = [
+        {"epoch": epoch, "seconds": 0.5, "time": now - 10 * (10 - epoch) - (away if epoch <= 6 else 0)}
+        for epoch in range(1, 11)
+    ]
+    at_work.send_signal(signal.SIGSTOP)
+    (cell.run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    left = cells(*SMALL, "distiller=none", f"epochs={FOREVER}")[cell.name]["left"]
+    assert left == pytest.approx(10 * (FOREVER - 10), rel=0.01)
+    (cell.run.folder / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    assert cells(*SMALL, "distiller=none", f"epochs={FOREVER}")[cell.name]["left"] is None

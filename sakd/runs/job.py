@@ -195,14 +195,15 @@ class Together:
             for one in prepared:
                 with self._alone(one.run, leave=False):
                     try:
-                        stack.enter_context(one.run.locked(**_patience(one.run, len(prepared))))
+                        lock = stack.enter_context(ExitStack())
+                        lock.enter_context(one.run.locked(**_patience(one.run, len(prepared))))
                     except RunHeldError:
                         log.info("another process works on %s; it is left to that", one.run.folder)
                         held.append(one.run)
                         continue
                     result = one.run.result()
                     if result is None:
-                        members[one.run.name] = UnderWay(one)
+                        members[one.run.name] = UnderWay(one, lock)
                     else:
                         self._end(one.run.name, result)
             if members:
@@ -310,6 +311,7 @@ class Together:
         self._end(run.name, error)
         if member is not None:
             member.failed(error, _status(error))
+            member.lock.close()  # others of the cohort may go on for long; this run may be tried again
         elif leave and self.leave_failures:
             _leave_failure(run, error)
 

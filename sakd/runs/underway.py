@@ -3,6 +3,7 @@
 import logging
 import platform
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -51,7 +52,9 @@ class Prepared:
 class UnderWay:
     """A run while it is trained: its log, its folder and its place in MLflow keep up with it."""
 
-    def __init__(self, prepared: Prepared):
+    def __init__(self, prepared: Prepared, lock: ExitStack):
+        """``lock``: what holds the run's folder."""
+        self.lock = lock
         self.prepared, self.run, self.trainer = prepared, prepared.run, prepared.trainer
         self.own_log = OwnLog(self.run.folder / "run.log")
         self.mirror: Mirror | None = None
