@@ -21,6 +21,7 @@ from sakd.configuration.prerequisites import (
     Prerequisites,
     needs_teacher,
     prerequisites,
+    teacher_of,
 )
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "run_name",
     "sha256_of",
     "short_names",
+    "teacher_of",
 ]

@@ -33,13 +33,17 @@ def prerequisites(config: Config) -> Prerequisites:
 
     Raises ConfigError as `sakd.configuration.build` does.
     """
-    teacher = pretraining = None
-    if needs_teacher(config):
-        if config["teacher"]["checkpoint"] is None:
-            teacher = _teacher_run(config)
-        if config["distiller"].get("pretraining") is not None:
-            pretraining = _pretraining_run(config)
-    return Prerequisites(teacher, pretraining)
+    pretraining = None
+    if needs_teacher(config) and config["distiller"].get("pretraining") is not None:
+        pretraining = _pretraining_run(config)
+    return Prerequisites(teacher_of(config), pretraining)
+
+
+def teacher_of(config: Config) -> Config | None:
+    """The run that trains this run's teacher; None without one, and where its weights lie in a file."""
+    if needs_teacher(config) and config["teacher"]["checkpoint"] is None:
+        return _teacher_run(config)
+    return None
 
 
 def needs_teacher(config: Config) -> bool:

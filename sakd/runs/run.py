@@ -62,24 +62,24 @@ class Run:
             )
         return result
 
+    @property
+    def is_held(self) -> bool:
+        """True while any process works in the run's folder."""
+        return is_locked(self.folder / ".lock")
+
     @contextmanager
-    def locked(self, waiting: Any = None, wait: bool = True) -> Iterator[None]:
+    def locked(self, wait: bool = True) -> Iterator[None]:
         """Work in the run's folder, as the only process; the kernel lets go of the lock when that dies.
 
-        ``waiting()`` is called once if another process has it, which is waited for. Raises RunHeldError
-        instead where it is not to ``wait``, and RunError if the folder cannot be written.
+        Another process that has it is waited for. Raises RunHeldError instead where it is not to ``wait``,
+        and RunError if the folder cannot be written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / ".lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                if not wait:
-                    raise RunHeldError(f"{self.folder}: another process works on it") from None
-                if waiting is not None:
-                    waiting()
-                lock.acquire()
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            raise RunHeldError(f"{self.folder}: another process works on it") from None
         except OSError as error:
             raise RunError(
                 f"runs={self.config['runs']}: cannot write {self.folder} ({error.strerror or error})"

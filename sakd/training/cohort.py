@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 
 import torch
 
@@ -84,6 +84,7 @@ class Cohort:
         self.teacher_features = None if teacher is None else teacher.features
         self.clock = SharedClock(self.members)
         self._failed: Failed | None = None
+        self._inside: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
         if self.execution.captures:
             self.placed = PlacedBatches()
             if teacher is not None:
@@ -98,6 +99,7 @@ class Cohort:
         batch_size: int,
         progress: Progress | None = None,
         failed: Failed | None = None,
+        inside: Callable[[str], AbstractContextManager] = lambda name: nullcontext(),
     ) -> Iterator[tuple[str, Measured]]:
         """Train up to and with epoch number ``epochs``, of all or by name.
 
@@ -107,9 +109,9 @@ class Cohort:
 
         What goes wrong in a member raises, such as NonFiniteLossError when a loss or a weight is not finite;
         or, with ``failed``, ends that member alone, after ``failed(name, error)``. Too little memory on a GPU
-        always raises.
+        always raises. ``inside(name)`` gives a context that all of a member's own work is done in.
         """
-        self._failed = failed
+        self._failed, self._inside = failed, inside
         for name, member in self.members.items():
             member.epochs = epochs if isinstance(epochs, int) else epochs[name]
         dataset = dataset.to(self.device)
@@ -225,7 +227,8 @@ class Cohort:
         """Let what goes wrong inside be this member's alone, and so the time that passes."""
         with self.clock.of(member.name):
             try:
-                yield
+                with self._inside(member.name):
+                    yield
             except torch.OutOfMemoryError:  # the others are in the way, too
                 raise
             except Exception as error:

@@ -120,8 +120,10 @@ def mark_ended(folder: Path, lost: bool = False) -> int | Exception | None:
     if is_locked(folder / ".lock"):
         return None
     try:
-        if _read_state(folder)["status"] in (GOING_ON if lost else ("RUNNING",)):
-            note_status(folder, "FINISHED" if (folder / "result.json").exists() else "KILLED")
+        if (folder / "result.json").exists():  # whatever was noted: it may have been killed right after
+            note_status(folder, "FINISHED")
+        elif _read_state(folder)["status"] in (GOING_ON if lost else ("RUNNING",)):
+            note_status(folder, "KILLED")
         return synchronise(folder)
     except Exception as error:
         return error

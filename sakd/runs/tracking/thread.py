@@ -59,7 +59,7 @@ class Mirror:
         ``seconds``: how long, at most (None: as long as is sensible for such a store). Comes after ``end``.
         """
         if seconds is None:
-            seconds = PATIENCE_WITH_A_FILE if is_a_file(self.uri) else PATIENCE
+            seconds = self.patience
         self._thread.join(seconds)
         if self._thread.is_alive():
             self.error = self.error or f"no answer within {seconds:.0f} seconds"
@@ -71,6 +71,11 @@ class Mirror:
                 extra={"news": (f"the rest for {self.uri}", "missing")},
             )
         return self.error is None
+
+    @property
+    def patience(self) -> float:
+        """Seconds that it is sensible to wait for such a store."""
+        return PATIENCE_WITH_A_FILE if is_a_file(self.uri) else PATIENCE
 
     def close(self, status: str) -> bool:
         """Say how the run ended, and wait until all has been sent; False if it could not be."""
