@@ -1,5 +1,4 @@
-"""The one entry point: a composed configuration becomes networks, distillers, a spot mode and a trainer, in a
-tracked run.
+"""The one entry point: a composed configuration becomes a tracked run of a trainer.
 
     python launch.py student=vgg8 distiller=sp spot_mode=fixed epochs=10
     python launch.py -m distiller=kd,fitnet,at,sp,pkt spot_mode=fixed,adaptive seed=0,1,2
@@ -29,7 +28,7 @@ log = logging.getLogger("sakd")
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """One run."""
+    """Carry out one run, or show the result of a finished one."""
     try:
         _check_mode(HydraConfig.get())
         config = resolve(cfg)
@@ -53,7 +52,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def _check_mode(hydra_config: DictConfig) -> None:
-    """What is for a sweep's cells must not end as one run, here and now."""
+    """Raise ConfigError where what is for a sweep's cells would end as one run, here and now."""
     sweep, launcher = (hydra_config.runtime.choices.get(group) for group in ("sweeps", "hydra/launcher"))
     if hydra_config.mode == RunMode.RUN and (sweep is not None or launcher != "basic"):
         found = f"hydra/launcher: found {launcher}" if sweep is None else f"sweeps: found {sweep}"

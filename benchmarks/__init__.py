@@ -1,4 +1,4 @@
-"""What training costs, measured: runs with torch and PyYAML alone."""
+"""Measurements of what training costs."""
 
 from sakd.process import set_up
 

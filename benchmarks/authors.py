@@ -38,8 +38,10 @@ LR = 1e-6  # of both optimizers; the cost of a step does not depend on it
 
 
 class Idle(ModuleType):
-    """Stands for what their scripts import and a step does not need, and does nothing: TensorBoard, data
-    sets, bars."""
+    """Stands for what the authors' scripts import and a step does not need, and does nothing.
+
+    That is TensorBoard, data sets, bars.
+    """
 
     def __init__(self, name: str):
         super().__init__(name)
@@ -56,7 +58,7 @@ class Idle(ModuleType):
 
 @contextmanager
 def authors_scripts(code: Path, device: torch.device) -> Iterator[dict[str, ModuleType]]:
-    """Their scripts by spot mode, inside on ``device`` and on today's PyTorch."""
+    """The authors' scripts by spot mode, which inside run on ``device`` and on today's PyTorch."""
     unneeded = ("tqdm", "torch.utils.tensorboard", "dataset", "dataset.cifar", "dataset.tiny_imagenet")
     sys.modules.update({name: Idle(name) for name in unneeded})
     sys.path.insert(0, str(code.resolve()))
@@ -79,7 +81,10 @@ def authors_scripts(code: Path, device: torch.device) -> Iterator[dict[str, Modu
 
 
 def accuracy(logits: Tensor, labels: Tensor, topk: Sequence[int]) -> list[Tensor]:
-    """Theirs asks for a view of a tensor that has none."""
+    """Accuracies at each k of ``topk``, as a share, each [1].
+
+    It stands for the authors' own, which asks for a view of a tensor that has none.
+    """
     right = logits.detach().topk(max(topk)).indices == labels[:, None]
     return [right[:, :k].sum().reshape(1) / len(labels) for k in topk]
 
@@ -87,7 +92,10 @@ def accuracy(logits: Tensor, labels: Tensor, topk: Sequence[int]) -> list[Tensor
 def authors_step(
     script: ModuleType, config: Path, inputs: Sequence[Tensor], samples: int, pair: Sequence[str]
 ) -> Callable[[], object]:
-    """A step of ``script`` on one batch. Its ``main`` runs up to the training, which it hands over."""
+    """A step of ``script`` on one batch.
+
+    The script's ``main`` runs up to the training, which it hands over.
+    """
     handed_over: dict[str, Any] = {}
 
     def network(name: str) -> Callable[..., torch.nn.Module]:

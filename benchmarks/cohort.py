@@ -1,4 +1,4 @@
-"""What students cost that learn together, beside each alone: ``python -m benchmarks.cohort --help``.
+"""Cost of students that learn together, beside each alone: ``python -m benchmarks.cohort --help``.
 
 The same trainers take the same steps twice: each in a cohort of its own, and all in one.
 """
@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.parts import batch, run, steps_of, trainers
+from benchmarks.authors import DISTILLERS
+from benchmarks.parts import batch, run_config, steps_of, trainers
 from benchmarks.step import (
     Timed,
     checked,
@@ -24,15 +25,13 @@ from benchmarks.step import (
 from sakd.errors import ConfigError
 from sakd.process import allow_tf32
 
-DISTILLERS = ["fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ft", "nst", "crd"]  # the method's ten
-
 
 def timed_of(options: argparse.Namespace) -> tuple[Timed, Timed]:
-    """A step of every member alone, one after the other, and one of all together."""
+    """Timings to take: of a step of every member alone, one after the other, and of all together."""
     configs = {}
     for distiller in options.distillers:
         for mode in options.modes:
-            configs[f"{distiller} {mode}"] = run(
+            configs[f"{distiller} {mode}"] = run_config(
                 options.pair, distiller, mode, options.batch, options.execution
             )
     teacher, made = trainers(configs, options.samples, options.device)

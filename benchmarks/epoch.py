@@ -1,8 +1,8 @@
-"""What a training epoch costs, with its data: ``python -m benchmarks.epoch --help``; explained in
-benchmarks/README.md.
+"""Cost of a training epoch, with its data: ``python -m benchmarks.epoch --help``.
 
-The same training steps are fed twice: by batches cut from images that lie on the device, and by torchvision's
-transforms in the workers of a DataLoader, as the field's scripts do it.
+It is explained in benchmarks/README.md. The same training steps are fed twice: by batches cut from images
+that lie on the device, and by torchvision's transforms in the workers of a DataLoader, as the field's scripts
+do it.
 """
 
 import argparse
@@ -30,7 +30,7 @@ CROP_PADDING = 4
 
 
 def random_images(count: int) -> Dataset:
-    """In CIFAR-100's shape, with its augmentation; on the CPU."""
+    """A data set of random images in CIFAR-100's shape, with its augmentation; on the CPU."""
     alike = parts.dataset(count, torch.device("cpu"))
     pixels = torch.randint(
         0, 256, alike.train.images.shape, dtype=torch.uint8, generator=stream(0, "benchmark")
@@ -44,8 +44,10 @@ def random_images(count: int) -> Dataset:
 
 
 class PlainImages(TorchDataset):
-    """Images one by one, as torchvision's CIFAR gives them: a PIL image from an array, then the
-    transforms."""
+    """Images one by one, as torchvision's CIFAR gives them.
+
+    Each is a PIL image from an array, then the transforms.
+    """
 
     def __init__(self, dataset: Dataset):
         self.pixels = dataset.train.images.permute(0, 2, 3, 1).numpy()
@@ -67,7 +69,10 @@ class PlainImages(TorchDataset):
 
 
 def plain_loader(dataset: Dataset, options: argparse.Namespace) -> DataLoader:
-    """Its workers live from epoch to epoch: starting them is not timed."""
+    """A DataLoader of plain images.
+
+    Its workers live from epoch to epoch: starting them is not timed.
+    """
     return DataLoader(
         PlainImages(dataset),
         options.batch,
@@ -84,7 +89,7 @@ def plain_batches(loader: DataLoader, device: torch.device) -> Iterator[Batch]:
 
 
 def plain_epoch(cohort: Cohort, loader: DataLoader) -> None:
-    """What ``Cohort.train_epoch`` does, with other batches."""
+    """Train an epoch as ``Cohort.train_epoch`` does, with the loader's batches."""
     members = list(cohort.members.values())
     for member in members:
         member.begin_epoch()
@@ -98,7 +103,7 @@ def plain_epoch(cohort: Cohort, loader: DataLoader) -> None:
 
 
 def data_timed(dataset: Dataset, loader: DataLoader, options: argparse.Namespace) -> tuple[Timed, Timed]:
-    """Batches that nobody trains on: ours, and the plain ones."""
+    """Timings to take of batches that nobody trains on: ours, and the plain ones."""
     draws = stream(0, "data")
 
     def ours() -> None:
@@ -115,8 +120,8 @@ def data_timed(dataset: Dataset, loader: DataLoader, options: argparse.Namespace
 def trainer_timed(
     distiller: str, mode: str, dataset: Dataset, loader: DataLoader, options: argparse.Namespace
 ) -> tuple[Timed, Timed]:
-    """An epoch of one trainer: of our batches, and of the plain ones."""
-    config = parts.run(options.pair, distiller, mode, options.batch, options.execution)
+    """Timings to take of an epoch of one trainer: of our batches, and of the plain ones."""
+    config = parts.run_config(options.pair, distiller, mode, options.batch, options.execution)
     cohort = Cohort(*parts.trainers({distiller: config}, options.samples, options.device))
     members = list(cohort.members.values())
     return (

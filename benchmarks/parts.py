@@ -1,5 +1,7 @@
-"""Parts of a training step as ``launch.py`` would build them, over images of CIFAR-100's shape that lie in no
-file."""
+"""Parts of a training step, as ``launch.py`` would build them.
+
+Images are of CIFAR-100's shape and lie in no file.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,7 +18,7 @@ LR = 0.01  # of the student's optimizer; the cost of a step does not depend on i
 
 
 def choices(group: str) -> list[str]:
-    """The names in a group of ``conf/``."""
+    """Names in a group of ``conf/``, sorted."""
     return sorted(compose.choices(group))
 
 
@@ -31,7 +33,9 @@ def network(name: str) -> StagedNet:
         return build.make(node, "student")
 
 
-def run(pair: Sequence[str], distiller: str, mode: str, batch_size: int, execution: Execution) -> Config:
+def run_config(
+    pair: Sequence[str], distiller: str, mode: str, batch_size: int, execution: Execution
+) -> Config:
     """The configuration of a run of one teacher and student."""
     return composed(
         f"teacher={pair[0]}",
@@ -49,10 +53,10 @@ def run(pair: Sequence[str], distiller: str, mode: str, batch_size: int, executi
 def trainers(
     configs: Mapping[str, Config], samples: int, device: torch.device
 ) -> tuple[Teacher, dict[str, Trainer]]:
-    """One teacher, and a trainer of it for each configuration, ready to step over ``samples`` training
-    images.
+    """One teacher, and a trainer of it for each configuration.
 
-    Raises ConfigError where a distiller is not defined for the networks.
+    They are ready to step over ``samples`` training images. Raises ConfigError where a distiller is not
+    defined for the networks.
     """
     first = next(iter(configs.values()))
     network = build.parts(first).teacher
@@ -67,7 +71,7 @@ def trainers(
 
 
 def steps_of(teacher: Teacher, trainers: Mapping[str, Trainer], inputs: Batch) -> Callable[[], object]:
-    """A step of all of them together, from the same batch, as in an epoch."""
+    """A function that takes a step of all trainers together, from the same batch, as in an epoch."""
     cohort = Cohort(teacher, trainers)
     members = list(cohort.members.values())
     for member in members:
@@ -76,7 +80,10 @@ def steps_of(teacher: Teacher, trainers: Mapping[str, Trainer], inputs: Batch) -
 
 
 def dataset(samples: int, device: torch.device) -> Dataset:
-    """Labels of CIFAR-100's shape, each class equally often; all images are one, so they need no memory."""
+    """A data set of CIFAR-100's shape, each class equally often.
+
+    All images are one, so they need no memory.
+    """
     labels = torch.arange(samples, device=device) % CLASSES
     image = torch.zeros(1, CHANNELS, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8, device=device)
     images = ImageSet(image.expand(samples, -1, -1, -1), labels)

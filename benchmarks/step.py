@@ -1,5 +1,7 @@
-"""What a training step costs: ``python -m benchmarks.step --help``; columns are explained in
-benchmarks/README.md."""
+"""Cost of a training step: ``python -m benchmarks.step --help``.
+
+Columns are explained in benchmarks/README.md.
+"""
 
 import argparse
 import csv
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.parts import batch, choices, network, run, steps_of, trainers
+from benchmarks.parts import batch, choices, network, run_config, steps_of, trainers
 from sakd.errors import ConfigError, did_you_mean
 from sakd.process import allow_tf32
 from sakd.training import Execution, Teacher, Trainer
@@ -37,7 +39,10 @@ COLUMNS = (
 
 @dataclass
 class Timed:
-    """One step to measure. ``holds`` are all tensors that live from step to step, gradients left out."""
+    """One step to measure.
+
+    ``holds`` are all tensors that live from step to step, gradients left out.
+    """
 
     distiller: str
     mode: str
@@ -56,8 +61,10 @@ class Timed:
 
 
 def floor_timed(options: argparse.Namespace) -> Timed:
-    """What no distillation can do without: the teacher's forward pass, and the student's with its backward
-    pass."""
+    """Timing to take of what no distillation can do without.
+
+    That is the teacher's forward pass, and the student's with its backward pass.
+    """
     teacher, student = (options.execution.place(network(name), options.device) for name in options.pair)
     teacher.requires_grad_(False).eval()
     images, labels, _ = batch(options.batch, options.samples, options.device)
@@ -65,7 +72,7 @@ def floor_timed(options: argparse.Namespace) -> Timed:
 
     def step() -> None:
         student.zero_grad()
-        with options.execution.networks(options.device):
+        with options.execution.autocast(options.device):
             with torch.no_grad():
                 teacher(images)
             logits = student(images)
@@ -75,8 +82,11 @@ def floor_timed(options: argparse.Namespace) -> Timed:
 
 
 def trainer_timed(options: argparse.Namespace, distiller: str, mode: str) -> Timed:
-    """Raises ConfigError if the distiller is not defined for the pair."""
-    config = run(options.pair, distiller, mode, options.batch, options.execution)
+    """Timing to take of a trainer's step.
+
+    Raises ConfigError if the distiller is not defined for the pair.
+    """
+    config = run_config(options.pair, distiller, mode, options.batch, options.execution)
     teacher, made = trainers({distiller: config}, options.samples, options.device)
     inputs = batch(options.batch, options.samples, options.device)
     return Timed(
@@ -85,7 +95,7 @@ def trainer_timed(options: argparse.Namespace, distiller: str, mode: str) -> Tim
 
 
 def gradients_of(trainers: Mapping[str, Trainer]) -> Callable[[], None]:
-    """What clears them."""
+    """A function that gives the trainers' gradients back."""
 
     def clear() -> None:
         for trainer in trainers.values():
@@ -95,7 +105,7 @@ def gradients_of(trainers: Mapping[str, Trainer]) -> Callable[[], None]:
 
 
 def held_by(teacher: Teacher, trainers: Mapping[str, Trainer]) -> Iterable[Tensor]:
-    """All tensors that live from step to step, gradients left out."""
+    """Tensors that live from step to step, gradients left out."""
     yield from weights_and_buffers_of(teacher.network)
     for trainer in trainers.values():
         yield from weights_and_buffers_of(trainer.student, trainer.distillers, trainer.spot_mode)
@@ -134,8 +144,10 @@ def wait_for(device: torch.device) -> None:
 
 
 def peak_mb(one: Timed, device: torch.device) -> float:
-    """MiB of all tensors alive at a step's fullest moment: those it holds, and at most so many that it
-    allocates."""
+    """Peak memory in MiB: all tensors alive at a step's fullest moment.
+
+    They are those that it holds, and at most so many that it allocates.
+    """
     one.clear_gradients()
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in one.holds()
@@ -151,7 +163,10 @@ def peak_mb(one: Timed, device: torch.device) -> float:
 
 
 def peak_on_the_cpu(step: Callable[[], object]) -> int:
-    """Bytes that are allocated and not yet freed at the fullest moment, from the profiler's trace."""
+    """Peak memory in bytes: allocated and not yet freed at the fullest moment.
+
+    It is read from the profiler's trace.
+    """
     with tempfile.TemporaryDirectory() as folder:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
             step()
@@ -202,7 +217,7 @@ def report(rows: list[dict[str, object]], options: argparse.Namespace) -> None:
 
 
 def print_table(rows: list[dict[str, object]], shown: list[str]) -> None:
-    """Names in the first two columns, numbers in the others."""
+    """Print rows, names in the first two columns and numbers in the others."""
     widths = [max(len(column), *(len(str(row[column])) for row in rows)) for column in shown]
     for line in [dict(zip(shown, shown, strict=True)), *rows]:
         texts = [str(line[column]) for column in shown]
@@ -225,7 +240,7 @@ def write_csv(rows: list[dict[str, object]], file: Path | None) -> None:
 
 
 def names_in(group: str) -> Callable[[str], list[str]]:
-    """Reads a list of names with commas, each a file of the group."""
+    """A reader of lists of names with commas, each a file of the group."""
 
     def parsed(text: str) -> list[str]:
         names, known = text.split(","), choices(group)
@@ -241,7 +256,7 @@ def names_in(group: str) -> Callable[[str], list[str]]:
 
 
 def parser_of(program: str, description: str, distillers: list[str], rounds: int) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
+    """A parser of the options that all benchmarks have."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{program}", description=description)
     parser.add_argument(
         "--pair", type=names_in("network"), default=["resnet56", "resnet20"], help="teacher,student"

@@ -1,3 +1,6 @@
-"""sakd: spot-adaptive knowledge distillation. Where, not only what, a student learns from its teacher."""
+"""Spot-adaptive knowledge distillation.
+
+Where, not only what, a student learns from its teacher.
+"""
 
 __version__ = "0.1.0"

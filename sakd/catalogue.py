@@ -1,5 +1,8 @@
-"""The README's tables of distillers, networks and keys without identity, and config.yaml's comment of the
-latter, from conf/, the code, and the measured steps."""
+"""Tables of the README and a comment of config.yaml, written from what is there.
+
+Tables are of distillers, networks and keys without identity, the comment of the latter. They come from conf/,
+the code, and the measured steps.
+"""
 
 import csv
 import re
@@ -21,7 +24,7 @@ NOT_ALWAYS_INSTALLED = ("timm",)
 
 
 def tables() -> dict[str, str]:
-    """Markdown by name."""
+    """Tables in Markdown, by name."""
     keys = [[f"`{key}`", why] for key, why in NOT_IDENTITY.items()]
     return {
         "distillers": distillers(STEPS),
@@ -37,8 +40,10 @@ def comments() -> dict[str, str]:
 
 
 def write(blocks: dict[str, str], path: Path) -> None:
-    """Replace what stands between the lines ``<!-- name -->`` and ``<!-- /name -->``, which may be comments.
-    Raises ConfigError where they are missing."""
+    """Replace what stands between the lines ``<!-- name -->`` and ``<!-- /name -->``.
+
+    The lines may be comments. Raises ConfigError where they are missing.
+    """
     text = path.read_text()
     for name, block in blocks.items():
         between = re.compile(
@@ -51,7 +56,10 @@ def write(blocks: dict[str, str], path: Path) -> None:
 
 
 def distillers(steps: Path) -> str:
-    """A row for each file in conf/distiller; ``steps`` has what a step costs, if it is there."""
+    """Table of the distillers: a row for each file in conf/distiller.
+
+    ``steps`` has what a step costs, if it is there.
+    """
     measured, where = costs(steps)
     rows = []
     for name, node in nodes("distiller"):
@@ -72,8 +80,10 @@ def distillers(steps: Path) -> str:
 
 
 def costs(steps: Path) -> tuple[dict[tuple[str, str], str], str]:
-    """Steps in units of the floor, by distiller and mode, for the file's first pair and device; and what
-    these are."""
+    """Times of steps in units of the floor, by distiller and mode, and a sentence about these.
+
+    They are those of the file's first pair and device.
+    """
     if not steps.is_file():
         return {}, ""
     with steps.open() as file:
@@ -93,8 +103,11 @@ def costs(steps: Path) -> tuple[dict[tuple[str, str], str], str]:
 
 
 def paper(distiller: Config, file: str) -> tuple[str, str]:
-    """Method and paper, as a distiller's ``reference`` has them. Raises ConfigError naming ``file`` unless it
-    has all of them: what one leaves out it would inherit from another's paper."""
+    """Method and paper, as a distiller's ``reference`` has them.
+
+    Raises ConfigError naming ``file`` unless it has all of them: what one leaves out it would inherit from
+    another's paper.
+    """
     reference = distiller.get("reference", {})
     for key in REFERENCE:
         if key not in reference:
@@ -105,7 +118,7 @@ def paper(distiller: Config, file: str) -> tuple[str, str]:
 
 
 def networks() -> str:
-    """A row for each file in conf/network whose package is always there."""
+    """Table of the networks: a row for each file in conf/network whose package is always there."""
     rows = []
     for name, node in nodes("network"):
         if node.get("build", "").partition(".")[0] in NOT_ALWAYS_INSTALLED:
@@ -129,8 +142,10 @@ def networks() -> str:
 
 
 def nodes(group: str) -> Iterator[tuple[str, Config]]:
-    """Names and contents of a group's files. Raises ConfigError where there are none: outside of a
-    checkout."""
+    """Names and contents of a group's files.
+
+    Raises ConfigError where there are none: outside of a checkout.
+    """
     folder = ROOT / "conf" / group
     paths = sorted(folder.glob("*.yaml"))
     if not paths:

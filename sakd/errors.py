@@ -6,7 +6,7 @@ from difflib import SequenceMatcher, get_close_matches
 
 
 class SakdError(Exception):
-    """Shown without a traceback; the program ends with exit code 1."""
+    """An error that is shown without a traceback; the program ends with exit code 1."""
 
 
 class ConfigError(SakdError, ValueError):
@@ -42,7 +42,10 @@ class NonFiniteLossError(SakdError):
 
 
 def in_one_line(error: BaseException) -> str:
-    """The same for all that fails alike."""
+    """An error's message in one line, which is the same for all that fails alike.
+
+    An error that is none of ours has its type before it.
+    """
     if isinstance(error, KeyboardInterrupt):
         return f"ended by {error if str(error) else 'SIGINT'}"
     first = (str(error).splitlines() or [""])[0]
@@ -50,8 +53,10 @@ def in_one_line(error: BaseException) -> str:
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """``" Did you mean 'kd'?"``, or the empty string where nothing is near. Of equally near ones, a like
-    beginning wins."""
+    """A hint, ``" Did you mean 'kd'?"``, or the empty string where nothing is near.
+
+    Of equally near ones, a like beginning wins.
+    """
     word = str(word)
     near = get_close_matches(word, [str(option) for option in options], n=5, cutoff=0.5)
     if not near:
@@ -68,8 +73,10 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 def check_number(
     key: str, value: object, least: float = -math.inf, above: bool = False, whole: bool = False
 ) -> None:
-    """Raise ConfigError unless ``value`` is a finite (or ``whole``) number of at least ``least``, or
-    ``above`` it."""
+    """Raise ConfigError unless ``value`` is a finite (or ``whole``) number.
+
+    It must be at least ``least``, or with ``above``, above it.
+    """
     number = (
         isinstance(value, int if whole else (int, float))
         and not isinstance(value, bool)

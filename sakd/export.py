@@ -1,5 +1,7 @@
-"""Students of finished runs for others' tools: weights in the names that the field's checkpoint files
-share."""
+"""Students of finished runs for others' tools.
+
+Weights get the names that the field's checkpoint files share.
+"""
 
 import hashlib
 import io
@@ -15,8 +17,9 @@ from sakd.networks.checkpoints import load_weights, parse_weights, shared_weight
 
 
 def export_checkpoint(run: Path, output: Path) -> None:
-    """Write to ``output`` the student of the finished run in the folder ``run``: its weights under "model",
-    beside its name, its epoch and its accuracy in percent.
+    """Write to ``output`` the student of the finished run in the folder ``run``.
+
+    Its weights are under "model", beside its name, its epoch and its accuracy in percent.
 
     Raises RunError if there is no such run or it is not finished, CheckpointError if its weights are not what
     it stored or its network has no shared names; nothing is written then.

@@ -12,7 +12,10 @@ from sakd.errors import RunError
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """None if there is no such file. Raises RunError if it is no JSON object."""
+    """Read a JSON object; None if there is no such file.
+
+    Raises RunError if it is no JSON object, or cannot be read.
+    """
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -27,7 +30,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Beside, to the disk, and renamed: after a kill or on a full disk the old file is still there, whole."""
+    """Write a file beside its place, to the disk, and rename it.
+
+    After a kill or on a full disk the old file is still there, whole. Raises RunError if it cannot be
+    written.
+    """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")  # others may write the same file
     with explained(path):
         with partial.open("wb") as file:
@@ -39,7 +46,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Tell an error of the disk by the file that it concerns. Raises RunError."""
+    """Tell an error of the disk by the file that it concerns: raise it as RunError."""
     try:
         yield
     except OSError as error:

@@ -17,8 +17,7 @@ class Plugin(nn.Module):
     classes: int
 
     def prepare(self, labels: Tensor, classes: int, stream: torch.Generator) -> None:
-        """Build what depends on the training set; called once, before training or the loading of a saved
-        state.
+        """Build what depends on the training set; called once, before training or loading a saved state.
 
         ``labels``: [N], of the whole training set, on the device that trains: ``self.labels[indices]`` are a
         batch's. What is built here are buffers: the optimizer knows the parameters already.

@@ -15,9 +15,9 @@ SPINS = "1000"  # rounds that an idle thread of OpenMP waits awake
 
 
 def set_up() -> None:
-    """Arrange what a process that trains wants; to be called before torch is imported, which reads it then.
+    """Arrange what a process that trains wants; to be called before torch is imported.
 
-    What the environment says already is left as it is.
+    It reads the environment then. What this says already is left as it is.
     """
     # Idle OpenMP threads give way soon: where runs share cores, spinning ones make them several times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)

@@ -7,35 +7,27 @@ epoch needs no stored state.
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 
 
 def stream_seed(seed: int, name: str, epoch: int = 0) -> int:
-    """63 bits that depend on all three arguments, the same on every machine."""
+    """Seed of a stream: 63 bits that depend on all three arguments, the same on every machine."""
     digest = hashlib.sha256(f"{seed}/{name}/{epoch}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def stream(seed: int, name: str, epoch: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh generator at the start of the stream."""
-    return torch.Generator(device=device).manual_seed(stream_seed(seed, name, epoch))
-
-
-@contextmanager
-def drawing(seed: int, name: str, epoch: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
-    """What draws from the device's global generator inside, such as dropout, draws from the stream; it is
-    left as it was."""
-    device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(stream_seed(seed, name, epoch))
-        yield
+def stream(seed: int, name: str, epoch: int = 0) -> torch.Generator:
+    """A fresh generator on the CPU, at the start of the stream."""
+    return torch.Generator().manual_seed(stream_seed(seed, name, epoch))
 
 
 class GlobalDraws:
-    """A stream for what draws from the device's global generators, such as dropout, that can be put in their
-    place again and again: networks that take steps in turn draw as each would alone."""
+    """A stream for what draws from the device's global generators, such as dropout.
+
+    It can be put in their place again and again: networks that take steps in turn draw as each would alone.
+    """
 
     def __init__(self, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
@@ -50,7 +42,7 @@ class GlobalDraws:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Inside, global draws come from the stream; outside they go on as if it had not been."""
+        """Let global draws inside come from the stream; outside they go on as if it had not been."""
         outer = torch.get_rng_state()
         torch.set_rng_state(self.on_cpu.get_state())
         try:
@@ -62,8 +54,11 @@ class GlobalDraws:
 
     @contextmanager
     def _on_gpu(self) -> Iterator[None]:
-        """The states themselves change places, not their values: a captured graph draws from the one it
-        has seen."""
+        """Put the stream in the place of the GPU's generator.
+
+        The states themselves change places, not their values: a captured graph draws from the one it has
+        seen.
+        """
         if self.on_gpu is None:
             yield
             return
@@ -79,14 +74,21 @@ class GlobalDraws:
 
 @contextmanager
 def drawing_from(seed: int) -> Iterator[None]:
-    """For code that draws from the global CPU generator, as torchvision's transforms do: inside it starts at
-    ``seed``; it is left as it was."""
+    """Let the global CPU generator start at ``seed`` inside, and leave it as it was.
+
+    Code draws from it that takes no generator, such as torchvision's transforms.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
 
 
-def initialising(seed: int, name: str) -> AbstractContextManager[None]:
-    """Modules built inside draw their weights from the stream ``init/<name>``; the global generator is left
-    as it was."""
-    return drawing(seed, f"init/{name}")
+@contextmanager
+def initialising(seed: int, name: str) -> Iterator[None]:
+    """Let modules that are built inside draw their weights from the stream ``init/<name>``.
+
+    The global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, f"init/{name}"))
+        yield

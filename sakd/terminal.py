@@ -1,5 +1,7 @@
-"""Progress of runs, and their tables: a line for each run that fits the terminal, or a line for each epoch
-where there is none."""
+"""Progress of runs, and their tables.
+
+There is a line for each run that fits the terminal, or a line for each epoch where there is none.
+"""
 
 import logging
 import time
@@ -34,8 +36,11 @@ def start_logging() -> logging.Logger:
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints messages. One that comes with ``news``, a topic and what has become of it, is left out where it
-    says no more than the last about that topic: several runs may meet with the same."""
+    """Prints messages.
+
+    One that comes with ``news``, a topic and what has become of it, is left out where it says no more than
+    the last about that topic: several runs may meet with the same.
+    """
 
     def __init__(self):
         super().__init__()
@@ -83,10 +88,12 @@ class _Member:
 
 
 class Watch:
-    """Shows the progress of runs that are trained together: ``step`` after each step of a member, ``epoch``
-    after each epoch, ``drop`` for one that goes on no more.
+    """Shows the progress of runs that are trained together.
 
-    A terminal has a line for each below one with a bar for all; a single run has the bar in its own."""
+    To be called: ``step`` after each step of a member, ``epoch`` after each epoch, ``drop`` for one that goes
+    on no more. A terminal has a line for each below one with a bar for all; a single run has the bar in its
+    own.
+    """
 
     def __init__(self, members: Mapping[str, Watched]):
         self.members = {
@@ -111,8 +118,11 @@ class Watch:
     def step(
         self, name: str, epoch: int, step: int, steps: int, means: Callable[[], dict[str, float]]
     ) -> None:
-        """Take in that ``step`` of the ``steps`` of an epoch is done. Measurements are looked at only now and
-        then, of every member in turn; what ``means`` raises passes through."""
+        """Take in that ``step`` of the ``steps`` of an epoch is done.
+
+        Measurements are looked at only now and then, of every member in turn; what ``means`` raises passes
+        through.
+        """
         member = self._advanced(name, epoch - 1 + step / steps)
         between = SECONDS_WITHOUT_TERMINAL if self.lines is None else SECONDS_BETWEEN
         if self.latest - self.last_look >= between:
@@ -167,7 +177,7 @@ class Watch:
                 yield _line(width, member.title, title_width, member.epoch, left, bar, losses, accuracy)
 
     def _line_of_all(self, now: float, width: int) -> Table:
-        """The number of those that go on, the epoch of the one furthest behind, and the time for all."""
+        """A line for all: how many go on, the epoch of the one furthest behind, and the time left."""
         going = [member for member in self.members.values() if member.dropped is None]
         last = max((member.epochs for member in going), default=0)
         behind = min((member.done for member in going if member.done < member.epochs), default=last)
@@ -187,8 +197,11 @@ def _line(
     losses: str = "",
     accuracy: str = "",
 ) -> Table:
-    """A line of at most ``width`` columns. Where there is no room for all, the losses go, then the title is
-    shortened, then accuracy and bar go; never ``epoch`` and ``end``."""
+    """A line of at most ``width`` columns.
+
+    Where there is no room for all, the losses go, then the title is shortened, then accuracy and bar go;
+    never ``epoch`` and ``end``.
+    """
 
     def room() -> int:
         """Columns that the other parts leave to the title."""
@@ -210,8 +223,11 @@ def _line(
 
 
 def _shortened(text: str, width: int, head: float = 0.3) -> str:
-    """Cut ``text`` to ``width`` columns; of what is kept, the share ``head`` is its beginning, and the rest
-    its end: there titles of runs that are trained together differ."""
+    """Cut ``text`` to ``width`` columns.
+
+    Of what is kept, the share ``head`` is its beginning, and the rest its end: there titles of runs that are
+    trained together differ.
+    """
     if len(text) <= width:
         return text
     kept = width - len(CUT)

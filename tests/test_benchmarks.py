@@ -150,7 +150,7 @@ def test_once_a_configuration_is_composed_building_and_stepping_need_torch_alone
 
 def test_a_step_is_that_of_the_run_with_the_same_names():
     options = step.parse(["--precision", "bf16", "--no-fold-batch-norm", "--device", "cpu"])
-    of_parts = parts.run(("resnet14", "resnet8"), "at", "anti", 4, options.execution)
+    of_parts = parts.run_config(("resnet14", "resnet8"), "at", "anti", 4, options.execution)
     _, trainers = parts.trainers({"at": of_parts}, 200, options.device)
     made = trainers["at"]
     config = compose_config(
@@ -247,7 +247,7 @@ def test_plain_images_are_among_all_crops_and_flips():
 def test_a_plain_epoch_trains_on_every_image_once():
     images = epoch.random_images(130)
     options = epoch.parse(["--pair", "resnet8,resnet8", "--device", "cpu", "--samples", "130"])
-    config = parts.run(options.pair, "kd", "fixed", 40, options.execution)
+    config = parts.run_config(options.pair, "kd", "fixed", 40, options.execution)
     alone = Cohort(*parts.trainers({"kd": config}, 130, options.device))
     (member,) = alone.members.values()
     seen = []

@@ -170,7 +170,7 @@ def test_a_folder_where_nobody_can_write_is_named(small, tmp_path):
 
 def test_a_run_of_changed_code_leaves_the_difference_until_it_is_committed(tmp_path):
     root = checkout(tmp_path / "checkout")
-    with (root / "sakd/trainer.py").open("a") as file:
+    with (root / "sakd/training/trainer.py").open("a") as file:
         file.write("# changed\n")
     command = [sys.executable, str(root / "launch.py"), *TINY, "distiller=none", "epochs=1", "tracking=none"]
     environment = os.environ | {"PYTHONPATH": str(root)}
@@ -183,7 +183,7 @@ def test_a_run_of_changed_code_leaves_the_difference_until_it_is_committed(tmp_p
         "snapshot": None,
     }
     difference = (folder / "code.diff").read_text()
-    assert "+++ b/sakd/trainer.py" in difference
+    assert "+++ b/sakd/training/trainer.py" in difference
     assert "\n+# changed\n" in difference
     commit(root)
     script = "import yaml; from sakd.runs import Run; config = yaml.safe_load(open('config.yaml')); "

@@ -70,7 +70,9 @@ def assert_as_alone(configs: dict[str, dict], epochs: int | dict[str, int] = 2) 
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param("same", marks=pytest.mark.slow), "different", "different, of equal channels"]
+)
 def test_a_cohort_of_every_distiller_is_each_of_them_alone(family, mode):
     equal_channels = [name for name in DISTILLING if name.startswith("fsp")]
     names = {"different": [name for name in DISTILLING if name not in equal_channels]}.get(family, DISTILLING)

@@ -30,7 +30,7 @@ from sakd.distillers import (
 from sakd.networks import resnet8, wrn_16_1
 from sakd.spots import Adaptive, Fixed
 from sakd.streams import initialising, stream
-from sakd.training import Execution, Teacher, Trainer, spots_of
+from sakd.training import Cohort, Execution, Teacher, Trainer, spots_of
 from tests.conftest import fit, take_step
 
 pytestmark = [
@@ -46,7 +46,11 @@ def dataset() -> Dataset:
     return Dataset(part, part, None, 10, 8, (0.5,), (0.25,), Augmentation(crop_padding=2, flip=True))
 
 
-def trainer(mode: str, execution: Execution = Execution()) -> Trainer:  # noqa: B008, immutable
+def trainer(
+    mode: str,
+    execution: Execution = Execution(),  # noqa: B008, immutable
+    taught_by: Teacher | None = None,
+) -> Trainer:
     with initialising(0, "parts"):
         student, teacher = resnet8(10, 1, 8), wrn_16_1(10, 1, 8)
         distillers = {
@@ -88,7 +92,7 @@ def trainer(mode: str, execution: Execution = Execution()) -> Trainer:  # noqa: 
     falling = partial(MultiStepLR, milestones=[2], gamma=0.1)
     return Trainer(
         student,
-        Teacher(teacher, device="cuda", execution=execution),
+        taught_by or Teacher(teacher, device="cuda", execution=execution),
         distillers,
         spot_mode,
         optimizer=sgd,
@@ -144,6 +148,20 @@ def test_a_replayed_graph_takes_the_steps_that_are_launched_one_by_one(mode):
         for name in one:
             if name.startswith(("loss/", "lr/")):
                 assert other[name] == pytest.approx(one[name], rel=0.02, abs=1e-4), name
+
+
+def test_a_cohort_of_graphs_takes_the_steps_of_each_alone():
+    """Members replay on streams of their own, behind the teacher's; also for the smaller last batch."""
+    execution = Execution(compile="graph")
+    alone = {mode: trainer(mode, execution) for mode in ("fixed", "adaptive")}
+    expected = {mode: fit(made, dataset(), 2, 64)[-1] for mode, made in alone.items()}
+    teacher = alone["fixed"].teacher
+    members = {mode: trainer(mode, execution, teacher) for mode in alone}
+    found = dict(Cohort(teacher, members).fit(dataset(), 2, 64))
+    for mode, measured in expected.items():
+        for name in measured:
+            if name.startswith("loss/"):
+                assert found[mode][name] == pytest.approx(measured[name], rel=0.02, abs=1e-4), (mode, name)
 
 
 def test_bfloat16_networks_learn():

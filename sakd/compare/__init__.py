@@ -1,5 +1,7 @@
-"""Finished runs as the table of a paper: spot modes side by side, and how each differs from ``fixed``, paired
-by seed."""
+"""Finished runs as the table of a paper.
+
+Spot modes stand side by side, with how each differs from ``fixed``, paired by seed.
+"""
 
 from sakd.compare.finished import Finished, read, select
 from sakd.compare.table import Comparison, compare

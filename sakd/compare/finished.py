@@ -22,8 +22,11 @@ LAST_BYTES = 1 << 16  # hold the last line of any metrics.jsonl
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run. ``facts`` are its parameters as text, and how the checksums of its teacher and images
-    begin; ``metrics`` are the last epoch's."""
+    """A finished run.
+
+    ``facts`` are its parameters as text, and how the checksums of its teacher and images begin; ``metrics``
+    are the last epoch's.
+    """
 
     name: str
     facts: Mapping[str, str]
@@ -33,9 +36,11 @@ class Finished:
 
 
 def read(source: str) -> list[Finished]:
-    """Every finished student in a folder of runs, in an MLflow store by its URI, or, by the name ``mlflow``,
-    where MLFLOW_TRACKING_URI says. Teachers, pretrainings and debugging runs are none. Raises RunError for
-    what cannot be read."""
+    """Read every finished student in a folder of runs, or in an MLflow store by its URI.
+
+    The name ``mlflow`` is the store that MLFLOW_TRACKING_URI names. Teachers, pretrainings and debugging runs
+    are left out. Raises RunError for what cannot be read.
+    """
     if source == "mlflow":
         source = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     elif not STORES.match(source) and not Path(source).is_dir():
@@ -111,8 +116,10 @@ def _canonical(text: str) -> str:
 
 
 def select(runs: Sequence[Finished], filters: Sequence[str]) -> list[Finished]:
-    """The runs that fit every ``key=value[,value…]``. Raises ConfigError for a key, or a value, that no run
-    has."""
+    """The runs that fit every ``key=value[,value…]``.
+
+    Raises ConfigError for a key, or a value, that no run has.
+    """
     keys = sorted({key for run in runs for key in run.facts})
     for text in filters:
         key, equals, values = text.partition("=")
@@ -132,7 +139,10 @@ def select(runs: Sequence[Finished], filters: Sequence[str]) -> list[Finished]:
 
 
 def _as_written(value: str) -> str:
-    """A value of the command line, or of YAML, as parameters have it: ``null`` is None, ``5e-2`` is 0.05."""
+    """Write a value of the command line, or of YAML, as parameters have it.
+
+    ``null`` is None, ``5e-2`` is 0.05.
+    """
     try:
         return _canonical(str(yaml.safe_load(value)))
     except yaml.YAMLError:

@@ -1,5 +1,7 @@
-"""A comparison as text: for a terminal, Markdown and LaTeX in two tables and notes, for programs as CSV and
-JSON."""
+"""A comparison as text.
+
+For a terminal, Markdown and LaTeX it is two tables and notes, for programs CSV and JSON.
+"""
 
 import io
 import json
@@ -103,7 +105,7 @@ def _records(frame: pd.DataFrame) -> list[dict[str, object]]:
 
 
 def _tables(comparison: Comparison) -> Iterator[Lines]:
-    """The values by spot mode with what is published, and the differences, if there are any."""
+    """Tables of the values by spot mode, beside published ones, and of the differences, if there are any."""
     groups = comparison.groups
     named = ROW if len(groups[PAIR].drop_duplicates()) > 1 else ["distiller"]
     show = _number(comparison.metric)
@@ -162,7 +164,7 @@ def _or_absent(value: float, show: Callable[..., str]) -> str:
 
 
 def _number(metric: str) -> Callable[..., str]:
-    """Show accuracies in hundredths of a percent, all else with four digits."""
+    """A function that shows accuracies in hundredths of a percent, all else with four digits."""
     form = ".2f" if metric.endswith("accuracy") else ".4g"
     return lambda value, sign=False: f"{value:{'+' * sign}{form}}".replace("-", MINUS)
 

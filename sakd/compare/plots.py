@@ -1,5 +1,7 @@
-"""Differences to ``fixed`` with their intervals, as a figure: a panel for each pair, a line for each
-distiller."""
+"""Differences to ``fixed`` with their intervals, as a figure.
+
+It has a panel for each pair, a line for each distiller.
+"""
 
 import io
 import itertools
@@ -41,7 +43,10 @@ def check_plot(path: Path) -> None:
 
 
 def plot(comparison: Comparison, suffix: str) -> bytes:
-    """The figure as a file's content. Raises ConfigError where there are no differences."""
+    """Draw the figure, and return a file's content.
+
+    Raises ConfigError where there are no differences.
+    """
     groups = comparison.groups[comparison.groups["pairs"] > 0]
     if groups.empty:
         raise ConfigError(

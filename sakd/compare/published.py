@@ -1,5 +1,7 @@
-"""Published figures, to stand beside measured ones: percent on the test images, at the best epoch, of one
-run."""
+"""Published figures, to stand beside measured ones.
+
+They are percent on the test images, at the best epoch, of one run.
+"""
 
 from pathlib import Path
 
@@ -14,8 +16,11 @@ METRICS = ("test/accuracy", "test/best_accuracy")  # what the figures may stand 
 
 
 def read_published(path: Path) -> pd.DataFrame:
-    """Read figures: a table of source, dataset, teacher, student, distiller, spot_mode, top1; networks alone
-    are the distillers ``teacher`` and ``student``, with mode ``none``. Raises DataError for any other."""
+    """Read figures: a table of source, dataset, teacher, student, distiller, spot_mode, top1.
+
+    Networks alone are the distillers ``teacher`` and ``student``, with mode ``none``. Raises DataError for
+    any other table.
+    """
     try:
         figures = pd.read_csv(
             path, keep_default_na=False, dtype=dict.fromkeys(COLUMNS[:-1], str) | {"top1": float}

@@ -18,8 +18,10 @@ TABULATED = 50  # up to this many, scipy knows the distribution without ties
 
 @dataclass(frozen=True)
 class Paired:
-    """The mean of n differences, its t interval, and two-sided p values, each NaN where n or the variance
-    gives none."""
+    """The mean of n differences, its t interval, and two-sided p values.
+
+    Each is NaN where n or the variance gives none.
+    """
 
     pairs: int
     difference: float
@@ -46,8 +48,10 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:
 
 
 def signed_rank(differences: np.ndarray) -> float:
-    """The two-sided p of Wilcoxon's test; zeros are dropped. Exact, but for ties among more than 13 and for
-    more than 50."""
+    """The two-sided p of Wilcoxon's test; zeros are dropped.
+
+    It is exact, but for ties among more than 13 and for more than 50.
+    """
     differences = differences[differences != 0]
     n = len(differences)
     if n == 0:
@@ -61,16 +65,19 @@ def signed_rank(differences: np.ndarray) -> float:
 
 
 def least_signed_rank(pairs: Any) -> Any:
-    """The smallest p that Wilcoxon's test can give (for each of an array): all differences of one sign, two
-    of 2^n cases."""
+    """The smallest p that Wilcoxon's test can give, for a number of pairs or each of an array.
+
+    All differences are then of one sign, two of 2^n cases.
+    """
     return 2.0 ** (1 - pairs)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Adjust them for all together (Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979).
+    """Adjust p values for testing all together.
 
-    NaN is no test: it stays, and does not count. Adjusted values grow with each p, so those of the smallest
-    possible p values are the smallest possible.
+    Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979. NaN is no test: it stays, and does
+    not count. Adjusted values grow with each p, so those of the smallest possible p values are the smallest
+    possible.
     """
     p_values = np.asarray(p_values, dtype=float)
     adjusted = p_values.copy()

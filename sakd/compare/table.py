@@ -1,5 +1,7 @@
-"""The comparison itself: a line for each group, which is runs alike but for the seed: one data set, pair,
-distiller and spot mode."""
+"""The comparison itself: a line for each group.
+
+A group is runs alike but for the seed: one data set, pair, distiller and spot mode.
+"""
 
 import itertools
 from collections import Counter, defaultdict
@@ -24,9 +26,12 @@ MODES = (BASELINE, "adaptive", "anti", "random")  # and then others, by name
 
 @dataclass(frozen=True)
 class Comparison:
-    """Tables: ``groups`` with a line for each, also for those that nothing is known of; ``runs`` with a line
-    for each run and its value; ``missing``, the seeds that groups lack. ``notes``: how to read it, and what
-    should be known of it."""
+    """Tables and notes of a comparison.
+
+    ``groups`` has a line for each, also for those that nothing is known of; ``runs`` a line for each run and
+    its value; ``missing``, the seeds that groups lack. ``notes``: how to read it, and what should be known of
+    it.
+    """
 
     metric: str
     groups: pd.DataFrame
@@ -41,11 +46,13 @@ def compare(
     figures: pd.DataFrame,
     expected: Iterable[Mapping[str, str]] | None = None,
 ) -> Comparison:
-    """The comparison of ``runs`` by the last epoch's ``metric``, beside published ``figures``.
+    """Compare ``runs`` by the last epoch's ``metric``, beside published ``figures``.
 
     ``expected``: the runs that there should be, as `sakd.configuration.short_names` has them; by default all
-    distillers in all modes with all seeds for each pair, as far as they are among the runs. Raises
-    ConfigError where runs of a group, or of a row but for its spot mode, differ in more than the seed."""
+    distillers in all modes with all seeds for each pair, as far as they are among the runs.
+
+    Raises ConfigError where runs of a group, or of a row but for its spot mode, differ in more than the seed.
+    """
     if not runs:
         raise ConfigError("found no finished run to compare, expected some; `python launch.py` makes them")
     metrics = {name for run in runs for name in run.metrics}
@@ -89,8 +96,10 @@ def _called(names: Sequence[str]) -> str:
 
 
 def _differing(runs: Sequence[Finished], besides: str = "seed") -> dict[str, dict[str, list[str]]]:
-    """Names of runs by value by key, for keys that a result depends on and that are not the same, but for the
-    seed and ``besides``."""
+    """Names of runs by value by key, for keys whose values are not the same.
+
+    Only keys count that a result depends on, but for the seed and ``besides``.
+    """
     ignored = ("seed", besides, *NOT_IDENTITY)
     if len({run.facts["teacher.sha256"] for run in runs}) == 1:
         ignored += ("teacher.training",)  # the same teacher, whatever made it
@@ -126,8 +135,10 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _once(runs: Iterable[Finished]) -> list[Finished]:
-    """One run for each group and seed: the same result found twice counts once. Raises ConfigError for two
-    results."""
+    """One run for each group and seed: the same result found twice counts once.
+
+    Raises ConfigError for two results.
+    """
     found: dict[tuple[str, ...], Finished] = {}
     for run in runs:
         key = tuple(run.facts[name] for name in (*GROUP, "seed"))
@@ -173,8 +184,10 @@ def _wanted(measured: pd.DataFrame, expected: Iterable[Mapping[str, str]] | None
 
 
 def _groups(measured: pd.DataFrame, wanted: pd.DataFrame) -> pd.DataFrame:
-    """Mean, sample standard deviation and number of each group; its difference to the baseline, and what the
-    tests say."""
+    """Mean, sample standard deviation and number of each group, and its difference to the baseline.
+
+    Beside the difference stands what the tests say.
+    """
     all_of = pd.concat([wanted, measured[[*GROUP, "seed"]]]).drop_duplicates().groupby(GROUP)["seed"].count()
     summary = measured.groupby(GROUP)["value"].agg(["mean", "std", "count"])
     groups = summary.reindex(all_of.index)

@@ -1,5 +1,7 @@
-"""What a command line means. Beside this face: `compose`, which needs Hydra, and `build`, which needs
-torch."""
+"""The meaning of a command line: keys, values, identity, and what must run before.
+
+Beside this face: `compose`, which needs Hydra, and `build`, which needs torch.
+"""
 
 from sakd.configuration.check import PRECISIONS, check, check_choice, require_accuracy
 from sakd.configuration.identity import (
@@ -19,6 +21,7 @@ from sakd.configuration.prerequisites import (
     Prerequisites,
     needs_teacher,
     prerequisites,
+    teacher_of,
 )
 
 __all__ = [
@@ -40,4 +43,5 @@ __all__ = [
     "run_name",
     "sha256_of",
     "short_names",
+    "teacher_of",
 ]

@@ -1,5 +1,7 @@
-"""From a resolved configuration to parts: each ``_target_`` is called with its keys, once they fit its
-signature. Needs torch alone."""
+"""Parts built from a resolved configuration.
+
+Each ``_target_`` is called with its keys, once they fit its signature. Needs torch alone.
+"""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -21,8 +23,10 @@ from sakd.training import Execution, Pretraining, Teacher, Trainer, spots_of
 
 
 def make(node: Config, key: str, *arguments: object, leave: tuple[str, ...] = ()) -> Any:
-    """Call ``node``'s ``_target_`` with ``arguments`` and its keys, but for ``name`` and those to ``leave``
-    out. Nodes with a ``_target_`` among their values are built first; lists and dictionaries are copies.
+    """Call ``node``'s ``_target_`` with ``arguments`` and its keys.
+
+    Left out are ``name`` and the keys to ``leave``. Nodes with a ``_target_`` among their values are built
+    first; lists and dictionaries are copies.
 
     Raises ConfigError naming ``key`` if there is no such target, or it does not take the keys or their
     values.
@@ -60,8 +64,10 @@ def _built(value: Any, key: str) -> Any:
 
 
 def check_node(node: Config, key: str, positional: int = 0, leave: tuple[str, ...] = ()) -> None:
-    """Raise ConfigError, as ``make`` does, for what can be wrong before anything is built: a target, or a key
-    that it does not take. ``positional``: so many arguments stand before the keys."""
+    """Raise ConfigError, as ``make`` does, for what can be wrong before anything is built.
+
+    That is a target, or a key that it does not take. ``positional``: so many arguments stand before the keys.
+    """
     _check_call(node, key, positional, ("name", *leave))
 
 
@@ -90,7 +96,10 @@ def _check_inner(value: Any, key: str) -> None:
 
 
 def target_of(node: Config, key: str) -> Callable[..., Any]:
-    """What a node's ``_target_`` names. Raises ConfigError if that is nothing, or nothing to call."""
+    """The callable that a node's ``_target_`` names.
+
+    Raises ConfigError if that is nothing, or nothing to call.
+    """
     if not isinstance(node, dict):
         raise ConfigError(f"{key}: found {node!r}, expected keys and values")
     path = node.get("_target_")
@@ -108,7 +117,7 @@ def target_of(node: Config, key: str) -> Callable[..., Any]:
 
 
 def nearest_target(path: str) -> str:
-    """``" Did you mean 'resnet8'?"``, or the empty string, for a path that cannot be imported."""
+    """A hint for a path that cannot be imported: ``" Did you mean 'resnet8'?"``, or the empty string."""
     module, _, name = path.rpartition(".")
     try:
         return did_you_mean(name, dir(resolve_name(module)))
@@ -139,7 +148,7 @@ def _check_keys(
 
 @dataclass(frozen=True)
 class Parts:
-    """What a trainer is made of."""
+    """Networks, distillers and spot mode that a trainer is made of."""
 
     student: StagedNet
     teacher: StagedNet | None
@@ -151,7 +160,8 @@ class Parts:
 def parts(config: Config, teacher: StagedNet | None = None) -> Parts:
     """Networks, distillers and spot mode, with weights drawn from the streams of ``seed``.
 
-    The teacher is not yet loaded; several students of one may be built for the same ``teacher``.
+    The teacher is not yet loaded; several students of one may be built for the same ``teacher``. Raises
+    ConfigError as ``make`` does.
     """
     seed = config["seed"]
     with initialising(seed, "student"):
@@ -182,7 +192,9 @@ def _pretraining(
 
 def shared_stages(student: Config, teacher: Config, loss: Config, key: str) -> list[str] | None:
     """The teacher's stages at which a loss is pretrained, if one pretraining serves all students; else None.
-    All are given as nodes; ``key`` is the loss's."""
+
+    All are given as nodes; ``key`` is the loss's.
+    """
     with initialising(0, "shared_stages"):
         networks = make(student, "student"), make(teacher, "teacher")
         built = make(loss, key, *networks)
@@ -194,8 +206,11 @@ def execution(config: Config) -> Execution:
 
 
 def trainer(config: Config, built: Parts, device: torch.device, teacher: Teacher | None = None) -> Trainer:
-    """A trainer of what was built; of ``teacher``, which is ``built.teacher`` made ready, or else of one
-    made here."""
+    """A trainer of what was built.
+
+    ``teacher`` is ``built.teacher`` made ready; by default it is made here. Raises ConfigError for an
+    optimizer or a schedule whose step needs an argument.
+    """
     if teacher is None and built.teacher is not None:
         teacher = Teacher(built.teacher, device=device, execution=execution(config))
     policy, schedule = config["spot_mode"].get("optimizer"), config["schedule"]
@@ -234,8 +249,10 @@ ABOUT_DATA = ("_target_", "reads", "ignore_others", "recipe")
 
 
 def promises(config: Config) -> dict[str, Any]:
-    """What the data set's node says of its images. Raises ConfigError if a key is missing, or nobody's, or no
-    images could satisfy it."""
+    """Keys and values in which the data set's node says what its images are.
+
+    Raises ConfigError if a key is missing, or nobody's, or no images could satisfy it.
+    """
     node = config["dataset"]
     reads = _read_keys(node)
     promised = PROMISES if "augmentation" in reads else (*PROMISES, *PROMISES_IN_MEMORY)
@@ -259,8 +276,10 @@ def promises(config: Config) -> dict[str, Any]:
 
 
 def dataset(config: Config) -> Dataset:
-    """Read the images with the node's ``_target_``, which gets the keys that ``reads`` names; all promises
-    must be kept."""
+    """Read the images with the node's ``_target_``, which gets the keys that ``reads`` names.
+
+    Raises ConfigError or DataError unless all promises are kept.
+    """
     promised = promises(config)
     train, test = make(_reader(config["dataset"]), "dataset")
     return assemble(train, test, **promised)
@@ -271,7 +290,7 @@ def _reader(node: Config) -> Config:
 
 
 def _read_keys(node: Config) -> list[str]:
-    """What the reader gets of a data set's node; a promise may be among it."""
+    """Keys of a data set's node that its reader gets; a promise may be among them."""
     reads = node.get("reads", [])
     if not isinstance(reads, list) or not all(isinstance(key, str) for key in reads):
         raise ConfigError(f"dataset.reads: found {reads!r}, expected a list of keys")
@@ -283,8 +302,10 @@ def _read_keys(node: Config) -> list[str]:
 
 
 def device(asked: str) -> torch.device:
-    """The device of that name, or for ``auto`` the GPU where there is one. Raises ConfigError if the machine
-    has no such device."""
+    """The device of that name, or for ``auto`` the GPU where there is one.
+
+    Raises ConfigError if the machine has no such device.
+    """
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if asked.startswith("cuda") and not torch.cuda.is_available():

@@ -41,7 +41,10 @@ PRETRAINING_KEYS = ("name", "loss", "seed", "epochs", "batch_size", "optimizer",
 
 
 def check_numbers(value_of: Callable[[str, Any], Any]) -> None:
-    """``value_of(key, otherwise)``: an optimizer may have no learning rate."""
+    """Raise ConfigError for numbers with which nothing can be computed.
+
+    ``value_of(key, otherwise)`` looks a key up: an optimizer may have no learning rate.
+    """
     for key, least in WHOLE_NUMBERS.items():
         _check_whole(key, value_of(key, None), least)
     check_number("optimizer.lr", value_of("optimizer.lr", 0.0))
@@ -150,7 +153,7 @@ def _check_pretraining(pretraining: Config, losses: Config) -> None:
 
 
 def check_choice(key: str, value: object, options: Sequence[str]) -> None:
-    """Raise a ConfigError unless ``value`` is one of ``options``."""
+    """Raise ConfigError unless ``value`` is one of ``options``."""
     if value not in options:
         raise ConfigError(
             f"{key}: found {value!r}, expected one of {', '.join(options)}.{did_you_mean(value, options)}"
@@ -159,7 +162,9 @@ def check_choice(key: str, value: object, options: Sequence[str]) -> None:
 
 def require_accuracy(least: float, accuracy: float, source: str) -> None:
     """Raise CheckpointError if a teacher's test accuracy is below the ``least`` one, both in percent.
-    ``source``: where its weights are from."""
+
+    ``source``: where its weights are from.
+    """
     if accuracy < least:
         raise CheckpointError(
             f"teacher.min_accuracy: found {accuracy:.2f} % on the test images with {source}, expected "

@@ -1,4 +1,7 @@
-"""From a command line to configurations, one or a sweep's hundreds, and Hydra's errors told as ours."""
+"""Configurations composed from a command line, one or a sweep's hundreds.
+
+Hydra's errors are told as ours.
+"""
 
 import copy
 import itertools
@@ -45,9 +48,12 @@ T = TypeVar("T")
 
 
 def register_resolvers() -> None:
-    """``${times:a,b}`` multiplies; ``${share_of:n,[0.5, …]}`` gives whole numbers at those shares of n;
+    """Register the functions that interpolations in ``conf/`` call.
+
+    ``${times:a,b}`` multiplies; ``${share_of:n,[0.5, …]}`` gives whole numbers at those shares of n;
     ``${last_of:path}`` is its last part; ``${choose:name,{at: 2.0, …},1.0}`` is the table's value for a name,
-    or the last where it has none."""
+    or the last where it has none.
+    """
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("share_of", _share_of, replace=True)
     OmegaConf.register_new_resolver("last_of", lambda path: Path(path).absolute().name, replace=True)
@@ -61,7 +67,10 @@ def _share_of(whole: int, shares: Sequence[float]) -> ListConfig:
 
 
 def resolve(cfg: DictConfig) -> Config:
-    """The composed configuration as plain values, checked. Raises ConfigError naming the key at fault."""
+    """The composed configuration as plain values, checked.
+
+    Raises ConfigError naming the key at fault.
+    """
     try:
         check_numbers(
             lambda key, otherwise: OmegaConf.select(cfg, key, default=otherwise)
@@ -75,8 +84,10 @@ def resolve(cfg: DictConfig) -> Config:
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """A copy with other values for keys that it has, by dotted path, checked. KeyError where they cannot just
-    be put there."""
+    """A copy with other values for keys that it has, by dotted path, checked.
+
+    Raises KeyError where they cannot just be put there.
+    """
     config = _copied(config)
     for path, value in values.items():
         *parents, leaf = path.split(".")
@@ -108,7 +119,10 @@ def _find(node: Any, path: str, otherwise: Any) -> Any:
 
 
 def compose_one(overrides: Sequence[str]) -> Config:
-    """What `python launch.py` with these overrides would run. Raises ConfigError for a mistake in them."""
+    """The configuration that `python launch.py` would run with these overrides.
+
+    Raises ConfigError for a mistake in them.
+    """
     with _hydra():
         try:
             cfg = compose("config", list(overrides))
@@ -119,8 +133,7 @@ def compose_one(overrides: Sequence[str]) -> Config:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A multirun's cells, each by its overrides and resolved configuration, and how they are to be
-    launched."""
+    """Cells of a multirun, by overrides and resolved configuration, and how they are to be launched."""
 
     cells: list[tuple[Overrides, Config]]
     launcher: dict[str, object]
@@ -129,7 +142,7 @@ class Sweep:
 
 @contextmanager
 def _hydra() -> Iterator[None]:
-    """Within launch.py Hydra is there already."""
+    """Set up Hydra, which is there already within launch.py."""
     register_resolvers()
     if GlobalHydra.instance().is_initialized():
         yield
@@ -139,8 +152,10 @@ def _hydra() -> Iterator[None]:
 
 
 def sweep(overrides: Sequence[str]) -> Sweep:
-    """What `python launch.py -m` with these overrides would run. Raises ConfigError for a mistake in any
-    cell."""
+    """The sweep that `python launch.py -m` would run with these overrides.
+
+    Raises ConfigError for a mistake in any cell.
+    """
     with _hydra():
         try:
             loader = GlobalHydra.instance().config_loader()
@@ -151,7 +166,10 @@ def sweep(overrides: Sequence[str]) -> Sweep:
 
 
 def sweep_of(master: DictConfig, overrides: Sequence[str]) -> Sweep:
-    """As ``sweep``, from the configuration that Hydra composed of what all cells share."""
+    """The sweep of a configuration that Hydra composed of what all its cells share.
+
+    Raises ConfigError for a mistake in any cell.
+    """
     with _hydra():
         try:
             lines = expand(
@@ -169,8 +187,10 @@ def sweep_of(master: DictConfig, overrides: Sequence[str]) -> Sweep:
 
 
 def expand(params: Mapping[str, object], arguments: Sequence[str]) -> list[Overrides]:
-    """Every combination of what is swept by a sweep file's ``params`` or, where both have a key, by the
-    command line alone."""
+    """Combinations of all that is swept by a sweep file's ``params`` and the command line's ``arguments``.
+
+    Where both have a key, the command line alone counts.
+    """
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     parsed = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *arguments])
     (batch,) = BasicSweeper.split_arguments(parsed, None)
@@ -187,7 +207,7 @@ def expand(params: Mapping[str, object], arguments: Sequence[str]) -> list[Overr
 #   4. Wherever that fails, the cell is composed alone, so that its error is the one that a user knows.
 #   5. Cells that are the same run, as all spot modes are with distiller=none, come once, by the first line.
 def compose_cells(lines: Sequence[Overrides], shared: Sequence[str]) -> list[tuple[Overrides, Config]]:
-    """Each line with its resolved configuration. ``shared``: overrides that stand before each line."""
+    """Lines with their resolved configurations. ``shared``: overrides that stand before each line."""
     lines = list(dict.fromkeys(lines))
     parser = OverridesParser.create()
     # Thousands of lines combine a few dozen texts.
@@ -209,7 +229,10 @@ def compose_cells(lines: Sequence[Overrides], shared: Sequence[str]) -> list[tup
 
 
 class _FilesReadOnce(ConfigRepository):
-    """Hydra's, which reads a file anew for each composition; this one keeps what it has read."""
+    """Hydra's repository of configurations, which reads each file once.
+
+    Hydra's own reads it anew for each composition.
+    """
 
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
         super().initialize_sources(config_search_path)
@@ -221,7 +244,10 @@ class _FilesReadOnce(ConfigRepository):
         return copy.deepcopy(self.known[config_path])  # composing changes it
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_FilesReadOnce":
-        """Hydra takes a copy for each composition, in which it may look elsewhere."""
+        """A copy that shares what was read.
+
+        Hydra takes one for each composition, in which it may look elsewhere.
+        """
         own = copy.copy(self)
         own.sources = copy.deepcopy(self.sources, memo)
         return own
@@ -239,7 +265,10 @@ def _files_read_once() -> Iterator[None]:
 
 
 def _in_processes(function: Callable[..., T], tasks: Sequence[tuple], cells: int) -> list[T]:
-    """``function`` of each task's arguments, by as many processes as there are cores where that pays."""
+    """Call ``function`` with each task's arguments, and list what it returns.
+
+    As many processes as there are cores do it where that pays.
+    """
     processes = min(os.cpu_count() or 1, len(tasks))
     can_fork = "fork" in multiprocessing.get_all_start_methods()
     if cells < CELLS_WORTH_A_POOL or processes == 1 or not can_fork:
@@ -254,7 +283,7 @@ def _run_of(config: Config) -> tuple[str, str]:
 
 
 def _swept_keys(lines: Sequence[Sequence[Override]]) -> set[str]:
-    """Case 2: keys whose values differ between cells and can be set afterwards."""
+    """Keys whose values differ between cells and can be set afterwards (case 2)."""
     groups = set(GlobalHydra.instance().config_loader().list_groups(""))
     texts: dict[str, set[str]] = defaultdict(set)
     plain: dict[str, bool] = defaultdict(lambda: True)
@@ -275,8 +304,10 @@ def _related(key: str, other: str) -> bool:
 def _compose_group(
     base: Overrides, shared: Sequence[str], members: Sequence[tuple[Overrides, list[Override]]]
 ) -> list[tuple[Overrides, Config]]:
-    """Cases 2 to 4, of cells that have ``base`` in common; ``members``: their lines, and what else these
-    have."""
+    """Compose cells that have ``base`` in common (cases 2 to 4).
+
+    ``members``: their lines, and what else these have.
+    """
     composed = resolved = None
     cells = []
     for line, others in members:
@@ -310,8 +341,10 @@ def _of_cell(error: SakdError, line: Overrides) -> SakdError:
 
 
 def _computed_from(cfg: DictConfig, key: str) -> bool:
-    """Whether an interpolation may read ``key``: one with the name of its root or its leaf in it, or with a
-    computed name."""
+    """True if an interpolation may read ``key``.
+
+    That is one with the name of its root or its leaf in it, or with a computed name.
+    """
     names = (key.partition(".")[0], key.rpartition(".")[2])
     texts = [
         str(value) for _, value in flatten(OmegaConf.to_container(cfg, resolve=False)) if "${" in str(value)
@@ -327,14 +360,16 @@ def _composed_alone(line: Overrides, shared: Sequence[str]) -> Config:
 
 
 def choices(group: str) -> list[str]:
-    """The files of a group under conf/, also those in its folders, as a command line names them. Hydra lists
-    its own."""
+    """Names of a group's files under conf/, also in its folders, as a command line has them.
+
+    Hydra lists its own.
+    """
     folder = CONF / group
     return [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
 
 
 def explain(error: Exception) -> str:
-    """Hydra's message, with the nearest key or value that there is."""
+    """Hydra's message about an error, with the nearest key or value that there is."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, word = (

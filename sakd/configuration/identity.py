@@ -1,4 +1,4 @@
-"""A run's identity: what its result depends on, its digest, and the names that it goes by."""
+"""Identity of a run: what its result depends on, its digest, and the names that it goes by."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ NEUTRAL = {
 
 
 def digest(config: Config) -> str:
-    """Ten hexadecimal digits of the identity."""
+    """Digest of the identity: ten hexadecimal digits."""
     canonical = json.dumps(identity(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
 
@@ -65,7 +65,7 @@ def digest(config: Config) -> str:
 #   4. What is in NOT_IDENTITY does not count.
 #   5. What has its value of NEUTRAL does not count.
 def identity(config: Config) -> Config:
-    """What a result depends on, as a configuration of its own."""
+    """Configuration of all that a result depends on, and of nothing else."""
     own = _plain(config)
     if not needs_teacher(own):
         del own["teacher"], own["spot_mode"]
@@ -105,12 +105,12 @@ def _place(config: Config, path: str) -> tuple[Config, str]:
 
 
 def _is_same(found: object, neutral: object) -> bool:
-    """``False`` is another value than 0."""
+    """True if ``found`` is the neutral value, of the same type: ``False`` is another value than 0."""
     return type(found) is type(neutral) and found == neutral
 
 
 def short_names(config: Config) -> dict[str, str]:
-    """What a run is called by, in tables and in MLflow."""
+    """Names that a run is called by, in tables and in MLflow, and its seed."""
     distils = needs_teacher(config)
     return {
         "dataset": config["dataset"]["name"],
@@ -123,8 +123,10 @@ def short_names(config: Config) -> dict[str, str]:
 
 
 def parameters(config: Config) -> dict[str, str]:
-    """Short names, and every value by its dotted path, as text: what MLflow shows of a run, and what runs are
-    chosen by."""
+    """Short names, and every value by its dotted path, as text.
+
+    MLflow shows them of a run, and runs are chosen by them.
+    """
     return short_names(config) | {key: str(value) for key, value in flatten(config) if key != "seed"}
 
 
@@ -134,7 +136,7 @@ def run_name(config: Config, digest: str) -> str:
 
 
 def flatten(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Leaves with dotted paths; lists count as leaves."""
+    """Leaves of a configuration with their dotted paths; lists count as leaves."""
     if isinstance(node, Mapping) and node:
         for key, value in node.items():
             yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
@@ -144,7 +146,10 @@ def flatten(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 @lru_cache
 def _sha256_as_of(path: Path, changed: int, size: int) -> str:
-    """A sweep's cells have one file, read once; a file that was changed since is read again."""
+    """Checksum of a file, which a sweep's cells share, read once.
+
+    A file that was ``changed`` since, or has another ``size``, is read again.
+    """
     return sha256_of(path)
 
 

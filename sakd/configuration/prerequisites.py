@@ -1,4 +1,4 @@
-"""What does a run need first? Its teacher, and its distiller's pretraining: each a run of its own."""
+"""Runs that a run needs first: its teacher's, and its distiller's pretraining."""
 
 import json
 from collections.abc import Iterator
@@ -20,25 +20,30 @@ class Prerequisites:
     pretraining: Config | None  # None: nothing is pretrained
 
     def __iter__(self) -> Iterator[Config]:
-        """In the order in which they are trained: a pretraining may learn from the teacher."""
+        """The runs in the order in which they are trained: a pretraining may learn from the teacher."""
         yield from (config for config in (self.teacher, self.pretraining) if config is not None)
 
 
 def prerequisites(config: Config) -> Prerequisites:
-    """What must be trained before ``config``. Nodes are shared with it, since nobody writes into a
-    configuration.
+    """Configurations of what must be trained before ``config``.
 
-    A pretraining that serves all students of a teacher is known by the teacher's stages: to find them,
-    networks are built, with torch, once for all seeds and spot modes. Raises ConfigError as
-    `sakd.configuration.build` does.
+    Nodes are shared with it, since nobody writes into a configuration. A pretraining that serves all students
+    of a teacher is known by the teacher's stages: to find them, networks are built, with torch, once for all
+    seeds and spot modes.
+
+    Raises ConfigError as `sakd.configuration.build` does.
     """
-    teacher = pretraining = None
-    if needs_teacher(config):
-        if config["teacher"]["checkpoint"] is None:
-            teacher = _teacher_run(config)
-        if config["distiller"].get("pretraining") is not None:
-            pretraining = _pretraining_run(config)
-    return Prerequisites(teacher, pretraining)
+    pretraining = None
+    if needs_teacher(config) and config["distiller"].get("pretraining") is not None:
+        pretraining = _pretraining_run(config)
+    return Prerequisites(teacher_of(config), pretraining)
+
+
+def teacher_of(config: Config) -> Config | None:
+    """The run that trains this run's teacher; None without one, and where its weights lie in a file."""
+    if needs_teacher(config) and config["teacher"]["checkpoint"] is None:
+        return _teacher_run(config)
+    return None
 
 
 def needs_teacher(config: Config) -> bool:
@@ -46,7 +51,10 @@ def needs_teacher(config: Config) -> bool:
 
 
 def _teacher_run(config: Config) -> Config:
-    """The same that a user would launch to train the network as a student alone."""
+    """Configuration of the teacher's run.
+
+    It is the same that a user would launch to train the network as a student alone.
+    """
     training = config["teacher"]["training"]
     return {
         "seed": training["seed"],
@@ -73,8 +81,10 @@ def _teacher_run(config: Config) -> Config:
 
 
 def _pretraining_run(config: Config) -> Config:
-    """Of nothing that it does not depend on: where it learns from the teacher alone, the teacher's network
-    stands for every student's."""
+    """Configuration of the pretraining's run, of nothing that it does not depend on.
+
+    Where it learns from the teacher alone, the teacher's network stands for every student's.
+    """
     distiller, teacher = config["distiller"], config["teacher"]
     pretraining = distiller["pretraining"]
     name = pretraining["name"]
@@ -120,7 +130,10 @@ def _network(teacher: Config) -> Config:
 
 
 def _tracked_apart(tracking: Config, kind: str) -> Config:
-    """In an experiment of its own, so that one of students has students alone."""
+    """Put a run into an experiment of its own ``kind``.
+
+    One of students has then students alone.
+    """
     if "experiment" not in tracking:
         return tracking
     return {**tracking, "experiment": f"{tracking['experiment']}-{kind}"}
@@ -130,7 +143,8 @@ def _tracked_apart(tracking: Config, kind: str) -> Config:
 def _shared_stages(nodes: str, key: str) -> list[str] | None:
     """The teacher's stages at which a loss is pretrained for all its students; None where each has its own.
 
-    ``nodes``: of student, teacher and loss, as JSON, which can be remembered; ``key``: of the loss."""
+    ``nodes``: of student, teacher and loss, as JSON, which can be remembered; ``key``: of the loss.
+    """
     from sakd.configuration import build  # with torch, which most runs are planned without
 
     return build.shared_stages(*json.loads(nodes), key)

@@ -49,8 +49,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a reader once it is asked for: some need torchvision, which takes a second, and the digits do
-    not."""
+    """Import a reader once it is asked for.
+
+    Some need torchvision, which takes a second, and the digits do not.
+    """
     if name not in _READERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_READERS[name]}"), name)

@@ -10,7 +10,10 @@ from sakd.data.sets import Dataset, Images
 
 
 class Batch(NamedTuple):
-    """``images``: float32 [B, C, H, W], normalised; ``labels``, ``indices``: int64 [B]."""
+    """Images with their labels and their places in the data set.
+
+    ``images``: float32 [B, C, H, W], normalised; ``labels``, ``indices``: int64 [B].
+    """
 
     images: Tensor
     labels: Tensor
@@ -18,8 +21,7 @@ class Batch(NamedTuple):
 
 
 def train_batches(dataset: Dataset, batch_size: int, stream: torch.Generator) -> Generator[Batch, None, None]:
-    """One epoch of the training images, each once, in an order drawn from ``stream``, augmented by draws from
-    it.
+    """One epoch of the training images, each once, in an order and augmented by draws from ``stream``.
 
     The last batch is smaller where the size does not divide their number; a single image left over is
     dropped, since batch norm cannot use it.
@@ -34,7 +36,7 @@ def train_batches(dataset: Dataset, batch_size: int, stream: torch.Generator) ->
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
-    """How many batches ``train_batches`` yields."""
+    """The number of batches that ``train_batches`` yields."""
     full, rest = divmod(samples, batch_size)
     return full + (rest > 1 or samples == 1)
 
@@ -45,7 +47,10 @@ MOST_IMAGES, MOST_PIXELS = 512, 2**23  # of a batch that is only evaluated
 def evaluation_batches(
     images: Images, dataset: Dataset, batch_size: int | None = None
 ) -> Generator[Batch, None, None]:
-    """All ``images`` in their order, not augmented; null: as many at once as a device takes easily."""
+    """Batches of all ``images`` in their order, not augmented.
+
+    ``batch_size``: None for as many at once as a device takes easily.
+    """
     batch_size = batch_size or min(MOST_IMAGES, max(1, MOST_PIXELS // dataset.image_size**2))
     yield from _batches(images, dataset, torch.arange(len(images)), batch_size, images.plain(batch_size))
 
@@ -65,5 +70,8 @@ def channel_moments(dataset: Dataset, device: torch.device) -> tuple[Tensor, Ten
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [B, C, H, W] to float32 with mean and deviation [C, 1, 1] taken off, as torchvision does it."""
+    """Normalise uint8 [B, C, H, W] to float32, as torchvision does it.
+
+    ``mean``, ``std``: [C, 1, 1], of pixels in [0, 1].
+    """
     return (images.float() / 255 - mean) / std

@@ -12,7 +12,7 @@ from sakd.errors import DataError
 
 
 def cifar10(root: str, download: bool) -> tuple[ImageSet, ImageSet]:
-    """50,000 training and 10,000 test images of 3x32x32 in 10 classes.
+    """CIFAR-10: 50,000 training and 10,000 test images of 3x32x32 in 10 classes.
 
     Raises DataError naming the file that is missing or whose checksum is wrong.
     """
@@ -20,7 +20,10 @@ def cifar10(root: str, download: bool) -> tuple[ImageSet, ImageSet]:
 
 
 def cifar100(root: str, download: bool) -> tuple[ImageSet, ImageSet]:
-    """As ``cifar10``, in 100 classes."""
+    """CIFAR-100: 50,000 training and 10,000 test images of 3x32x32 in 100 classes.
+
+    Raises DataError naming the file that is missing or whose checksum is wrong.
+    """
     return _read(CIFAR100, root, download)
 
 

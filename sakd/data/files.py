@@ -77,8 +77,10 @@ class ImageFiles:
         return self._decoded(zip(batches, batches, strict=True), self.evaluation)
 
     def checksum(self) -> str:
-        """Of the files' names, sizes and labels, and of how they are transformed: to read them all would take
-        as long as to evaluate them."""
+        """Checksum of the files' names, sizes and labels, and of how they are transformed.
+
+        To read them all would take as long as to evaluate them.
+        """
         total = hashlib.sha256(self.paths.tobytes() + self.labels.cpu().numpy().tobytes())
         for path in self.paths:
             total.update(os.path.getsize(os.path.join(self.folder, os.fsdecode(path))).to_bytes(8, "big"))
@@ -113,11 +115,10 @@ class ImageFiles:
 
 @contextmanager
 def _interruptions_wait() -> Iterator[None]:
-    """Ctrl-C and SIGTERM act when the block is left: what a handler raises inside fork's callbacks or a
-    ``__del__`` is lost.
+    """Hold back Ctrl-C and SIGTERM until the block is left.
 
-    Workers started inside get neither at first, and Ctrl-C never: it is for this process, which ends its
-    workers.
+    What a handler raises inside fork's callbacks or a ``__del__`` is lost. Workers started inside get neither
+    at first, and Ctrl-C never: it is for this process, which ends its workers.
     """
     arrived, before = [], {}
     if threading.current_thread() is threading.main_thread():  # no other may set handlers
@@ -136,16 +137,20 @@ def _interruptions_wait() -> Iterator[None]:
 
 
 def _end_when_told(worker: int) -> None:
-    """SIGTERM ends a worker with 0: of a worker that fails, the main process would hear before its own
-    SIGTERM."""
+    """Let SIGTERM end a worker with 0.
+
+    Of a worker that fails, the main process would hear before its own SIGTERM.
+    """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
 
 
 @dataclass(frozen=True)
 class _Decoder:
-    """What a worker has: ``decoder[places, seeds]`` is the batch of the images there, each augmented from its
-    own seed."""
+    """Images as a worker decodes them: ``decoder[places, seeds]`` is the batch of those there.
+
+    Each is augmented from its own seed.
+    """
 
     folder: str
     paths: np.ndarray
@@ -153,7 +158,10 @@ class _Decoder:
     transform: Transform
 
     def __getitem__(self, request: tuple[list[int], list[int]]) -> Tensor | DataError:
-        """An error is returned: raised in a worker it would arrive as the worker's traceback."""
+        """A batch of images, or the error that one of them raised.
+
+        Raised in a worker it would arrive as the worker's traceback.
+        """
         try:
             return torch.stack([self._image(place, seed) for place, seed in zip(*request, strict=True)])
         except DataError as error:
@@ -179,8 +187,10 @@ class _Decoder:
 
 
 def decode(path: str | Path, channels: int) -> Image.Image:
-    """The image, converted to grey (1) or RGB (3). Raises DataError naming the file if it is missing or
-    damaged."""
+    """The image, converted to grey (1) or RGB (3).
+
+    Raises DataError naming the file if it is missing or damaged.
+    """
     try:
         with Image.open(path) as image:
             return image.convert(MODES[channels])
@@ -204,8 +214,7 @@ def image_folder(
     workers: int,
     pin_memory: bool,
 ) -> tuple[ImageFiles, ImageFiles]:
-    """Images in ``root/train/<class>/…`` and ``root/test/<class>/…``, as torchvision's ImageFolder finds
-    them.
+    """Images in ``root/train/<class>/…`` and ``root/test/<class>/…``, as torchvision's ImageFolder has it.
 
     Classes are in the order of their folders' names. Images may differ in size. Transforms are applied in
     their order.
@@ -242,8 +251,10 @@ def image_folder(
 
 
 def _composed(key: str, transforms: Mapping[str, Transform], shape: tuple[int, ...]) -> Transform:
-    """One transform of all. Raises ConfigError unless it makes an image of another size ``shape``, in
-    bytes."""
+    """One transform of all.
+
+    Raises ConfigError unless it makes an image of another size ``shape``, in bytes.
+    """
     if not isinstance(transforms, Mapping) or not transforms or not all(map(callable, transforms.values())):
         raise ConfigError(
             f"dataset.{key}: found {transforms!r}, expected torchvision's transforms, each under a name"
@@ -265,7 +276,7 @@ def _composed(key: str, transforms: Mapping[str, Transform], shape: tuple[int, .
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Their names, sorted. Raises DataError if there are none."""
+    """Names of the folders in ``folder``, sorted. Raises DataError if there are none."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected one with a folder for each class")
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
@@ -275,10 +286,10 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def images_of(folder: Path, names: list[str]) -> tuple[list[str], Tensor]:
-    """Paths of the images in the folder of each class, at any depth, and labels, int64 [N]: places in
-    ``names``.
+    """Paths of the images in the folder of each class, at any depth, and their labels.
 
-    Raises DataError unless ``folder`` has exactly those folders, with images in each.
+    Labels: int64 [N], places in ``names``. Raises DataError unless ``folder`` has exactly those folders, with
+    images in each.
     """
     found = subfolders(folder)
     for wrong, what in ((set(names) - set(found), "no"), (set(found) - set(names), "one more")):

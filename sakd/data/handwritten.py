@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 real images of 8x8, inside the package, no download.
+"""Handwritten digits of scikit-learn: 1,797 real images of 8x8, inside the package, no download.
 
 Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
 Repository, 1998 (its test part).
@@ -16,7 +16,7 @@ TEST_IMAGES = 360
 
 
 def digits() -> tuple[ImageSet, ImageSet]:
-    """1,437 images to train on and 360 stratified test images, the same at every seed."""
+    """The digits: 1,437 images to train on and 360 stratified test images, the same at every seed."""
     from sklearn.datasets import load_digits  # takes a second to import, and only this data set needs it
 
     read = load_digits()
@@ -27,8 +27,10 @@ def digits() -> tuple[ImageSet, ImageSet]:
 
 
 def stand_in(like: Mapping[str, int]) -> tuple[ImageSet, ImageSet]:
-    """The digits in place of another data set: enlarged to ``like``'s ``image_size`` with its ``channels``,
-    and labels below its ``classes``."""
+    """The digits in place of another data set, ``like``.
+
+    They are enlarged to its ``image_size``, with its ``channels`` and labels below its ``classes``.
+    """
 
     def disguised(read: ImageSet) -> ImageSet:
         images = F.interpolate(read.images, size=like["image_size"]).expand(-1, like["channels"], -1, -1)

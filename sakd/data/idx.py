@@ -17,7 +17,7 @@ UNSIGNED_BYTES = 0x08
 
 
 def fashion_mnist(root: str, download: bool) -> tuple[ImageSet, ImageSet]:
-    """60,000 training and 10,000 test images of 28x28.
+    """Fashion-MNIST: 60,000 training and 10,000 test images of 28x28.
 
     The idx files, gzipped or not, may lie in ``root`` itself or where torchvision puts them,
     ``root/FashionMNIST/raw``.
@@ -70,9 +70,10 @@ def _read(folder: Path, part: str) -> Tensor:
 
 
 def parse_idx(content: bytes, path: Path) -> Tensor:
-    """A uint8 tensor from the idx format: two zero bytes, a type, the number of sizes, the sizes, the values.
+    """A uint8 tensor from the idx format.
 
-    Raises DataError naming ``path`` if the content is of another type or length.
+    The format: two zero bytes, a type, the number of sizes, the sizes, the values. Raises DataError naming
+    ``path`` if the content is of another type or length.
     """
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != UNSIGNED_BYTES:
         raise DataError(

@@ -15,8 +15,10 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop after zero-padding by ``crop_padding`` pixels (0: none), and horizontal ``flip`` with
-    probability ½."""
+    """Random crop after zero-padding by ``crop_padding`` pixels (0: none), and horizontal flip.
+
+    ``flip``: with probability ½, or never.
+    """
 
     crop_padding: int = 0
     flip: bool = False
@@ -24,7 +26,10 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """``images``: uint8 [N, C, H, W]; ``labels``: int64 [N]. A sample's index is its place here."""
+    """Images in memory, with their labels. A sample's index is its place here.
+
+    ``images``: uint8 [N, C, H, W]; ``labels``: int64 [N].
+    """
 
     images: Tensor
     labels: Tensor
@@ -62,8 +67,10 @@ class ImageSet:
 
 
 def augment(images: Tensor, augmentation: Augmentation, shifts: Tensor, flips: Tensor) -> Tensor:
-    """Crop and flip each image by its own draw: images [B, C, H, W]; shifts [B, 2] from 0 to 2 * padding,
-    rows first; flips [B] bool."""
+    """Crop and flip each image by its own draw.
+
+    Images: [B, C, H, W]; ``shifts``: [B, 2], from 0 to 2 * padding, rows first; ``flips``: [B] bool.
+    """
     batch, channels, height, width = images.shape
     padding = augmentation.crop_padding
     if not padding and not augmentation.flip:

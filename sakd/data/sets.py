@@ -1,4 +1,4 @@
-"""What every data set is: parts with images and labels, and what is known of them."""
+"""Data sets: parts with images and labels, and what is known of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -17,11 +17,10 @@ from sakd.streams import stream
 
 
 class Images(Protocol):
-    """One part of a data set, wherever its images are: they know how to become batches. A sample's index is
-    its place here.
+    """One part of a data set, wherever its images are: they know how to become batches.
 
-    ``labels``: int64 [N], on the device on which batches arrive. ``shape``: of each image in a batch, C, H,
-    W.
+    A sample's index is its place here. ``labels``: int64 [N], on the device on which batches arrive.
+    ``shape``: of each image in a batch, C, H, W.
     """
 
     labels: Tensor
@@ -30,28 +29,35 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, indices: Tensor) -> "Images":
-        """Those at ``indices``, int64, or where bool [N] is true."""
+        """Images that are at ``indices``, int64, or where bool [N] is true."""
 
     def to(self, device: torch.device) -> "Images": ...
 
     def augmented(
         self, order: Tensor, batch_size: int, stream: torch.Generator, augmentation: Augmentation
     ) -> Iterator[Tensor]:
-        """uint8 [B, C, H, W] of the samples in ``order``, changed at random by draws from ``stream`` alone.
+        """Batches, uint8 [B, C, H, W], of the samples in ``order``, changed at random.
 
-        ``augmentation`` is that of images in memory; images in files have transforms of their own.
+        All draws are from ``stream``. ``augmentation`` is that of images in memory; images in files have
+        transforms of their own.
         """
 
     def plain(self, batch_size: int) -> Iterator[Tensor]:
-        """uint8 [B, C, H, W] of all samples as they come, for evaluation."""
+        """Batches, uint8 [B, C, H, W], of all samples as they come, for evaluation."""
 
     def checksum(self) -> str:
-        """Hexadecimal; another one for other images, labels or order, as far as that can be told quickly."""
+        """Checksum, hexadecimal, of images, labels and order.
+
+        Another one for others, as far as that can be told quickly.
+        """
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Splits of one data set, and what it knows. ``mean`` and ``std``: per channel, of pixels in [0, 1]."""
+    """Parts of one data set, and what it knows.
+
+    ``mean`` and ``std``: per channel, of pixels in [0, 1].
+    """
 
     train: Images
     test: Images
@@ -64,7 +70,7 @@ class Dataset:
 
     @cached_property
     def checksum(self) -> str:
-        """Of all parts: what tells two data sets of one name and shape apart."""
+        """Checksum of all parts: it tells two data sets of one name and shape apart."""
         parts = [part.checksum() for part in (self.train, self.val, self.test) if part is not None]
         return sha256(" ".join(parts).encode()).hexdigest()
 
@@ -158,8 +164,7 @@ def assemble(
     train_samples: int | None = None,
     test_samples: int | None = None,
 ) -> Dataset:
-    """A Dataset from what was read and what its config promises, with parts taken where the config asks for
-    them.
+    """A Dataset from what was read and what its config promises.
 
     Validation images are a stratified ``val_fraction`` of the training images; ``train_samples`` and
     ``test_samples`` take a stratified part (null: all); the choice is the same at every seed.
@@ -191,8 +196,10 @@ def assemble(
 
 
 def fetch(reader: Callable[..., object], root: str) -> None:
-    """Download with torchvision's ``reader``. Raises DataError if that fails; an empty folder made for it is
-    removed."""
+    """Download with torchvision's ``reader``.
+
+    Raises DataError if that fails; an empty folder made for it is removed.
+    """
     try:
         reader(root, download=True)
     except (OSError, RuntimeError) as error:
@@ -212,8 +219,10 @@ def _part(images: Images, count: int | None, key: str) -> Images:
 
 
 def stratified(labels: Tensor, count: int) -> Tensor:
-    """A fixed random choice of ``count`` samples, each class within one sample of its share in the whole:
-    bool [N]."""
+    """A fixed random choice of ``count`` samples: bool [N].
+
+    Each class is within one sample of its share in the whole.
+    """
     shuffled = torch.randperm(len(labels), generator=stream(0, "data/split"))
     in_turn = labels[shuffled]
     classes, sizes = labels.unique(return_counts=True)

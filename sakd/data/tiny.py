@@ -15,11 +15,10 @@ FOLDER = "tiny-imagenet-200"
 
 
 def tiny_imagenet(root: str, classes: int, channels: int, image_size: int) -> tuple[ImageSet, ImageSet]:
-    """100,000 training images and the 10,000 official validation images, as test images, in the order of
-    their paths.
+    """Tiny-ImageNet: 100,000 training images, and the 10,000 official validation images as test images.
 
-    Labels follow the sorted wnids, as in the field. Some of the files are grey; all images get three
-    channels.
+    They are in the order of their paths. Labels follow the sorted wnids, as in the field. Some of the files
+    are grey; all images get three channels.
 
     Raises DataError naming the file or folder that is missing, damaged, too many or of another size.
     """
@@ -75,7 +74,10 @@ def _annotated(folder: Path, wnids: list[str]) -> tuple[list[Path], Tensor]:
 
 
 def _check_even(labels: Tensor, wnids: list[str], folder: Path) -> None:
-    """Every class has as many images: an archive that was not wholly unpacked is found by it."""
+    """Raise DataError unless every class has as many images.
+
+    An archive that was not wholly unpacked is found by it.
+    """
     counts = labels.bincount(minlength=len(wnids))
     fewest, most = int(counts.argmin()), int(counts.argmax())
     if counts[fewest] < counts[most]:
@@ -87,8 +89,10 @@ def _check_even(labels: Tensor, wnids: list[str], folder: Path) -> None:
 
 
 def _decoded(paths: list[str] | list[Path], channels: int, size: int) -> Tensor:
-    """uint8 [N, channels, size, size], by as many threads as PyTorch uses: Pillow lets them work side by
-    side."""
+    """Images, uint8 [N, channels, size, size], by as many threads as PyTorch uses.
+
+    Pillow lets them work side by side. Raises DataError for one that is damaged or of another size.
+    """
     images = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
 
     def read(place: int) -> None:

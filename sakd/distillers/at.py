@@ -8,7 +8,7 @@ from sakd.spots import Spot
 
 
 def attention_maps(features: Tensor) -> Tensor:
-    """Channel mean of the squared features [B, C, H, W], flattened and L2-normalised: [B, HW]."""
+    """Mean over channels of the squared features [B, C, H, W], flattened and L2-normalised: [B, HW]."""
     return F.normalize(features.square().mean(dim=1).flatten(1), dim=1)
 
 

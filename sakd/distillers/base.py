@@ -1,4 +1,4 @@
-"""What every distiller shares."""
+"""The base of all distillers, and what they share."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -69,7 +69,10 @@ class Distiller(Plugin):
         keep: Mapping[Spot, Tensor],
         indices: Tensor,
     ) -> Tensor:
-        """``loss`` as it counts, with its weight and ramp: a scalar. Arguments as there."""
+        """The loss as it counts, with its weight and ramp: a scalar.
+
+        Arguments as those of ``loss``.
+        """
         weighted = self.weight * self.loss(student_features, teacher_features, keep, indices)
         return self.share * weighted if self.ramp_epochs else weighted
 
@@ -95,7 +98,7 @@ class Distiller(Plugin):
     def spot_loss(
         self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor
     ) -> Tensor:
-        """n_kept / B times the published loss on the kept rows, as a scalar; exactly 0 where none is kept.
+        """The published loss on the kept rows times n_kept / B, a scalar; exactly 0 where none is kept.
 
         ``student``, ``teacher``: features [B, …] at the spot, float32 or more; ``indices``: [B], the samples'
         places in the training set. Shapes must not depend on ``keep``.
@@ -103,17 +106,22 @@ class Distiller(Plugin):
         raise NotImplementedError
 
     def pretrained(self, student: StagedNet) -> nn.Module:
-        """What a pretraining trains: modules of this distiller, or stages of the student."""
+        """The modules that a pretraining trains: this distiller's, or stages of the student.
+
+        Raises ConfigError if there is no pretraining.
+        """
         raise ConfigError(f"{type(self).__name__} has no pretraining")
 
     def pretraining_loss(self, student: StagedNet, images: Tensor, teacher_features: Features) -> Tensor:
-        """The scalar that a pretraining minimises. ``images``: [B, C, H, W]; ``teacher_features``: of
-        them."""
+        """The scalar that a pretraining minimises.
+
+        ``images``: [B, C, H, W]; ``teacher_features``: of them.
+        """
         raise NotImplementedError
 
 
 def at_least_float32(features: Tensor) -> Tensor:
-    """What a network gave in half precision, in the precision that losses are computed in."""
+    """Features in the precision that losses are computed in, also where a network gave half of it."""
     return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
@@ -123,7 +131,7 @@ def kept_mean(values: Tensor, keep: Tensor) -> Tensor:
 
 
 def kept_pair_mean(values: Tensor, keep: Tensor) -> Tensor:
-    """n_kept / B times the mean of ``values`` [B, B] over pairs of kept rows; 0 where none is kept."""
+    """Mean of ``values`` [B, B] over pairs of kept rows, times n_kept / B; 0 where none is kept."""
     pairs = keep[:, None] & keep[None, :]
     return torch.where(pairs, values, 0).sum() / (keep.sum().clamp_min(1) * len(keep))
 

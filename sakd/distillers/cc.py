@@ -1,5 +1,7 @@
-"""Correlation congruence (Peng, Jin, Liu, Li, Wu, Liu, Zhou, Zhang, "Correlation Congruence for Knowledge
-Distillation", ICCV 2019), in the form that its authors gave to the field's shared code."""
+"""Correlation congruence, in the form that its authors gave to the field's shared code.
+
+Peng, Jin, Liu, Li, Wu, Liu, Zhou, Zhang, "Correlation Congruence for Knowledge Distillation", ICCV 2019.
+"""
 
 from collections.abc import Sequence
 
@@ -12,8 +14,10 @@ from sakd.spots import Spot
 
 
 def neighbours_mean(differences: Tensor, keep: Tensor) -> Tensor:
-    """n_kept / B times the mean, over consecutive kept rows of [B, d], of their inner product; 0 with fewer
-    than two."""
+    """Mean inner product of consecutive kept rows of [B, d], times n_kept / B.
+
+    It is 0 with fewer than two.
+    """
     kept_first = differences[torch.argsort(~keep, stable=True)]
     products = (kept_first[:-1] * kept_first[1:]).sum(dim=1)
     count = keep.sum()
@@ -22,8 +26,10 @@ def neighbours_mean(differences: Tensor, keep: Tensor) -> Tensor:
 
 
 class CC(Distiller):
-    """Products of neighbouring rows' absolute differences between linear embeddings of both networks, both
-    learned."""
+    """Products of neighbouring rows' absolute differences between both networks' embeddings.
+
+    The embeddings are linear and learned, for both networks.
+    """
 
     takes = "vector"
 

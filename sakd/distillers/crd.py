@@ -1,5 +1,7 @@
-"""Contrastive representation distillation (Tian, Krishnan, Isola, "Contrastive Representation Distillation",
-ICLR 2020)."""
+"""Contrastive representation distillation.
+
+Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020.
+"""
 
 from collections.abc import Callable, Sequence
 from math import log, sqrt
@@ -19,7 +21,7 @@ PRODUCTS = 2**24  # the most inner products held at once
 def inner_products(anchors: Tensor, bank: Tensor, samples: Tensor) -> Tensor:
     """Inner products [B, K] of each anchor [B, d] with its own samples [B, K] of a bank [n, d].
 
-    Picked from products with the whole bank, some anchors at a time: never a tensor of B x K x d.
+    They are picked from products with the whole bank, some anchors at a time: never a tensor of B x K x d.
     """
     rows = max(PRODUCTS // len(bank), 1)
     parts = zip(anchors.split(rows), samples.split(rows), strict=True)
@@ -37,8 +39,10 @@ def noise_contrastive_losses(scores: Tensor, log_z: Tensor, n: int) -> Tensor:
 
 
 def differentiated(loss_of: Callable[[Tensor], Tensor], anchors: Tensor) -> Tensor:
-    """The scalar ``loss_of(anchors)`` with its gradient taken at once: what it reads may be overwritten
-    before backward."""
+    """The scalar ``loss_of(anchors)`` with its gradient taken at once.
+
+    What it reads may be overwritten before backward.
+    """
     leaf = anchors.detach().requires_grad_()
     with torch.enable_grad():
         loss = loss_of(leaf)
@@ -47,8 +51,10 @@ def differentiated(loss_of: Callable[[Tensor], Tensor], anchors: Tensor) -> Tens
 
 
 class Bank(nn.Module):
-    """One network's embeddings [n, d] of all training samples, and the constant Z of what is compared with
-    them."""
+    """One network's embeddings [n, d] of all training samples, and their constant Z.
+
+    With an anchor's score, exp(score) / Z is the model's probability of a sample.
+    """
 
     def __init__(self, samples: int, width: int, temperature: float, momentum: float):
         super().__init__()
@@ -59,10 +65,9 @@ class Bank(nn.Module):
         self.register_buffer("z_is_fixed", torch.zeros((), dtype=torch.bool))
 
     def contrast(self, anchors: Tensor, samples: Tensor, keep: Tensor) -> Tensor:
-        """n_kept / B times the mean loss of the kept anchors [B, d], each with samples [B, 1 + K], the
-        positive first.
+        """Mean loss of the kept anchors [B, d], times n_kept / B.
 
-        The first call that keeps a row fixes Z.
+        ``samples``: [B, 1 + K] for each, the positive first. The first call that keeps a row fixes Z.
         """
 
         def loss(anchors: Tensor) -> Tensor:
@@ -73,25 +78,27 @@ class Bank(nn.Module):
         return differentiated(loss, anchors)
 
     def _fix_z(self, scores: Tensor, keep: Tensor) -> None:
-        """Z is n times the mean of exp(scores) over the kept rows of the first batch that has any."""
+        """Set Z to n times the mean of exp(scores) over the first batch's kept rows, if it has any."""
         total = torch.where(keep, scores.logsumexp(dim=1), -torch.inf).logsumexp(dim=0)
         log_z = total - keep.sum().to(total).log() - log(scores.shape[1] / len(self.embeddings))
         self.log_z.copy_(torch.where(keep.any() & ~self.z_is_fixed, log_z, self.log_z))
         self.z_is_fixed.logical_or_(keep.any())
 
     def update(self, indices: Tensor, embeddings: Tensor, keep: Tensor) -> None:
-        """Move the kept samples' entries towards their new embeddings [B, d], in place; no index may be there
-        twice."""
+        """Move the kept samples' entries towards their new embeddings [B, d], in place.
+
+        No index may be there twice.
+        """
         old = self.embeddings[indices]
         new = F.normalize(self.momentum * old + (1 - self.momentum) * embeddings.detach(), dim=1)
         self.embeddings.index_copy_(0, indices, torch.where(keep[:, None], new, old))
 
 
 class CRD(Distiller):
-    """A network's embedding of a sample must tell the sample from those of other classes in the other
-    network's bank.
+    """Loss by which a network's embedding of a sample must tell it from samples of other classes.
 
-    The embeddings are linear and learned, for both networks. Banks change at the kept rows alone.
+    Those are in the other network's bank. The embeddings are linear and learned, for both networks. Banks
+    change at the kept rows alone.
     """
 
     takes = "vector"

@@ -14,7 +14,7 @@ EPSILON = 1e-8  # the published code's
 
 
 def correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    """Pearson's, along ``dim``, of two tensors whose mean along it is 0."""
+    """Pearson's correlation along ``dim`` of two tensors whose mean along it is 0."""
     return (a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim) + EPSILON)
 
 
@@ -26,8 +26,11 @@ def centred_columns(rows: Tensor, keep: Tensor) -> Tensor:
 
 
 class DIST(Distiller):
-    """How far the networks' class probabilities are from correlated: within each row, between classes; and
-    within each class, between the kept rows, which takes two of them: with fewer this part is 0."""
+    """Departure of the networks' class probabilities from correlation, within rows and within classes.
+
+    Within each row, it is between classes; within each class, between the kept rows, which takes two of them:
+    with fewer this part is 0.
+    """
 
     takes = "vector"
 

@@ -1,5 +1,7 @@
-"""Decoupled knowledge distillation (Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", CVPR
-2022)."""
+"""Decoupled knowledge distillation.
+
+Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", CVPR 2022.
+"""
 
 from collections.abc import Sequence
 
@@ -14,9 +16,11 @@ from sakd.spots import Spot
 
 
 def decoupled(logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the target class and of all others together [B, 2], and of the others among
-    themselves [B, classes] with 0 at the target. ``logits``: [B, classes]; ``is_target``: the same, True once
-    a row."""
+    """Log-probabilities of the target class and all others together, and of the others among themselves.
+
+    The first are [B, 2], the second [B, classes] with 0 at the target. ``logits``: [B, classes];
+    ``is_target``: the same, True once a row.
+    """
     others = logits.masked_fill(is_target, -torch.inf)
     target = torch.where(is_target, logits, 0).sum(dim=1)
     either = torch.stack([target, others.logsumexp(dim=1)], dim=1).log_softmax(dim=1)
@@ -29,11 +33,10 @@ def divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
 
 
 class DKD(Distiller):
-    """KD taken apart: the target class against the rest, and the rest among themselves, each with a weight of
-    its own.
+    """KD taken apart: the target class against the rest, and the rest among themselves.
 
-    It stands in the place of KD. Raises ConfigError for a spot that is not the logits: labels name their
-    entries.
+    Each has a weight of its own. It stands in the place of KD. Raises ConfigError for a spot that is not the
+    logits: labels name their entries.
     """
 
     takes = "vector"

@@ -1,5 +1,7 @@
-"""FitNets (Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", ICLR
-2015)."""
+"""FitNets: the student's hint, through a regressor, against the teacher's.
+
+Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", ICLR 2015.
+"""
 
 from collections.abc import Sequence
 

@@ -1,5 +1,8 @@
-"""Flow of the solution procedure (Yim, Joo, Bae, Kim, "A Gift from Knowledge Distillation: Fast Optimization,
-Network Minimization and Transfer Learning", CVPR 2017)."""
+"""Flow of the solution procedure.
+
+Yim, Joo, Bae, Kim, "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer
+Learning", CVPR 2017.
+"""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -24,11 +27,10 @@ def flow(lower: Tensor, upper: Tensor) -> Tensor:
 
 
 class FSP(Distiller):
-    """Mean squared difference of the flows between consecutive stages, from the stem on. A flow is kept where
-    its upper stage's spot is.
+    """Mean squared difference of the flows between consecutive stages, from the stem on.
 
-    Both networks need the same channels at each stage. The paper lets the student begin with this loss alone;
-    so does a pretraining with it.
+    A flow is kept where its upper stage's spot is. Both networks need the same channels at each stage. The
+    paper lets the student begin with this loss alone; so does a pretraining with it.
 
     Raises ConfigError for stages with different channels, or the stem alone.
     """
@@ -65,7 +67,7 @@ class FSP(Distiller):
     def differences(
         self, student_features: Features, teacher_features: Features, keep: Mapping[Spot, Tensor]
     ) -> Tensor:
-        """Sum over the flows of n_kept / B times their mean squared difference."""
+        """Sum over the flows of their mean squared difference, times n_kept / B."""
         losses = []
         for lower, upper in self.flows:
             of_student = flow(

@@ -1,5 +1,7 @@
-"""Factor transfer (Kim, Park, Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer",
-NeurIPS 2018)."""
+"""Factor transfer.
+
+Kim, Park, Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018.
+"""
 
 from collections.abc import Sequence
 
@@ -16,8 +18,10 @@ SLOPE = 0.1  # of the leaky ReLUs, the published code's
 
 
 def encoder(channels: int, factors: int, norm: bool) -> nn.Sequential:
-    """Three 3x3 convolutions with leaky ReLU from ``channels`` to ``factors``, each with a batch norm where
-    asked."""
+    """Three 3x3 convolutions with leaky ReLU from ``channels`` to ``factors``.
+
+    Each has a batch norm where ``norm`` asks for it.
+    """
     layers: list[nn.Module] = []
     for before, after in ((channels, channels), (channels, factors), (factors, factors)):
         layers.append(nn.Conv2d(before, after, 3, padding=1))
@@ -28,7 +32,7 @@ def encoder(channels: int, factors: int, norm: bool) -> nn.Sequential:
 
 
 def decoder(factors: int, channels: int) -> nn.Sequential:
-    """The way back, by transposed convolutions."""
+    """Three transposed 3x3 convolutions with leaky ReLU, from ``factors`` back to ``channels``."""
     layers: list[nn.Module] = []
     for before, after in ((factors, factors), (factors, channels), (channels, channels)):
         layers += [nn.ConvTranspose2d(before, after, 3, padding=1), nn.LeakyReLU(SLOPE, inplace=True)]
@@ -36,8 +40,10 @@ def decoder(factors: int, channels: int) -> nn.Sequential:
 
 
 class Paraphraser(nn.Module):
-    """A convolutional auto-encoder of a teacher's maps [B, C, H, W]; its code are the factors [B, factors, H,
-    W]."""
+    """A convolutional auto-encoder of a teacher's maps [B, C, H, W].
+
+    Its code are the factors [B, factors, H, W].
+    """
 
     def __init__(self, channels: int, factors: int):
         super().__init__()
@@ -46,10 +52,10 @@ class Paraphraser(nn.Module):
 
 
 class FT(Distiller):
-    """Mean absolute difference of the factors' attention maps: the teacher's by a paraphraser that learned
-    before, the student's by a translator that learns beside it.
+    """Mean absolute difference of the factors' attention maps.
 
-    ``factor_share``: the factors' channels, as a share of the teacher's.
+    The teacher's factors are by a paraphraser that learned before, the student's by a translator that learns
+    beside it. ``factor_share``: the factors' channels, as a share of the teacher's.
     """
 
     takes = "map"

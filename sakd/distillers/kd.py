@@ -1,5 +1,7 @@
-"""Logit distillation (Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv
-1503.02531)."""
+"""Logit distillation.
+
+Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531.
+"""
 
 from collections.abc import Sequence
 
@@ -13,14 +15,14 @@ from sakd.spots import Spot
 
 
 def softened_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """T² KL(softmax(z_t / T) || softmax(z_s / T)) of each row: [B, classes] twice to [B]."""
+    """Divergence T² KL(softmax(z_t / T) || softmax(z_s / T)) of each row: [B, classes] twice to [B]."""
     log_student = F.log_softmax(student_logits / temperature, dim=1)
     log_teacher = F.log_softmax(teacher_logits / temperature, dim=1)
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)
 
 
 class KD(Distiller):
-    """Softened class probabilities at the logits."""
+    """Divergence of softened class probabilities at the logits."""
 
     takes = "vector"
 

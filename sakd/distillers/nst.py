@@ -1,5 +1,8 @@
-"""Neuron selectivity transfer (Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity
-Transfer", 2017, arXiv 1707.01219), with the squared polynomial kernel."""
+"""Neuron selectivity transfer, with the squared polynomial kernel.
+
+Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, arXiv
+1707.01219.
+"""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,9 +13,10 @@ from sakd.spots import Spot
 
 
 def kernel_means(a: Tensor, b: Tensor) -> Tensor:
-    """Mean over channel pairs of the squared inner product of channels' maps: [B, C, P] and [B, D, P] to [B].
+    """Mean over channel pairs of the squared inner product of channels' maps.
 
-    Through the C x D products of each sample, never a tensor of C x D x P.
+    Takes [B, C, P] and [B, D, P] to [B], through the C x D products of each sample, never a tensor of C x D x
+    P.
     """
     return (a @ b.transpose(1, 2)).square().mean(dim=(1, 2))
 

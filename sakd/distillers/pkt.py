@@ -1,5 +1,7 @@
-"""Probabilistic knowledge transfer (Passalis and Tefas, "Learning Deep Representations with Probabilistic
-Knowledge Transfer", ECCV 2018)."""
+"""Probabilistic knowledge transfer.
+
+Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018.
+"""
 
 from torch import Tensor
 
@@ -10,8 +12,10 @@ EPSILON = 1e-7  # the published code's
 
 
 def conditional_probabilities(embeddings: Tensor, keep: Tensor) -> Tensor:
-    """Cosine similarities of kept rows [B, d], moved to [0, 1] and divided by their row's sum: [B, B], 0 off
-    the kept."""
+    """Cosine similarities of kept rows [B, d], moved to [0, 1] and divided by their row's sum: [B, B].
+
+    They are 0 off the kept.
+    """
     unit = embeddings / (embeddings.norm(dim=1, keepdim=True) + EPSILON)
     similarity = (unit @ unit.T + 1) / 2 * keep[None, :]
     return similarity / similarity.sum(dim=1, keepdim=True).clamp_min(EPSILON)

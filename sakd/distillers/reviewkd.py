@@ -15,8 +15,10 @@ POOLED = (4, 2, 1)  # heights and widths; each counts half of the one before
 
 
 def hierarchical_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Weighted mean of the mean squared differences of maps [B, C, H, W], and of the maps pooled to smaller
-    ones: [B]."""
+    """Weighted mean of the mean squared differences of maps, and of the maps pooled to smaller ones.
+
+    Takes [B, C, H, W] twice to [B].
+    """
     sizes = [size for size in POOLED if size < min(a.shape[-2:])]
     pairs = [(a, b), *((F.adaptive_avg_pool2d(a, size), F.adaptive_avg_pool2d(b, size)) for size in sizes)]
     weights = [0.5**level for level in range(len(pairs))]
@@ -28,8 +30,10 @@ def hierarchical_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """A student's level fused with what comes down from the deeper ones, by attention maps of both; and, from
-    that, the teacher's level."""
+    """A student's level fused with what comes down from the deeper ones, by attention maps of both.
+
+    From that, the teacher's level.
+    """
 
     def __init__(self, student_shape: Shape, teacher_shape: Shape, width: int, deepest: bool):
         super().__init__()
@@ -42,8 +46,10 @@ class Fusion(nn.Module):
             nn.init.kaiming_uniform_(convolution.weight, a=1)
 
     def forward(self, level: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The fused level in the teacher's shape, and as it is handed down. ``level``: [B, C, H, W];
-        ``deeper``: what the next deeper fusion handed down, None at the deepest."""
+        """The fused level in the teacher's shape, and as it is handed down.
+
+        ``level``: [B, C, H, W]; ``deeper``: what the next deeper fusion handed down, None at the deepest.
+        """
         fused = self.reduce(level)
         if self.attend is not None:
             deeper = F.interpolate(deeper, fused.shape[-2:])
@@ -59,7 +65,7 @@ def as_map(shape: Shape) -> Shape:
 
 
 class ReviewKD(Distiller):
-    """The student's levels, fused from the deepest up, each compared with the teacher's of the same spot.
+    """Distance of the student's levels, fused from the deepest up, from the teacher's of the same spot.
 
     A spot's mask takes rows out of its own comparison alone: whether a row is kept at one spot does not
     change what that row hands to the shallower ones. Fusions, with their batch norms, see the whole batch.

@@ -12,8 +12,10 @@ from sakd.spots import Spot
 
 
 def relative_distances(embeddings: Tensor, keep: Tensor) -> Tensor:
-    """Euclidean distances [B, B] between rows [B, d], divided by the mean of the positive ones among kept
-    rows."""
+    """Euclidean distances [B, B] between rows [B, d], relative to their mean.
+
+    The mean is of the positive ones among kept rows.
+    """
     squared = embeddings.square().sum(dim=1)
     distances = (squared[:, None] + squared[None, :] - 2 * embeddings @ embeddings.T).clamp_min(1e-12).sqrt()
     others = ~torch.eye(len(keep), dtype=torch.bool, device=keep.device)

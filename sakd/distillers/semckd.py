@@ -1,5 +1,7 @@
-"""SemCKD (Chen, Mei, Zhang, Wang, Feng, Chen, "Cross-Layer Distillation with Semantic Calibration", AAAI
-2021)."""
+"""SemCKD: each of the student's stages learns from those of the teacher that an attention chooses.
+
+Chen, Mei, Zhang, Wang, Feng, Chen, "Cross-Layer Distillation with Semantic Calibration", AAAI 2021.
+"""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -16,8 +18,10 @@ from sakd.spots import Spot
 
 
 def batch_similarities(features: Tensor, width: int) -> Tensor:
-    """Inner products of the batch's rows [B, …] with one another, and 0 for the rows that a batch of
-    ``width`` would have more: [B, width]."""
+    """Inner products of the batch's rows [B, …] with one another: [B, width].
+
+    For the rows that a batch of ``width`` would have more, they are 0.
+    """
     flat = features.flatten(1)
     return F.pad(flat @ flat.T, (0, width - len(flat)))
 
@@ -29,8 +33,10 @@ def relation_embedding(width_in: int, width_out: int) -> nn.Module:
 
 
 def projection(student_channels: int, width: int, teacher_channels: int) -> nn.Module:
-    """From the student's channels to the teacher's, by convolutions of 1x1, 3x3 and 1x1 with ``width``
-    between."""
+    """Convolutions of 1x1, 3x3 and 1x1 from the student's channels to the teacher's.
+
+    ``width``: the channels between.
+    """
     return nn.Sequential(
         nn.Conv2d(student_channels, width, 1, bias=False),
         nn.BatchNorm2d(width),
@@ -43,9 +49,10 @@ def projection(student_channels: int, width: int, teacher_channels: int) -> nn.M
 
 
 class SemCKD(Distiller):
-    """Mean squared error between every stage of the student, projected, and every stage of the teacher,
-    weighed for each sample by an attention of the student's stages to the teacher's, which is learned from
-    the batch's similarities.
+    """Mean squared error between every stage of the student, projected, and every stage of the teacher.
+
+    Each sample's errors are weighed by an attention of the student's stages to the teacher's, which is
+    learned from the batch's similarities.
 
     All stages of both networks take part, whatever the spots: these say which rows are kept. A spot's mask
     takes rows out of all comparisons of its student stage; a student stage without a spot of its own (beyond
@@ -90,8 +97,10 @@ class SemCKD(Distiller):
         }
 
     def attention(self, student_features: Features, teacher_features: Features) -> Tensor:
-        """How much each student stage attends to each of the teacher's, of each sample: [B, S, T], over T in
-        sum 1."""
+        """Shares of each student stage's attention that the teacher's stages get, of each sample: [B, S, T].
+
+        Over T they sum to 1.
+        """
         queries, keys = (
             torch.stack(
                 [

@@ -1,5 +1,7 @@
-"""Similarity-preserving distillation (Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV
-2019)."""
+"""Similarity-preserving distillation.
+
+Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019.
+"""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,8 +11,10 @@ from sakd.spots import Spot
 
 
 def similarity_rows(features: Tensor, keep: Tensor) -> Tensor:
-    """Rows-normalised Gram matrix [B, B] of the kept rows of features [B, …]; rows and columns not kept are
-    0."""
+    """Gram matrix [B, B] of the kept rows of features [B, …], its rows normalised.
+
+    Rows and columns not kept are 0.
+    """
     flat = features.flatten(1) * keep[:, None]
     return F.normalize(flat @ flat.T, dim=1)
 

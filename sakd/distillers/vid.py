@@ -1,5 +1,7 @@
-"""Variational information distillation (Ahn, Hu, Damianou, Lawrence, Dai, "Variational Information
-Distillation for Knowledge Transfer", CVPR 2019)."""
+"""Variational information distillation.
+
+Ahn, Hu, Damianou, Lawrence, Dai, "Variational Information Distillation for Knowledge Transfer", CVPR 2019.
+"""
 
 from collections.abc import Sequence
 from math import expm1, log
@@ -17,8 +19,10 @@ EPSILON = 1e-5  # the least variance
 
 
 class VariationalBound(nn.Module):
-    """A Gaussian of the teacher's features given the student's: a mean by three 1x1 convolutions, a variance
-    per channel."""
+    """A Gaussian of the teacher's features given the student's.
+
+    Its mean is by three 1x1 convolutions; it has a variance per channel.
+    """
 
     def __init__(self, student_channels: int, teacher_channels: int, initial_variance: float):
         super().__init__()
@@ -41,8 +45,10 @@ class VariationalBound(nn.Module):
 
 
 class VID(Distiller):
-    """The teacher's maps predicted from the student's, at every stage. As variances are learned, the loss can
-    fall below 0."""
+    """Negative log-likelihood of the teacher's maps, predicted from the student's, at every stage.
+
+    Variances are learned, so the loss can fall below 0.
+    """
 
     takes = "map"
 

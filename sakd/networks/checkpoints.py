@@ -1,5 +1,4 @@
-"""Weights files: reading them safely, loading them strictly, and the names under which the field shares
-them."""
+"""Weights files: read safely, loaded strictly, with the names under which the field shares them."""
 
 import argparse
 import io
@@ -31,7 +30,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def parse_weights(raw: bytes, path: Path) -> dict[str, Tensor]:
-    """As ``read_weights``, from what the file at ``path`` holds."""
+    """Weights by name from ``raw``, the content of the file at ``path``; see ``read_weights``."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load
@@ -64,7 +63,7 @@ def parse_weights(raw: bytes, path: Path) -> dict[str, Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """What was refused, without PyTorch's advice to load it all the same."""
+    """The reason why weights were refused, without PyTorch's advice to load them all the same."""
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         return (
@@ -82,10 +81,10 @@ def shared_weights(network: StagedNet) -> dict[str, Tensor]:
 
 
 def load_weights(network: StagedNet, weights: Mapping[str, Tensor], name: str, path: Path) -> None:
-    """Strictly, by the network's own names or, where more of the weights have those, by the field's shared
-    ones.
+    """Load weights strictly, by the network's own names or by the field's shared ones.
 
-    Raises CheckpointError saying what differs; ``name`` (the network's) and ``path`` are for its message.
+    Those names count of which the weights have more. Raises CheckpointError saying what differs; ``name``
+    (the network's) and ``path`` are for its message.
     """
     own = network.state_dict()
     namings = ({key: key for key in own}, network.shared_names())

@@ -26,13 +26,12 @@ def foreign(
     in_channels: int,
     image_size: int,
 ) -> StagedNet:
-    """The network that ``build``, an import path, makes of ``arguments``, as a StagedNet of the very same
-    parameters.
+    """Build another package's network by its import path, as a StagedNet of the very same parameters.
 
-    ``passes`` says which of num_classes, in_channels and image_size are arguments of ``build`` too, and under
-    what name. ``cuts`` says where ``stem, stage1 … stageN, embedding`` end; the logits are the rest. A cut is
-    a module's path (``layer1``, ``features.3``), which stands for its output, or the name of a torch.fx node
-    (``flatten``).
+    ``build`` is the import path, called with ``arguments``. ``passes`` says which of num_classes, in_channels
+    and image_size are arguments of ``build`` too, and under what name. ``cuts`` says where ``stem, stage1 …
+    stageN, embedding`` end; the logits are the rest. A cut is a module's path (``layer1``, ``features.3``),
+    which stands for its output, or the name of a torch.fx node (``flatten``).
 
     The network does in training and in evaluation what it did uncut, operation for operation.
 
@@ -73,7 +72,10 @@ def _call(path: str, arguments: Mapping[str, object]) -> nn.Module:
 
 
 def cut(network: nn.Module, cuts: Mapping[str, str], name: str) -> dict[str, nn.Module]:
-    """``network`` in stages, by name; modules and parameters are shared with it. ``name`` is for errors."""
+    """Cut ``network`` into stages, by name; modules and parameters are shared with it.
+
+    ``name`` is for errors. Raises ConfigError as ``foreign`` does.
+    """
     names = ["stem", *(f"stage{number}" for number in range(1, len(cuts) - 1)), "embedding"]
     if cuts.keys() != set(names) or len(names) < 3:
         raise ConfigError(
@@ -140,11 +142,11 @@ class _Trace(LayerTracer):
     def create_args_for_root(
         self, forward: Callable, is_module: bool, concrete_args: object = None
     ) -> tuple[Callable, list]:
-        """Images are the only input; other arguments of ``forward`` have their defaults."""
+        """Make images the only input; other arguments of ``forward`` have their defaults."""
         return forward, [self.root, self.create_proxy("placeholder", "images", (), {})]
 
     def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
-        """As usual; but a module that cannot be traced stays whole."""
+        """Trace into a module, as fx.Tracer does; but one that cannot be traced stays whole."""
         path, recorded, stack = self.path_of_module(module), len(self.graph.nodes), self.module_stack.copy()
         try:
             output = super().call_module(module, forward, args, kwargs)
@@ -162,7 +164,7 @@ class _Trace(LayerTracer):
         return output
 
     def find(self, place: str, key: str) -> fx.Node:
-        """The node that users call ``place``."""
+        """The node that users call ``place``. Raises ConfigError, naming ``key``, unless there is one."""
         found = dict.fromkeys(
             [*self.returned.get(place, []), *(node for node in self.nodes if node.name == place)]
         )
@@ -185,8 +187,10 @@ class _Trace(LayerTracer):
         return next(iter(found))
 
     def split(self, ends: Mapping[str, fx.Node]) -> dict[str, fx.Graph]:
-        """A graph for each stage, every one from one tensor to one tensor, that run in order are the whole
-        graph."""
+        """A graph for each stage, from one tensor to one tensor; run in order, they are the whole graph.
+
+        Raises ConfigError where a cut at ``ends`` would not leave such graphs.
+        """
         *_, output = self.nodes
         stages = {**ends, "logits": output}
         for (stage, end), (following, following_end) in pairwise(stages.items()):
@@ -215,17 +219,16 @@ class _Trace(LayerTracer):
 
 
 def _writes(network: nn.Module) -> dict[str, tuple[Tensor, int]]:
-    """Each parameter and buffer, and how often it was written."""
+    """Parameters and buffers by name, each with how often it was written."""
     return {
         key: (value, value._version) for key, value in (*network.named_parameters(), *network.named_buffers())
     }
 
 
 class Stage(nn.Module):
-    """Part of a network: its modules and weights under their own names, and what it does with them in either
-    mode.
+    """Part of a network: its modules and weights under their own names, and its forward in either mode.
 
-    Not a torch.fx.GraphModule: that has one graph, whatever the mode.
+    It is no torch.fx.GraphModule: that has one graph, whatever the mode.
     """
 
     def __init__(self, network: nn.Module, graphs: Mapping[bool, fx.Graph]):
@@ -242,8 +245,7 @@ class Stage(nn.Module):
 
 
 def _adopt(stage: nn.Module, network: nn.Module, path: str) -> None:
-    """Make the module, parameter or buffer at ``path`` of ``network`` one of ``stage``, under the same
-    path."""
+    """Make what is at ``path`` of ``network`` one of ``stage``, under the same path."""
     *parents, name = path.split(".")
     for parent in parents:
         if parent not in stage._modules:
@@ -261,9 +263,10 @@ def _adopt(stage: nn.Module, network: nn.Module, path: str) -> None:
 
 @torch.no_grad()
 def _keep_inputs(staged: StagedNet) -> None:
-    """Stages that begin in place get a copy to begin with: a stage's output is not overwritten by the next.
+    """Let stages that begin in place copy their input: no stage overwrites the output of the one before.
 
-    Tensors count how often they were written. No buffer is moved by this, and no random stream.
+    Tensors count how often they were written, which tells those stages. No buffer is moved by this, and no
+    random stream.
     """
     training = staged.training
     with torch.random.fork_rng(devices=[]):

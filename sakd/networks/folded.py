@@ -1,5 +1,7 @@
-"""Batch norm that is constant, in eval, folded into the convolution before it: an identity, one pass over the
-map less."""
+"""Batch norm that is constant, in eval, folded into the convolution before it.
+
+The stage computes the same, with one pass over the map less.
+"""
 
 from collections import Counter
 from copy import deepcopy
@@ -12,10 +14,10 @@ from sakd.networks.tracing import LayerTracer
 
 
 class FoldedConv2d(nn.Module):
-    """``convolution`` and behind it ``norm``, in eval, as one convolution with a bias (Jacob et al., CVPR
-    2018, section 3.2).
+    """A convolution and the batch norm behind it, in eval, as one convolution with a bias.
 
-    Its weights are those of the two at the last ``refold``. Gradients pass to its input, not to them.
+    Its weights are those of the two at the last ``refold``. Gradients pass to its input, not to them (Jacob
+    et al., CVPR 2018, section 3.2).
     """
 
     def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d):
@@ -27,7 +29,7 @@ class FoldedConv2d(nn.Module):
 
     @torch.no_grad()
     def refold(self) -> None:
-        """In place: a captured step finds its weights where they were."""
+        """Compute the weights anew, in place: a captured step finds them where they were."""
         convolution, norm = self.layers
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         torch.mul(convolution.weight, scale[:, None, None, None], out=self.weight)
@@ -40,10 +42,10 @@ class FoldedConv2d(nn.Module):
 
 
 def fold_batch_norm(network: nn.Sequential) -> None:
-    """Fold, stage by stage, what can be; the rest stays as it is. ``network`` is in eval and must not be
-    trained.
+    """Fold batch norms into convolutions, stage by stage, where that can be; the rest stays as it is.
 
-    A stage's output stays what it was: nothing is folded across stages.
+    ``network`` is in eval and must not be trained. A stage's output stays what it was: nothing is folded
+    across stages.
     """
     for stage in network:
         for convolution, norm in foldable(stage):
@@ -54,7 +56,7 @@ def fold_batch_norm(network: nn.Sequential) -> None:
 
 
 def refold(network: nn.Module) -> None:
-    """After its weights or statistics have changed."""
+    """Compute folded weights anew, after the network's weights or statistics have changed."""
     for module in network.modules():
         if isinstance(module, FoldedConv2d):
             module.refold()
@@ -63,7 +65,7 @@ def refold(network: nn.Module) -> None:
 def foldable(stage: nn.Module) -> list[tuple[str, str]]:
     """Paths of convolutions, each with that of the batch norm that alone takes its output.
 
-    None where torch.fx cannot trace the stage.
+    There are none where torch.fx cannot trace the stage.
     """
     try:
         with torch.random.fork_rng(devices=[]):  # a forward might draw, or count, by itself
@@ -74,7 +76,7 @@ def foldable(stage: nn.Module) -> list[tuple[str, str]]:
     places = Counter(id(module) for _, module in stage.named_modules(remove_duplicate=False))
 
     def only(node: object, kind: type[nn.Module]) -> nn.Module | None:
-        """The layer that the node calls, if it is of that very kind, and at one place and called once."""
+        """The layer that the node calls, if it is of that very kind, at one place and called once."""
         if not isinstance(node, fx.Node) or node.op != "call_module" or calls[node.target] > 1:
             return None
         module = stage.get_submodule(node.target)

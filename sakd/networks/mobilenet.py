@@ -1,5 +1,7 @@
-"""MobileNetV2 (Sandler et al., CVPR 2018) for small images: the distillation field halves maps one time
-less."""
+"""MobileNetV2 (Sandler et al., CVPR 2018) for small images.
+
+Maps are halved one time less, as the distillation field has it.
+"""
 # ruff: noqa: N802, networks are called what the field calls them
 
 from collections import OrderedDict
@@ -53,7 +55,10 @@ SHARED = (
 
 
 def mobilenet_v2(width: float, num_classes: int, in_channels: int, image_size: int) -> StagedNet:
-    """Of ``width`` times the paper's channels, at most 1. Stage outputs are not rectified."""
+    """MobileNetV2 of ``width`` times the paper's channels, at most 1.
+
+    Stage outputs are not rectified.
+    """
     channels = int(32 * width)
     stages: dict[str, nn.Module] = {
         "stem": nn.Sequential(
@@ -86,5 +91,5 @@ def MobileNetV2(num_classes: int, in_channels: int, image_size: int) -> StagedNe
 
 
 def MobileNetV2_half(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
-    """What RepDistiller and mdistiller call MobileNetV2."""
+    """MobileNetV2 of half width: what RepDistiller and mdistiller call MobileNetV2."""
     return mobilenet_v2(0.5, num_classes, in_channels, image_size)

@@ -1,5 +1,7 @@
-"""ResNets (He et al., CVPR 2016): those for CIFAR (section 4.2), their four times wider kin, and those for
-ImageNet."""
+"""ResNets (He et al., CVPR 2016) for CIFAR and for ImageNet.
+
+Those for CIFAR are of section 4.2, beside their kin of four times the width.
+"""
 # ruff: noqa: N802, networks are called what the field calls them
 
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from sakd.networks.staged import Pooled, Renames, StagedNet, initialise_convolut
 
 
 def shortcut(in_channels: int, channels: int, stride: int) -> nn.Sequential | None:
-    """A convolution where a block changes the shape; None: the block's input itself."""
+    """A convolution where a block changes the shape; None where it takes the block's input itself."""
     if stride == 1 and in_channels == channels:
         return None
     return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
@@ -32,7 +34,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Works on a quarter of ``channels``, its output's."""
+    """A residual block whose 3x3 convolution works on a quarter of ``channels``, its output's."""
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
@@ -63,8 +65,10 @@ def residual_network(
     in_channels: int,
     image_size: int,
 ) -> StagedNet:
-    """A stem and a stage for each of ``blocks``, with ``widths`` channels; from stage 2 on each stage halves
-    the map."""
+    """A stem and a stage for each of ``blocks``, with ``widths`` channels.
+
+    From stage 2 on each stage halves the map.
+    """
     stages: dict[str, nn.Module] = {
         "stem": nn.Sequential(
             nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False),
@@ -91,11 +95,10 @@ NARROW, WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
 def resnet(
     depth: int, widths: tuple[int, int, int, int], num_classes: int, in_channels: int, image_size: int
 ) -> StagedNet:
-    """Depth 6n + 2: a stem and three stages of n blocks, ``widths`` channels each; stages 2 and 3 halve the
-    map.
+    """A ResNet for CIFAR of depth 6n + 2: a stem and three stages of n blocks.
 
-    The wide ones count as a family of their own, as in the published pairs: resnet32x4 to resnet32 is
-    "different".
+    Stages have ``widths`` channels each; stages 2 and 3 halve the map. The wide ones count as a family of
+    their own, as in the published pairs: resnet32x4 to resnet32 is "different".
     """
     family = "resnet" if widths == NARROW else "resnet_x4"
     blocks = ((depth - 2) // 6,) * 3
@@ -110,8 +113,7 @@ def large_resnet(
     in_channels: int,
     image_size: int,
 ) -> StagedNet:
-    """The ImageNet networks of the paper behind a 3x3 stem that keeps small images whole, as the field has
-    them."""
+    """A ResNet for ImageNet behind a 3x3 stem that keeps small images whole, as the field has it."""
     widths = (64, 64, 128, 256, 512) if block is BasicBlock else (64, 256, 512, 1024, 2048)
     renames = (*BODY, ("^logits", "linear"))
     return residual_network("ResNet", block, blocks, widths, renames, num_classes, in_channels, image_size)

@@ -1,5 +1,7 @@
-"""ShuffleNets (Zhang et al., CVPR 2018; Ma et al., ECCV 2018) for small images: a 1x1 stem, and no pooling
-behind it."""
+"""ShuffleNets (Zhang et al., CVPR 2018; Ma et al., ECCV 2018) for small images.
+
+They have a 1x1 stem, and no pooling behind it.
+"""
 # ruff: noqa: N802, networks are called what the field calls them
 
 import torch
@@ -15,15 +17,15 @@ HEAD = ((r"^embedding\.0\.", "conv2."), (r"^embedding\.1\.", "bn2."))
 
 
 def shuffled(x: Tensor, groups: int) -> Tensor:
-    """[B, C, H, W] with its channels dealt out anew: the first of each group, then the second of each, …"""
+    """Channels of [B, C, H, W] dealt out anew: the first of each group, then the second of each, …"""
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
 class ShuffleUnit(nn.Module):
-    """Version 1: grouped 1x1 convolutions, their channels shuffled between. With stride 2 the pooled input is
-    appended.
+    """The unit of version 1: grouped 1x1 convolutions, their channels shuffled between.
 
-    The field rectifies behind the depthwise convolution too; the paper does not.
+    With stride 2 the pooled input is appended. The field rectifies behind the depthwise convolution too; the
+    paper does not.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, groups: int):
@@ -47,8 +49,10 @@ class ShuffleUnit(nn.Module):
 
 
 class SplitUnit(nn.Module):
-    """Version 2: half of the channels passes untouched, the other through a bottleneck; then both are
-    shuffled."""
+    """The unit of version 2: half of the channels passes untouched, the other through a bottleneck.
+
+    Then both are shuffled.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -69,7 +73,10 @@ class SplitUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """Version 2: halves the map on both sides, each of which gives half of ``channels``."""
+    """The unit of version 2 that halves the map, on both sides.
+
+    Each side gives half of ``channels``.
+    """
 
     def __init__(self, in_channels: int, channels: int):
         super().__init__()
@@ -103,7 +110,7 @@ def stem(in_channels: int) -> nn.Sequential:
 
 
 def ShuffleNetV1(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
-    """Of 3 groups and full width. Weights start as PyTorch draws them, as in the field."""
+    """ShuffleNet of 3 groups and full width. Weights start as PyTorch draws them, as in the field."""
     stages: dict[str, nn.Module] = {"stem": stem(in_channels)}
     channels = STEM
     for number, (width, count) in enumerate(((240, 4), (480, 8), (960, 4)), 1):
@@ -116,7 +123,7 @@ def ShuffleNetV1(num_classes: int, in_channels: int, image_size: int) -> StagedN
 
 
 def ShuffleNetV2(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
-    """Of full width. Weights start as PyTorch draws them, as in the field."""
+    """ShuffleNet v2 of full width. Weights start as PyTorch draws them, as in the field."""
     stages: dict[str, nn.Module] = {"stem": stem(in_channels)}
     channels = STEM
     for number, (width, count) in enumerate(((116, 3), (232, 7), (464, 3)), 1):

@@ -40,13 +40,15 @@ class StagedNet(nn.Sequential):
 
     @property
     def names(self) -> list[str]:
-        """The stages' names, in order."""
+        """Names of the stages, in order."""
         return list(self._modules)
 
     @property
     def maps(self) -> list[str]:
-        """The stages ``stage1 … stageN`` in order, without the stem: what the field calls a network's
-        layers."""
+        """Names of the stages ``stage1 … stageN`` in order, without the stem.
+
+        They are what the field calls a network's layers.
+        """
         return [name for name in self.names if name.startswith("stage")]
 
     @property
@@ -54,15 +56,17 @@ class StagedNet(nn.Sequential):
         return self.shapes["logits"][0]
 
     def shared_names(self) -> dict[str, str]:
-        """Of every weight by its name here, the name in the field's shared checkpoint files; empty if there
-        are none."""
+        """Names of all weights in the field's shared checkpoint files, by their names here.
+
+        Empty if there are none.
+        """
         names = {own: own for own in self.state_dict()} if self.renames else {}
         for pattern, replacement in self.renames:
             names = {own: re.sub(pattern, replacement, shared) for own, shared in names.items()}
         return names
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Every stage's output, by name. ``images``: [B, C, H, W], normalised."""
+        """Outputs of all stages, by name. ``images``: [B, C, H, W], normalised."""
         outputs = {}
         x = images
         for name, stage in self._modules.items():
@@ -70,10 +74,10 @@ class StagedNet(nn.Sequential):
         return outputs
 
     def between(self, after: str | None, upto: str) -> nn.Sequential:
-        """The stages behind ``after`` (None: from the images) up to and with ``upto``; the modules are
-        shared, not copied.
+        """The stages behind ``after`` (None: from the images) up to and with ``upto``.
 
-        Raises ConfigError if the network has no such stage or ``after`` does not come before ``upto``.
+        Modules are shared, not copied. Raises ConfigError if the network has no such stage or ``after`` does
+        not come before ``upto``.
         """
         first = 0 if after is None else self.index(after) + 1
         last = self.index(upto) + 1
@@ -123,16 +127,20 @@ class StagedNet(nn.Sequential):
 
 
 class Pooled(nn.Sequential):
-    """A map [B, C, H, W] averaged over its positions to [B, C]; modules given are applied to the map
-    first."""
+    """Mean of a map [B, C, H, W] over its positions: [B, C].
+
+    Modules given are applied to the map first.
+    """
 
     def __init__(self, *before: nn.Module):
         super().__init__(*before, nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
 
 
 def initialise_convolutions(network: nn.Module) -> None:
-    """Normal weights with variance 2 / fan-out (He et al. 2015), zero biases: what the field's CIFAR networks
-    start from."""
+    """Draw normal weights with variance 2 / fan-out, and zero biases (He et al. 2015).
+
+    The field's CIFAR networks start from these.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -4,8 +4,10 @@ from torch import fx, nn
 
 
 class LayerTracer(fx.Tracer):
-    """Layers of torch.nn, and what is derived from them, stay whole: they may count batches or look at
-    sizes."""
+    """Traces a network down to layers of torch.nn and what is derived from them, which stay whole.
+
+    They may count batches or look at sizes.
+    """
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         homes = {base.__module__ for base in type(module).__mro__} - {

@@ -1,5 +1,7 @@
-"""VGG (Simonyan and Zisserman, ICLR 2015) with batch norm: as the distillation field uses it, and for larger
-images."""
+"""VGG (Simonyan and Zisserman, ICLR 2015) with batch norm.
+
+One form is that of the distillation field, for small images, the other is for larger ones.
+"""
 
 from torch import Tensor, nn
 
@@ -16,8 +18,10 @@ CONVOLUTIONS = {
 
 
 class PoolLargeMaps(nn.MaxPool2d):
-    """Halves maps of at least 8x8. The field's VGG pools before its last stage at 64x64 images, but not at
-    32x32."""
+    """Halves maps of at least 8x8.
+
+    The field's VGG pools before its last stage at 64x64 images, but not at 32x32.
+    """
 
     def __init__(self):
         super().__init__(2)
@@ -36,8 +40,10 @@ BODY: Renames = (
 
 
 def convolutional_stages(depth: int, last_pool: nn.Module, in_channels: int) -> dict[str, nn.Module]:
-    """A stem and four stages with 3x3 convolutions of 64, 128, 256, 512 and 512 channels; a stage first
-    halves."""
+    """A stem and four stages of 3x3 convolutions, with 64, 128, 256, 512 and 512 channels.
+
+    A stage first halves the map.
+    """
     stages: dict[str, nn.Module] = {}
     pools = [None, nn.MaxPool2d(2), nn.MaxPool2d(2), nn.MaxPool2d(2), last_pool]
     channels = in_channels
@@ -61,8 +67,10 @@ def initialised(network: StagedNet) -> StagedNet:
 
 
 def vgg(depth: int, num_classes: int, in_channels: int, image_size: int) -> StagedNet:
-    """For small images: the map before the last stage is halved only where it is large, and one linear layer
-    ends it."""
+    """VGG for small images: one linear layer ends it.
+
+    The map before the last stage is halved only where it is large.
+    """
     stages = convolutional_stages(depth, PoolLargeMaps(), in_channels)
     stages |= {"embedding": Pooled(), "logits": nn.Linear(WIDTHS[-1], num_classes)}
     renames = (*BODY, ("^logits", "classifier"))
@@ -72,11 +80,10 @@ def vgg(depth: int, num_classes: int, in_channels: int, image_size: int) -> Stag
 def large_vgg(
     depth: int, num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float
 ) -> StagedNet:
-    """For images of 32x32 and larger, as the paper has it for 224x224: always halved, and three linear layers
-    at the end.
+    """VGG for images of 32x32 and larger, as the paper has it for 224x224.
 
-    The embedding is the last ``hidden`` vector, not the 25088 pooled values: adapters between two such would
-    have 600 million weights.
+    The map is always halved, and three linear layers are at the end. The embedding is the last ``hidden``
+    vector, not the 25088 pooled values: adapters between two such would have 600 million weights.
     """
     stages = convolutional_stages(depth, nn.MaxPool2d(2), in_channels)
     stages["embedding"] = nn.Sequential(

@@ -1,5 +1,7 @@
-"""Wide residual networks (Zagoruyko and Komodakis, BMVC 2016): pre-activation blocks, so stage outputs are
-not rectified."""
+"""Wide residual networks (Zagoruyko and Komodakis, BMVC 2016).
+
+Their blocks are pre-activation, so stage outputs are not rectified.
+"""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,8 +38,10 @@ SHARED = (
 
 
 def wide_resnet(depth: int, width: int, num_classes: int, in_channels: int, image_size: int) -> StagedNet:
-    """Depth 6n + 4: a stem of 16 channels and three stages of n blocks with 16, 32 and 64 times ``width``
-    channels."""
+    """A wide ResNet of depth 6n + 4: a stem of 16 channels and three stages of n blocks.
+
+    Stages have 16, 32 and 64 times ``width`` channels.
+    """
     blocks = (depth - 4) // 6
     widths = (16, 16 * width, 32 * width, 64 * width)
     stages: dict[str, nn.Module] = {"stem": nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)}

@@ -1,4 +1,7 @@
-"""What a run leaves: its folder, its place in MLflow, the code that it ran. `sakd.runs.job` trains one."""
+"""Runs, and what each leaves: its folder, its place in MLflow, the code that it ran.
+
+`sakd.runs.job` trains one.
+"""
 
 from sakd.runs.run import ENDED_EARLY, Metrics, Run, is_locked, last_words, read_metrics
 

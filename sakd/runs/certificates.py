@@ -1,5 +1,7 @@
-"""A teacher is certified before it teaches: loaded strictly, its file's checksum taken, its accuracy
-measured."""
+"""Certificates of teachers: what is measured of each before it teaches.
+
+It is loaded strictly, its file's checksum taken, its accuracy measured.
+"""
 
 import hashlib
 import json

@@ -1,5 +1,7 @@
-"""Which code runs: its commit and what differs from it, and copies that stay as they are while jobs wait for
-their turn."""
+"""The code that runs: its commit and what differs from it.
+
+And copies that stay as they are while jobs wait for their turn.
+"""
 
 import hashlib
 import json
@@ -23,8 +25,11 @@ LARGEST = 4 << 20  # bytes; what is larger is no code
 
 @dataclass(frozen=True)
 class Code:
-    """``commit``, and whether files differed from it, None where it is no git checkout; ``snapshot``: the
-    copy's name and time where this is one."""
+    """State of the code.
+
+    ``commit``, and whether files differed from it, None where it is no git checkout; ``snapshot``: the copy's
+    name and time where this is one.
+    """
 
     commit: str | None
     changed: bool | None
@@ -53,17 +58,18 @@ def running(root: Path = ROOT) -> tuple[Code, str]:
 
 @cache
 def of_this_process() -> tuple[Code, str]:
-    """As ``running``, as it was when the process first asked: what it has imported does not change after
-    that."""
+    """The code that runs and its difference, as when the process first asked.
+
+    What it has imported does not change after that.
+    """
     return running()
 
 
 def snapshot(runs: Path, root: Path = ROOT) -> Path:
-    """A copy of all code under ``root`` (what git tracks, and new files of code) in ``runs/.code``, one for
-    each state of it.
+    """Copy all code under ``root`` to ``runs/.code``, once for each state of it, and return the copy.
 
-    A job that puts it first on its PYTHONPATH runs the code as it was. Raises RunError where it cannot be
-    written.
+    That is what git tracks, and new files of code. A job that puts it first on its PYTHONPATH runs the code
+    as it was. Raises RunError where it cannot be written.
     """
     folder = runs / COPIES
     if (root / NOTE).exists():
@@ -105,12 +111,15 @@ def snapshot(runs: Path, root: Path = ROOT) -> Path:
 
 
 def _content(path: Path) -> bytes | str:
-    """Of a file; of a link, where it points."""
+    """Content of a file; of a link, where it points."""
     return os.readlink(path) if path.is_symlink() else path.read_bytes()
 
 
 def _files(root: Path) -> list[str]:
-    """Relative paths: of a git checkout what it tracks, and new files of code; else the package alone."""
+    """Relative paths of all code.
+
+    In a git checkout, it is what git tracks, and new files of code; else the package alone.
+    """
     try:
         listed = [*_git(root, "ls-files", "-z", "--cached").split("\0"), *_untracked(root)]
         return [path for path in dict.fromkeys(listed) if path and _is_code(root / path)]

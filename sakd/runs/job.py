@@ -4,7 +4,7 @@ finished."""
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 
 from sakd.configuration import Config, build, prerequisites, require_accuracy
 from sakd.data import Dataset
-from sakd.errors import CheckpointError, DataError, RunHeldError, WithdrawnError, in_one_line
+from sakd.errors import CheckpointError, DataError, RunError, RunHeldError, WithdrawnError, in_one_line
 from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
 from sakd.process import allow_tf32
 from sakd.runs.certificates import certify
@@ -22,7 +22,7 @@ from sakd.runs.logs import OwnLog
 from sakd.runs.run import Run
 from sakd.runs.tracking import catch_up, start_mirror
 from sakd.runs.underway import Prepared, Result, UnderWay
-from sakd.signals import interruptible
+from sakd.signals import interruptible, uninterrupted
 from sakd.terminal import Watch, Watched
 from sakd.training import Certificate, Cohort, Profile, Teacher
 
@@ -32,6 +32,7 @@ Outcome = Result | Exception
 
 DEFAULT_THREADS = torch.get_num_threads()
 SECONDS_BETWEEN_QUESTIONS = 1.0  # whether a member has been withdrawn
+SECONDS_BETWEEN_LOOKS = 0.2  # whether another process still works on a run
 
 
 def execute(config: Config, dataset: Dataset | None = None, leave_failure: bool = False) -> Result:
@@ -86,35 +87,53 @@ class Together:
         self.dataset, self.leave_failures, self.withdrawn = dataset, leave_failures, withdrawn
         self.tell = tell
         self.ended: dict[str, Outcome] = {}
+        self.held: dict[str, Run] = {}  # another process works on these
+        self.noted: set[str] = set()  # runs under way that have told by themselves how they ended
 
     def outcomes(self) -> dict[str, Outcome]:
         """Of every run, in order; trains what is not finished."""
-        for run in self.runs.values():
-            with self._alone(run, leave=False):
-                result = run.result()
-                if result is not None:
-                    self._check_same_data(run, result)
-                    self._end(run.name, result)
-        held = self._trained([run for run in self.runs.values() if run.name not in self.ended])
-        for run in held:  # another process works on it: its result, once that is done with it
-            alone = Together([run], self.dataset, self.leave_failures, self.withdrawn, self.tell)
-            self.ended |= alone.outcomes()
+        while open_runs := self._unfinished():
+            self.held.clear()
+            self._trained(open_runs)
+            if self.held:  # by another process: theirs is the result, once that is done with it
+                self._wait(next(iter(self.held.values())))
         return {name: self.ended[name] for name in self.runs}
 
-    def _trained(self, runs: Sequence[Run]) -> list[Run]:
-        """Those of ``runs`` that another process holds; all others have an outcome then."""
-        if not runs:
-            return []
+    def _unfinished(self) -> list[Run]:
+        """Runs without an outcome; those that have been finished, here or elsewhere, get theirs."""
+        for run in self.runs.values():
+            if run.name not in self.ended:
+                with self._alone(run, leave=False):
+                    result = run.result()
+                    if result is not None:
+                        self._check_same_data(run, result)
+                        self._end(run.name, result)
+        return [run for run in self.runs.values() if run.name not in self.ended]
+
+    def _wait(self, run: Run) -> None:
+        """Until no other process works on it; those withdrawn meanwhile end."""
+        log.info("another process works on %s; waiting for it", run.folder)
+        asked: dict[str, float] = {}
+        while run.is_held:
+            for held in self._open(self.held.values()):
+                with self._alone(held, leave=False):
+                    self._ask(held.name, asked)
+            if not self._open(self.held.values()):
+                return
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def _trained(self, runs: Sequence[Run]) -> None:
+        """Train ``runs``; afterwards each has an outcome, or is held by another process."""
         try:
             with self._for_all(runs):
-                return self._train(self._prepared(runs))
-            return []  # it went wrong for all
+                self._train(self._prepared(runs))
+            return
         except torch.OutOfMemoryError as error:
-            open_runs = [run for run in runs if run.name not in self.ended]
+            open_runs = self._open(runs)
             if len(open_runs) < 2:
                 for run in open_runs:
-                    self._end(run.name, error.with_traceback(None))
-                return []
+                    self._failed(run, error.with_traceback(None))
+                return
         half = (len(open_runs) + 1) // 2  # here, the failed cohort's memory is free
         gc.collect()
         torch.cuda.empty_cache()
@@ -124,7 +143,8 @@ class Together:
             half,
             len(open_runs) - half,
         )
-        return self._trained(open_runs[:half]) + self._trained(open_runs[half:])
+        self._trained(open_runs[:half])
+        self._trained(open_runs[half:])
 
     # ---- before
 
@@ -187,19 +207,17 @@ class Together:
 
     # ---- the training itself
 
-    def _train(self, prepared: Sequence[Prepared]) -> list[Run]:
-        """Train what is not finished meanwhile; those that another process holds."""
-        held = []
+    def _train(self, prepared: Sequence[Prepared]) -> None:
+        """Train what is not finished meanwhile, but for those that another process holds."""
         with ExitStack() as stack:
             members: dict[str, UnderWay] = {}
             for one in prepared:
                 with self._alone(one.run, leave=False):
+                    lock = stack.enter_context(ExitStack())
                     try:
-                        lock = stack.enter_context(ExitStack())
-                        lock.enter_context(one.run.locked(**_patience(one.run, len(prepared))))
+                        lock.enter_context(one.run.locked(wait=False))
                     except RunHeldError:
-                        log.info("another process works on %s; it is left to that", one.run.folder)
-                        held.append(one.run)
+                        self.held[one.run.name] = one.run
                         continue
                     result = one.run.result()
                     if result is None:
@@ -208,30 +226,32 @@ class Together:
                         self._end(one.run.name, result)
             if members:
                 self._train_members(members)
-        return held
 
     def _train_members(self, members: Mapping[str, UnderWay]) -> None:
         logs = ExitStack()
-        try:
-            with interruptible():
+        with interruptible():
+            try:
                 for name, member in members.items():
                     member.together = len(members)
-                    with self._alone(member.run):
+                    with self._alone(member.run, leave=False):  # without a log there is nowhere to leave it
                         logs.enter_context(member.own_log)
                     if name not in self.ended:
                         with self._alone(member.run, member):
                             self._ask(name, {})
                             member.begin()
                 self._train_epochs({name: m for name, m in members.items() if name not in self.ended})
-        except BaseException as error:  # of what all share, such as the data, or an interruption
-            for name, member in members.items():
-                if name not in self.ended:
-                    member.failed(error, _status(error))
-            raise
-        finally:
-            for member in members.values():
-                member.wait()
-            logs.close()
+            except BaseException as error:  # of what all share, such as the data, or an interruption
+                with uninterrupted():
+                    open_members = [member for name, member in members.items() if name not in self.ended]
+                    for member in open_members:
+                        member.interrupted(error, _status(error, len(open_members)))
+                        self.noted.add(member.run.name)
+                raise
+            finally:
+                since = time.monotonic()
+                for member in members.values():
+                    member.wait(since)
+                logs.close()
 
     def _train_epochs(self, members: Mapping[str, UnderWay]) -> None:
         if not members:
@@ -264,7 +284,14 @@ class Together:
                     with self._alone(member.run, member, failed):
                         self._end(name, member.finish())
             batch_size = first.run.config["batch_size"]
-            for name, measured in cohort.fit(first.dataset, epochs, batch_size, progress, failed):
+            for name, measured in cohort.fit(
+                first.dataset,
+                epochs,
+                batch_size,
+                progress,
+                failed,
+                lambda name: members[name].own_log.speaking(),
+            ):
                 with self._alone(members[name].run, members[name], failed):
                     watch.epoch(name, members[name].keep(measured))
                     if measured["epoch"] == epochs[name]:
@@ -284,7 +311,7 @@ class Together:
         self.ended[name] = outcome
         self.tell(name, outcome)
 
-    def _open(self, runs: Sequence[Run]) -> list[Run]:
+    def _open(self, runs: Iterable[Run]) -> list[Run]:
         return [run for run in runs if run.name not in self.ended]
 
     @contextmanager
@@ -311,8 +338,7 @@ class Together:
         self._end(run.name, error)
         if member is not None:
             member.failed(error, _status(error))
-            member.lock.close()  # others of the cohort may go on for long; this run may be tried again
-        elif leave and self.leave_failures:
+        elif leave and self.leave_failures and run.name not in self.noted:
             _leave_failure(run, error)
 
     @contextmanager
@@ -324,9 +350,7 @@ class Together:
             raise
         except Exception as error:
             for run in self._open(runs):
-                self._end(run.name, error)
-                if self.leave_failures:
-                    _leave_failure(run, error)
+                self._failed(run, error)
 
     def _check_same_data(self, run: Run, result: Result) -> None:
         if self.dataset is not None and result["data_sha256"] != self.dataset.checksum:
@@ -338,20 +362,14 @@ class Together:
             )
 
 
-def _status(error: BaseException) -> str:
-    """What MLflow is told of a run that ends early."""
+def _status(error: BaseException, together: int = 1) -> str:
+    """What MLflow is told of a run that ends early, with how many others."""
     if isinstance(error, (KeyboardInterrupt, WithdrawnError)):
         return "KILLED"
-    # A cluster's time limit puts the job back into the queue, and a cohort that is too large is split: both
-    # go on.
-    return "SCHEDULED" if isinstance(error, (SystemExit, torch.OutOfMemoryError)) else "FAILED"
-
-
-def _patience(run: Run, together: int) -> dict[str, Any]:
-    """Alone, a run waits for another process that works on it; among others it is left to that."""
-    if together > 1:
-        return {"wait": False}
-    return {"waiting": lambda: log.info("another process works on %s; waiting for it", run.folder)}
+    if isinstance(error, SystemExit):  # a cluster's time limit puts the job back into the queue
+        return "SCHEDULED"
+    is_split = isinstance(error, torch.OutOfMemoryError) and together > 1
+    return "SCHEDULED" if is_split else "FAILED"
 
 
 def _check_teacher(config: Config, teacher: Teacher, device: torch.device) -> None:
@@ -378,7 +396,15 @@ def _teacher_weights(config: Config, dataset: Dataset) -> tuple[Path, str | None
         return Path(config["teacher"]["checkpoint"]), None
     if Run(own).result() is None:
         log.info("training the teacher %s first", config["teacher"]["name"])
-    return Run(own).weights, execute(own, dataset)["student_sha256"]
+    return Run(own).weights, _trained_first(own, dataset)["student_sha256"]
+
+
+def _trained_first(own: Config, dataset: Dataset) -> Result:
+    """The result of a run that others need; too little memory for it is no matter of how many they are."""
+    try:
+        return execute(own, dataset)
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"{Run(own).name}, which is needed first: {in_one_line(error)}") from error
 
 
 def _pretrained(config: Config, parts: build.Parts, dataset: Dataset) -> dict[str, str] | None:
@@ -392,7 +418,7 @@ def _pretrained(config: Config, parts: build.Parts, dataset: Dataset) -> dict[st
         return None
     if Run(own).result() is None:
         log.info("pretraining for %s first", config["distiller"]["name"])
-    expected = execute(own, dataset)["student_sha256"]
+    expected = _trained_first(own, dataset)["student_sha256"]
     weights = Run(own).weights
     raw = weights.read_bytes()
     if sha256(raw).hexdigest() != expected:
@@ -406,12 +432,19 @@ def _pretrained(config: Config, parts: build.Parts, dataset: Dataset) -> dict[st
 
 
 def _leave_failure(run: Run, error: Exception) -> None:
-    """What a run leaves that failed before its training: its folder with the traceback, a FAILED run in
-    MLflow."""
-    with run.locked():
-        with OwnLog(run.folder / "run.log") as own_log:
-            run.start()
-            own_log.failed(error)
-        mirror = start_mirror(run.folder, run.config)
-        if mirror is not None:
-            mirror.close("FAILED")
+    """Leave of a run that failed before its training a folder with the traceback, and a FAILED run in MLflow.
+
+    Nothing, but a word, where the folder cannot be written or another process works there.
+    """
+    try:
+        with run.locked(wait=False):
+            if (run.folder / "result.json").exists():
+                return
+            with OwnLog(run.folder / "run.log") as own_log:
+                run.start()
+                own_log.failed(error)
+            mirror = start_mirror(run.folder, run.config)
+            if mirror is not None:
+                mirror.close("FAILED")
+    except RunError as reason:
+        log.warning("the failure of %s is noted nowhere: %s", run.name, reason)

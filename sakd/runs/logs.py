@@ -1,4 +1,4 @@
-"""A run's own log: what is said while its process works on it, and why it ended early."""
+"""Log of a run: what is said while its process works on it, and why it ended early."""
 
 import logging
 from collections.abc import Iterator
@@ -18,10 +18,12 @@ _speaking: ContextVar["OwnLog | None"] = ContextVar("speaking", default=None)
 
 
 class OwnLog:
-    """A log in the file at ``path``, open inside ``with``. Several runs of one process have one each, which
-    gets only its own messages: those from inside its ``speaking``.
+    """A log in the file at ``path``, open inside ``with``.
 
-    An error that passes through it is noted, as by ``failed``. What is said while it is not open is lost.
+    Several runs of one process have one each, which gets only its own messages: those from inside its
+    ``speaking``. An error that passes through it is noted, as by ``failed``. What is said while it is not
+    open is lost.
+
     Raises RunError where it cannot be opened.
     """
 
@@ -53,8 +55,10 @@ class OwnLog:
 
     @contextmanager
     def speaking(self) -> Iterator[None]:
-        """Take messages from inside, and from threads that begin there with a copy of the context, as this
-        run's."""
+        """Take messages from inside as this run's.
+
+        So are those of threads that begin there with a copy of the context.
+        """
         before = _speaking.set(self)
         try:
             yield
@@ -87,5 +91,7 @@ class OwnLog:
 
 
 def _ignore(record: logging.LogRecord) -> None:
-    """Leave an error of the log's own disk unsaid: the run meets that disk as well, and must not have its
-    error drown in this one."""
+    """Leave an error of the log's own disk unsaid.
+
+    The run meets that disk as well, and must not have its error drown in this one.
+    """

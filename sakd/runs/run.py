@@ -1,5 +1,4 @@
-"""A run is its resolved configuration: its digest names its folder, and everything that a run leaves lies
-there.
+"""A run is its resolved configuration: its digest names its folder, where all lies that it leaves.
 
 ``config.yaml``, ``metrics.jsonl`` (a line per epoch, the truth), ``last.pt`` (resume from here),
 ``student.safetensors``, ``result.json`` (only once finished), ``run.log``, ``code.diff`` (if the code is not
@@ -44,7 +43,7 @@ class Run:
         return self.folder / "student.safetensors"
 
     def result(self) -> dict[str, Any] | None:
-        """What a finished run stored; None while it is not finished.
+        """The result that a finished run stored; None while it is not finished.
 
         Raises RunError if the file is damaged, CheckpointError if the teacher falls short of what the config
         expects.
@@ -63,24 +62,24 @@ class Run:
             )
         return result
 
+    @property
+    def is_held(self) -> bool:
+        """True while any process works in the run's folder."""
+        return is_locked(self.folder / ".lock")
+
     @contextmanager
-    def locked(self, waiting: Any = None, wait: bool = True) -> Iterator[None]:
+    def locked(self, wait: bool = True) -> Iterator[None]:
         """Work in the run's folder, as the only process; the kernel lets go of the lock when that dies.
 
-        ``waiting()`` is called once if another process has it, which is waited for. Raises RunHeldError
-        instead where it is not to ``wait``, and RunError if the folder cannot be written.
+        Another process that has it is waited for. Raises RunHeldError instead where it is not to ``wait``,
+        and RunError if the folder cannot be written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / ".lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                if not wait:
-                    raise RunHeldError(f"{self.folder}: another process works on it") from None
-                if waiting is not None:
-                    waiting()
-                lock.acquire()
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            raise RunHeldError(f"{self.folder}: another process works on it") from None
         except OSError as error:
             raise RunError(
                 f"runs={self.config['runs']}: cannot write {self.folder} ({error.strerror or error})"
@@ -91,8 +90,10 @@ class Run:
             lock.release()
 
     def start(self) -> None:
-        """Write the configuration, and what the code has that its commit has not; leftovers of a killed write
-        are removed."""
+        """Write the configuration, and what the code has that its commit has not.
+
+        Leftovers of a killed write are removed.
+        """
         for leftover in self.folder.glob("*.partial"):
             leftover.unlink()
         write_whole(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False).encode())
@@ -103,12 +104,15 @@ class Run:
             (self.folder / "code.diff").unlink(missing_ok=True)
 
     def metrics(self) -> list[Metrics]:
-        """Every whole line of metrics.jsonl."""
+        """Whole lines of metrics.jsonl."""
         return read_metrics(self.folder)
 
     def keep_metrics(self, epochs: int) -> None:
-        """Drop lines past ``epochs``, and a line that a kill cut short: they are trained again, with the same
-        values."""
+        """Drop lines past ``epochs``, and a line that a kill cut short.
+
+        They are trained again, with the same values. Raises RunError unless a line is there for each epoch up
+        to ``epochs``.
+        """
         path = self.folder / "metrics.jsonl"
         if not path.exists() and not epochs:
             return
@@ -129,8 +133,10 @@ class Run:
             os.fsync(file.fileno())
 
     def save_checkpoint(self, state: Mapping[str, Any], sources: Mapping[str, str]) -> None:
-        """``sources``: checksums, by name, of what the run learns from and its configuration does not
-        hold."""
+        """Save a trainer's state, from which the run goes on.
+
+        ``sources``: checksums, by name, of what the run learns from and its configuration does not hold.
+        """
         import torch
 
         content = io.BytesIO()  # a full disk is then an ordinary OSError
@@ -170,8 +176,10 @@ class Run:
         return saved["trainer"]
 
     def finish(self, weights: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
-        """Store the student's weights, then the result that marks the run as finished; the result with the
-        checksum."""
+        """Store the student's weights, then the result, which marks the run as finished.
+
+        Returns the result with the weights' checksum.
+        """
         from safetensors.torch import save
 
         write_whole(self.weights, save({name: tensor.contiguous() for name, tensor in weights.items()}))
@@ -181,7 +189,7 @@ class Run:
 
 
 def read_metrics(folder: Path) -> list[Metrics]:
-    """Every whole line of a run's metrics.jsonl; what a kill cut short is left out."""
+    """Whole lines of a run's metrics.jsonl; what a kill cut short is left out."""
     path = folder / "metrics.jsonl"
     if not path.exists():
         return []
@@ -198,8 +206,10 @@ def read_metrics(folder: Path) -> list[Metrics]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds this lock. Looking takes nothing from anybody, also where only reading
-    is allowed."""
+    """True if a living process holds this lock.
+
+    Looking takes nothing from anybody, also where only reading is allowed.
+    """
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -211,8 +221,10 @@ def is_locked(path: Path) -> bool:
 
 
 def last_words(folder: Path) -> str | None:
-    """How a run's last start ended early, as its run.log has it; None where it did not, or had no time to say
-    so."""
+    """The reason why a run's last start ended early, as its run.log has it.
+
+    None where it did not, or had no time to say so.
+    """
     try:
         with (folder / "run.log").open("rb") as file:
             file.seek(max(0, (folder / "run.log").stat().st_size - LAST_BYTES))

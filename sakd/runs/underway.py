@@ -60,6 +60,7 @@ class UnderWay:
         self.mirror: Mirror | None = None
         self.best = 0.0  # test accuracy so far, percent
         self.together = 1  # members of its cohort
+        self.over = False  # it has said how it ended
 
     def begin(self) -> None:
         """Write what the run is, and go on where it was left."""
@@ -99,15 +100,27 @@ class UnderWay:
         self.end(status)
 
     def end(self, status: str) -> None:
-        """Let MLflow know how it ended; waits for nothing."""
+        """Let MLflow know how it ended, and go of the folder; waits for nothing.
+
+        Others of the cohort may go on for long, while this run may be tried again.
+        """
         if self.mirror is not None:
             self.mirror.end(status)
+        self.over = True
+        self.lock.close()
 
-    def wait(self) -> None:
-        """Give the store its time to get the rest."""
-        if self.mirror is not None:
+    def interrupted(self, error: BaseException, status: str) -> None:
+        """End with all others, unless all was stored already."""
+        if (self.run.folder / "result.json").exists():
+            self.end("FINISHED")
+        else:
+            self.failed(error, status)
+
+    def wait(self, since: float) -> None:
+        """Give the store the rest of its time, which began at ``since`` on the monotonic clock."""
+        if self.mirror is not None and self.over:
             with self.own_log.speaking():
-                self.mirror.wait()
+                self.mirror.wait(max(0.0, self.mirror.patience - (time.monotonic() - since)))
 
     def _result(self) -> Result:
         """What is kept of a finished run.

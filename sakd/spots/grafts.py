@@ -14,11 +14,11 @@ from sakd.spots.spot import Spot
 
 
 def adapter(source: Shape, target: Shape) -> nn.Module:
-    """A layer from features of one shape to another's: convolution, batch norm and ReLU for maps, linear for
-    vectors.
+    """A layer from features of one shape to another's.
 
-    Shapes are of one sample: (C, H, W) or (d,). The convolution is 1x1 where sizes agree, 3x3 with stride 2
-    to halve, a transposed 4x4 with stride 2 to double, and otherwise the one that fits.
+    Maps get a convolution, batch norm and ReLU, vectors a linear layer. Shapes are of one sample: (C, H, W)
+    or (d,). The convolution is 1x1 where sizes agree, 3x3 with stride 2 to halve, a transposed 4x4 with
+    stride 2 to double, and otherwise the one that fits.
 
     Raises ConfigError for a map beside a vector.
     """
@@ -42,12 +42,11 @@ def adapter(source: Shape, target: Shape) -> nn.Module:
 
 
 def frozen_alias(network: StagedNet, fold: bool = False) -> StagedNet:
-    """The same network, always in eval and without gradients of its weights: parameters and buffers share
-    memory.
+    """The same network, always in eval and without gradients of its weights, in the same memory.
 
-    What an optimizer or a training pass changes in place is seen at once; nothing runs to keep the two alike,
-    but where ``fold`` says that batch norm is to be folded into convolutions: ``refold`` then takes over what
-    has changed. Move the network to its device first.
+    Parameters and buffers are shared: what an optimizer or a training pass changes in place is seen at once.
+    Nothing runs to keep the two alike, but where ``fold`` says that batch norm is to be folded into
+    convolutions: ``refold`` then takes over what has changed. Move the network to its device first.
     """
     shared: dict[int, object] = {
         id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()
@@ -82,7 +81,7 @@ class Grafts(nn.Module):
         teacher_features: Mapping[str, Tensor],
         route: Tensor,
     ) -> Tensor:
-        """Routed logits [B, classes].
+        """Logits [B, classes] of the routed network.
 
         ``student`` and ``teacher`` are in eval and take no gradients of weights; ``teacher_features`` come
         from the ordinary pass: up to the first spot nothing depends on the route. ``route``: [B, spots], in
@@ -101,8 +100,10 @@ class Grafts(nn.Module):
 
 
 def mixed(student: Tensor, teacher: Tensor, route: Tensor) -> Tensor:
-    """(1 - a) ``student`` + a ``teacher``, [B, …], with a = ``route`` [B]: at 0 and at 1 exactly the one or
-    the other."""
+    """Mix (1 - a) ``student`` + a ``teacher``, [B, …], with a = ``route`` [B].
+
+    At 0 and at 1 it is exactly the one or the other.
+    """
     kind = torch.promote_types(
         torch.promote_types(student.dtype, teacher.dtype), route.dtype
     )  # networks may be in bfloat16

@@ -14,8 +14,7 @@ from sakd.spots.spot import Spot
 
 
 class SpotMode(Plugin):
-    """Decides routes [B, spots] (1: teacher, 0: student), and which rows are kept for distillation at each
-    spot.
+    """Decides routes [B, spots] (1: teacher, 0: student), and which rows each spot keeps to distil.
 
     ``learns`` says whether the mode has parameters that a loss of the routed network trains.
     """
@@ -31,7 +30,7 @@ class SpotMode(Plugin):
         raise NotImplementedError
 
     def keep(self, route: Tensor) -> Tensor:
-        """[B, spots], True where the sample is distilled at the spot. Carries no gradient."""
+        """Mask [B, spots], True where the sample is distilled at the spot. Carries no gradient."""
         return route.detach() > 0.5
 
     def loss(
@@ -44,12 +43,16 @@ class SpotMode(Plugin):
         labels: Tensor,
         task_loss: Tensor,
     ) -> Tensor:
-        """What trains the mode, where it learns. ``student`` is the frozen alias, in eval."""
+        """The scalar that trains the mode, where it learns.
+
+        ``student`` is the frozen alias, in eval; ``labels``: int64 [B]; ``task_loss``: the student's
+        cross-entropy, a scalar.
+        """
         raise NotImplementedError
 
 
 class Fixed(SpotMode):
-    """Every sample at every spot, always: ordinary distillation."""
+    """Distils every sample at every spot, always: ordinary distillation."""
 
     def route(self, student_features: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor]) -> Tensor:
         logits = student_features["logits"]
@@ -57,8 +60,10 @@ class Fixed(SpotMode):
 
 
 class Random(SpotMode):
-    """Each sample at each spot with probability ``p``: one number, or one by spot's name, to match a measured
-    keep rate."""
+    """Distils each sample at each spot with probability ``p``.
+
+    ``p``: one number, or one by spot's name, to match a measured keep rate.
+    """
 
     def __init__(
         self, spots: Sequence[Spot], student: StagedNet, teacher: StagedNet, p: float | Mapping[str, float]
@@ -86,12 +91,12 @@ class Random(SpotMode):
 
 
 class Adaptive(SpotMode):
-    """A policy routes each sample through teacher or student at each spot; it is distilled where the teacher
-    was chosen.
+    """Distils where a policy routes a sample through the teacher.
 
-    The policy is one linear layer on both networks' embeddings; it and the grafts' adapters learn from the
-    routed network's cross-entropy c: times ``gamma`` where c is above the student's own, divided by it where
-    below; plus a budget, max(0, B/2 - teachers chosen at the logits) (Song et al., IEEE TIP 2022).
+    The policy chooses teacher or student for each sample at each spot. It is one linear layer on both
+    networks' embeddings; it and the grafts' adapters learn from the routed network's cross-entropy c: times
+    ``gamma`` where c is above the student's own, divided by it where below; plus a budget, max(0, B/2 -
+    teachers chosen at the logits) (Song et al., IEEE TIP 2022).
 
     The teacher's scores start with ``same_family_bias`` or ``other_family_bias`` added.
     """
@@ -151,8 +156,10 @@ class Anti(Adaptive):
 
 
 def straight_through_gumbel(scores: Tensor, temperature: float, stream: torch.Generator) -> Tensor:
-    """One hard draw per pair of ``scores`` [..., 2]: 1.0 where channel 0 won, else 0.0, exactly; the gradient
-    is the soft choice's (Jang et al., ICLR 2017)."""
+    """One hard draw per pair of ``scores`` [..., 2]: 1.0 where channel 0 won, else 0.0, exactly.
+
+    The gradient is the soft choice's (Jang et al., ICLR 2017).
+    """
     exponential = torch.empty_like(scores).exponential_(generator=stream)
     noise = -exponential.log()  # standard Gumbel
     soft = F.softmax((scores + noise) / temperature, dim=-1)[..., 0]
@@ -160,10 +167,10 @@ def straight_through_gumbel(scores: Tensor, temperature: float, stream: torch.Ge
 
 
 def router_loss(routed_loss: Tensor, task_loss: Tensor, logits_route: Tensor, gamma: float) -> Tensor:
-    """Scalar: the routed network's cross-entropy, weighed by whether it beats the student's, and the budget's
-    hinge.
+    """Loss of the router, a scalar: the routed network's cross-entropy, weighed, and the budget's hinge.
 
-    ``logits_route``: [B], the route at the logits. The hinge is not divided by B.
+    The weight says whether it beats the student's. ``logits_route``: [B], the route at the logits. The hinge
+    is not divided by B.
     """
     above, below = routed_loss > task_loss, routed_loss < task_loss
     one = torch.ones_like(task_loss)

@@ -20,7 +20,7 @@ class Spot(NamedTuple):
 
     @property
     def name(self) -> str:
-        """``stage2``, or ``stage3-stage4`` where the two stages' names differ."""
+        """Name of the spot: ``stage2``, or ``stage3-stage4`` where the two stages' names differ."""
         return self.student if self.student == self.teacher else f"{self.student}-{self.teacher}"
 
 

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Collection, Iterator, Sequence
 
-from sakd.configuration import TEACHER_KEYS, Config, identity, needs_teacher, prerequisites
+from sakd.configuration import TEACHER_KEYS, Config, identity, needs_teacher, teacher_of
 from sakd.sweeps.plan import KnownRuns, PlannedRun
 
 # What all members of a cohort have in common, beside their teacher and their images: one value, one process.
@@ -32,7 +32,7 @@ def cohorts(runs: Sequence[PlannedRun], alone: Collection[str] = ()) -> list[lis
 def _in_common(config: Config, teachers: KnownRuns, checkpoints: dict[str, str]) -> str:
     """Equal for runs that may go together. ``checkpoints``: digests of weights files, each taken once."""
     teacher: object = None
-    if (run := teachers.of(prerequisites(config).teacher)) is not None:
+    if (run := teachers.of(teacher_of(config))) is not None:
         teacher = run.digest
     elif needs_teacher(config):
         network = {key: value for key, value in config["teacher"].items() if key not in TEACHER_KEYS}

@@ -1,25 +1,22 @@
 """The loop: how students, alone or from a teacher, one or several at once, are trained."""
 
-from sakd.training.cohort import Cohort, Measured, Member, Progress, SharedClock
+from sakd.training.cohort import Cohort, Measured, Progress, SharedClock
 from sakd.training.execution import Execution
-from sakd.training.graphs import Captured, unchanged
-from sakd.training.measuring import RunningMeans, evaluate
+from sakd.training.graphs import unchanged
+from sakd.training.measuring import evaluate
 from sakd.training.pretraining import Pretraining
 from sakd.training.profiling import Profile
 from sakd.training.teacher import Certificate, Teacher
 from sakd.training.trainer import Step, Trainer, spots_of
 
 __all__ = [
-    "Captured",
     "Certificate",
     "Cohort",
     "Execution",
     "Measured",
-    "Member",
     "Pretraining",
     "Profile",
     "Progress",
-    "RunningMeans",
     "SharedClock",
     "Step",
     "Teacher",

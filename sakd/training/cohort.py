@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 
 import torch
 
@@ -38,7 +38,7 @@ class Member:
         self.means = RunningMeans(trainer.measurements, trainer.epoch)
 
     def capture(self) -> None:
-        """From here on, steps are captured once and replayed."""
+        """Let steps be captured once and replayed, from here on."""
         trainer = self.trainer
         generators = list(trainer.streams.values())
         self.train_step = Captured(
@@ -84,6 +84,7 @@ class Cohort:
         self.teacher_features = None if teacher is None else teacher.features
         self.clock = SharedClock(self.members)
         self._failed: Failed | None = None
+        self._inside: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
         if self.execution.captures:
             self.placed = PlacedBatches()
             if teacher is not None:
@@ -98,18 +99,19 @@ class Cohort:
         batch_size: int,
         progress: Progress | None = None,
         failed: Failed | None = None,
+        inside: Callable[[str], AbstractContextManager] = lambda name: nullcontext(),
     ) -> Iterator[tuple[str, Measured]]:
-        """Train up to and with epoch number ``epochs``, of all or by name; yield name and measurements of
-        each member's epoch when it is done.
+        """Train up to and with epoch number ``epochs``, of all or by name.
 
-        A member's ``seconds`` are those of its own steps and its share of what all share. The caller may save
-        the state of a trainer whose epoch was yielded; one that loads it goes on with the next epoch.
+        Yields name and measurements of each member's epoch when it is done. A member's ``seconds`` are those
+        of its own steps and its share of what all share. The caller may save the state of a trainer whose
+        epoch was yielded; one that loads it goes on with the next epoch.
 
         What goes wrong in a member raises, such as NonFiniteLossError when a loss or a weight is not finite;
         or, with ``failed``, ends that member alone, after ``failed(name, error)``. Too little memory on a GPU
-        always raises.
+        always raises. ``inside(name)`` gives a context that all of a member's own work is done in.
         """
-        self._failed = failed
+        self._failed, self._inside = failed, inside
         for name, member in self.members.items():
             member.epochs = epochs if isinstance(epochs, int) else epochs[name]
         dataset = dataset.to(self.device)
@@ -132,8 +134,10 @@ class Cohort:
     def _epoch(
         self, members: list[Member], dataset: Dataset, batch_size: int, progress: Progress | None
     ) -> dict[str, Measured]:
-        """Train and evaluate members that have done the same epochs; measurements of those that stand
-        then."""
+        """Train and evaluate members that have done the same epochs.
+
+        Returns the measurements of those that stand then.
+        """
         self.clock = SharedClock(member.name for member in members)
         measured = self.train_epoch(members, dataset, batch_size, progress)
         seconds = self.clock.seconds()
@@ -156,10 +160,10 @@ class Cohort:
     def train_epoch(
         self, members: list[Member], dataset: Dataset, batch_size: int, progress: Progress | None = None
     ) -> dict[str, Measured]:
-        """One pass over the training images for members that have done the same epochs.
+        """Pass once over the training images, for members that have done the same epochs.
 
-        Means over the images of what steps measure, and learning rates, by the name of each member that
-        stands. ``dataset`` is on the cohort's device; trainers are prepared.
+        Returns means over the images of what steps measure, and learning rates, by the name of each member
+        that stands. ``dataset`` is on the cohort's device; trainers are prepared.
         """
         for member in self._standing(members):
             with self._alone(member):
@@ -184,7 +188,7 @@ class Cohort:
         return measured
 
     def take_step(self, members: list[Member], batch: Batch, number: int) -> dict[str, Step]:
-        """One step of each member from the same batch; ``number`` counts the epoch's steps from 1."""
+        """Take one step of each member from the same batch; ``number`` counts the epoch's steps from 1."""
         batch = self.placed(batch._replace(images=self.execution.arrange(batch.images)))
         features = None if self.teacher_features is None else self.teacher_features(batch.images)
         _join(self.teacher_features)
@@ -215,15 +219,16 @@ class Cohort:
         return {member.name: scores[member.name].compute() for member in self._standing(members)}
 
     def _standing(self, members: Iterable[Member]) -> Iterator[Member]:
-        """Those that have not failed or been dropped, also while one after the other is looked at."""
+        """Members that have not failed or been dropped, also while one after the other is looked at."""
         return (member for member in list(members) if self.members.get(member.name) is member)
 
     @contextmanager
     def _alone(self, member: Member) -> Iterator[None]:
-        """What goes wrong inside is this member's alone, and so is the time that passes."""
+        """Let what goes wrong inside be this member's alone, and so the time that passes."""
         with self.clock.of(member.name):
             try:
-                yield
+                with self._inside(member.name):
+                    yield
             except torch.OutOfMemoryError:  # the others are in the way, too
                 raise
             except Exception as error:
@@ -234,7 +239,10 @@ class Cohort:
 
 
 class SharedClock:
-    """Splits the time that passes among some: to each its own, and an equal share of what is nobody's own."""
+    """Splits the time that passes among some.
+
+    Each has its own, and an equal share of what is nobody's own.
+    """
 
     def __init__(self, names: Iterable[str]):
         self.start = time.perf_counter()
@@ -242,7 +250,7 @@ class SharedClock:
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """What passes inside is ``name``'s own."""
+        """Count the time that passes inside as ``name``'s own."""
         start = time.perf_counter()
         try:
             yield
@@ -250,7 +258,7 @@ class SharedClock:
             self.own[name] += time.perf_counter() - start
 
     def seconds(self) -> dict[str, float]:
-        """So far, by name; their sum is the time that has passed."""
+        """Seconds so far, by name; their sum is the time that has passed."""
         shared = time.perf_counter() - self.start - sum(self.own.values())
         return {name: own + shared / len(self.own) for name, own in self.own.items()}
 

@@ -1,4 +1,4 @@
-"""How a step's arithmetic is carried out: in which precision and memory order, and by which launches."""
+"""Execution of a step: in which precision and memory order, and by which launches."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +12,7 @@ from sakd.errors import ConfigError
 
 @dataclass(frozen=True)
 class Execution:
-    """What changes a step's speed, and its numbers by rounding at most."""
+    """Choices that change a step's speed, and its numbers by rounding at most."""
 
     precision: str = "fp32"  # of the networks: fp32, tf32 (on GPUs that have it), bf16; all else is float32
     memory_format: str = "contiguous"  # of images and of convolutions' weights; or channels_last
@@ -20,7 +20,7 @@ class Execution:
     fold_batch_norm: bool = False  # into the convolutions, wherever a network is in eval in a step
 
     def check(self, device: torch.device) -> None:
-        """Raises ConfigError for what the device cannot do."""
+        """Raise ConfigError for what the device cannot do."""
         if self.captures and device.type != "cuda":
             raise ConfigError(
                 f"compile: found graph, which is for CUDA devices; expected none or default on {device.type}"
@@ -28,33 +28,33 @@ class Execution:
 
     @property
     def captures(self) -> bool:
-        """Whether steps are captured once and replayed."""
+        """True if steps are captured once and replayed."""
         return self.compile == "graph"
 
     def place(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """``module`` on the device, its maps' weights in the memory order."""
+        """Move ``module`` to the device, its maps' weights in the memory order."""
         return module.to(device, memory_format=self._order)
 
     def arrange(self, images: Tensor) -> Tensor:
-        """``images`` [B, C, H, W] in the memory order; the same tensor where they are already."""
+        """Put images [B, C, H, W] into the memory order; they are the same tensor where they have it."""
         return images.contiguous(memory_format=self._order)
 
     @property
     def _order(self) -> torch.memory_format:
         return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
 
-    def networks(self, device: torch.device) -> AbstractContextManager[None]:
-        """What the networks' passes run in."""
+    def autocast(self, device: torch.device) -> AbstractContextManager[None]:
+        """Context in which the networks' passes run, in their precision."""
         if self.precision != "bf16":
             return nullcontext()
         # Weights cast once would be stale when a captured step is replayed.
         return torch.autocast(device.type, torch.bfloat16, cache_enabled=not self.captures)
 
-    def function(self, function: Callable) -> Callable:
-        """A part of a step, compiled where that is asked for."""
+    def compiled(self, function: Callable) -> Callable:
+        """Compile a part of a step where that is asked for."""
         return torch.compile(function) if self.compile == "default" else function
 
 
 def on_device(device: torch.device) -> AbstractContextManager[None]:
-    """What is launched inside goes to ``device`` where it names none."""
+    """Let what is launched inside go to ``device`` where it names none."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,5 +1,7 @@
-"""A function of a batch, captured once as a CUDA graph and replayed: the same operations, launched at
-once."""
+"""Functions of a batch, captured once as CUDA graphs and replayed.
+
+The operations are the same, launched at once.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,18 +12,17 @@ from torch import Tensor
 
 from sakd.data import Batch
 
-WARM_UP_CALLS = (
-    3  # before a capture, as PyTorch asks for: libraries set themselves up, optimizers make buffers
-)
-REGISTERED_BY_CAPTURE = (
-    2,
-    14,
-)  # from this version of PyTorch on, captures find the generators that they draw from
+# Before a capture, as PyTorch asks for: libraries set themselves up, optimizers make buffers.
+WARM_UP_CALLS = 3
+# From this version of PyTorch on, captures find the generators that they draw from.
+REGISTERED_BY_CAPTURE = (2, 14)
 
 
 class PlacedBatches:
-    """Copies each batch to where the last one of its size lay: a captured function reads the same memory
-    again."""
+    """Copies each batch to where the last one of its size lay.
+
+    A captured function reads the same memory again.
+    """
 
     def __init__(self):
         self.places: dict[int, Batch] = {}
@@ -34,7 +35,7 @@ class PlacedBatches:
 
 
 class Captured:
-    """``function`` of a batch in a place of its own and, perhaps, of features in theirs.
+    """A ``function`` of a batch in a place of its own and, perhaps, of features in theirs, as CUDA graphs.
 
     It is captured at the first call for each batch size, and anew when ``settings()`` gives another value,
     such as other learning rates. Capturing trains nothing: what its own calls change is put back by
@@ -96,7 +97,7 @@ class Captured:
 def unchanged(
     state: Callable[[], Mapping[str, Any]], generators: Sequence[torch.Generator], device: torch.device
 ) -> Iterator[None]:
-    """What is done inside leaves the tensors of ``state()`` and all random generators as they were.
+    """Put back, at the end, the tensors of ``state()`` and all random generators.
 
     In place, so that what holds the same memory sees it. What an optimizer adds at its first step is left at
     zero, which is how its second finds it after no first.

@@ -1,5 +1,7 @@
-"""Measurements of an epoch: means over its steps, kept on the device, and what a network is worth on
-images."""
+"""Measurements of an epoch: means over its steps, and a network's score on images.
+
+They are kept on the device.
+"""
 
 import math
 from collections.abc import Generator, Mapping, Sequence
@@ -17,8 +19,10 @@ NEVER = 2**62  # a step that is not reached
 
 
 class RunningMeans:
-    """Means of measurements over samples, kept on the device, and the first step at which each was not
-    finite."""
+    """Means of measurements over samples, kept on the device.
+
+    Beside them, the first step at which each was not finite.
+    """
 
     def __init__(self, names: Sequence[str], epoch: int):
         self.names, self.epoch = names, epoch
@@ -26,7 +30,10 @@ class RunningMeans:
         self.sums = self.first_bad = None
 
     def add(self, measured: Tensor, samples: int, step: int) -> None:
-        """``measured``: [M], one for each name, means over ``samples``."""
+        """Take in a step's measurements.
+
+        ``measured``: [M], one for each name, means over ``samples``.
+        """
         self.samples += samples
         bad = torch.where(measured.isfinite(), NEVER, step)
         if self.sums is None:
@@ -35,8 +42,10 @@ class RunningMeans:
         self.first_bad = torch.minimum(self.first_bad, bad)
 
     def compute(self) -> dict[str, float]:
-        """The means so far; waits for the device. Raises NonFiniteLossError naming what was first not
-        finite."""
+        """The means so far; waits for the device.
+
+        Raises NonFiniteLossError naming what was first not finite.
+        """
         bad = dict(zip(self.names, self.first_bad.tolist(), strict=True))
         first = min(bad.values())
         if first < NEVER:
@@ -54,27 +63,30 @@ class RunningMeans:
 
 
 class Score:
-    """How many images a network gets right, and its cross-entropy, summed on the device."""
+    """Counts images that a network gets right, and sums its cross-entropy, on the device."""
 
     def __init__(self):
         self.correct = self.loss = self.samples = 0
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """``logits``: [B, classes]; ``labels``: int64 [B]."""
+        """Take in a batch. ``logits``: [B, classes]; ``labels``: int64 [B]."""
         logits = logits.float()
         self.correct += (logits.argmax(1) == labels).sum()
         self.loss += F.cross_entropy(logits, labels, reduction="sum")
         self.samples += len(labels)
 
     def compute(self) -> dict[str, float]:
-        """``accuracy`` in percent and mean cross-entropy ``loss``; waits for the device."""
+        """The ``accuracy`` in percent and mean cross-entropy ``loss``; waits for the device."""
         return {"accuracy": 100 * int(self.correct) / self.samples, "loss": float(self.loss) / self.samples}
 
 
 @torch.no_grad()
 def evaluate(network: StagedNet, batches: Generator[Batch, None, None]) -> dict[str, float]:
-    """``accuracy`` in percent and mean cross-entropy ``loss``, in eval; the network's mode is put back."""
+    """Measure ``accuracy`` in percent and mean cross-entropy ``loss`` of a network in eval.
+
+    Its mode is put back.
+    """
     score, training = Score(), network.training
     network.eval()
     with closing(batches):

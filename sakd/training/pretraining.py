@@ -1,4 +1,4 @@
-"""What some methods train before the student learns: FT's paraphraser, FSP's first stages of the student."""
+"""Pretraining, before the student learns: FT's paraphraser, FSP's first stages of the student."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -18,7 +18,7 @@ from sakd.training.trainer import Features, Step, Trainer, spots_of
 class Pretraining(Trainer):
     """Trains what ``distiller.pretrained(student)`` names, by ``distiller.pretraining_loss`` alone.
 
-    No labels, no spot mode, no tests. Arguments as a Trainer's; ``name`` is the loss's.
+    There are no labels, no spot mode and no tests. Arguments as a Trainer's; ``name`` is the loss's.
     """
 
     tested = False
@@ -66,7 +66,7 @@ class Pretraining(Trainer):
         self, images: Tensor, labels: Tensor, indices: Tensor, teacher_features: Features | None = None
     ) -> Step:
         images = self.execution.arrange(images)
-        with self.execution.networks(self.device):
+        with self.execution.autocast(self.device):
             loss = self.distiller.pretraining_loss(self.student, images, teacher_features)
         self.optimizer.zero_grad()
         loss.backward()

@@ -1,5 +1,7 @@
-"""Where the time of a few steps goes: a trace that Perfetto opens, and the most expensive operations as a
-table."""
+"""Profile of a few steps: where their time goes.
+
+It is a trace that Perfetto opens, and the most expensive operations as a table.
+"""
 
 import logging
 from pathlib import Path
@@ -17,10 +19,10 @@ OPERATIONS = 10
 
 
 class Profile:
-    """Watches steps 8 to 17 of this process' first epoch; leaves ``trace.json`` and ``profile.txt`` in
-    ``folder``.
+    """Watches steps 8 to 17 of this process' first epoch.
 
-    An epoch of fewer steps leaves what there was of it.
+    Leaves ``trace.json`` and ``profile.txt`` in ``folder``. An epoch of fewer steps leaves what there was of
+    it.
     """
 
     def __init__(self, folder: Path, device: torch.device):
@@ -36,7 +38,7 @@ class Profile:
         return self
 
     def step(self) -> None:
-        """To be called after every step."""
+        """Take in that a step is done; to be called after every one."""
         self.profiler.step()
 
     def __exit__(

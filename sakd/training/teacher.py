@@ -14,7 +14,7 @@ from sakd.training.execution import Execution
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was measured of a teacher before it taught."""
+    """Measurements of a teacher before it taught."""
 
     name: str
     accuracy: float  # percent, on the test images
@@ -26,11 +26,11 @@ class Certificate:
 
 
 class Teacher:
-    """A network in eval and without gradients, on its device, its batch norm folded where ``execution`` says
-    so.
+    """A network in eval and without gradients, on its device.
 
-    Weights that are loaded into ``network`` later count from the next ``refold`` on. It may teach any number
-    of students at once: nothing in a step writes into what it gives.
+    Its batch norm is folded where ``execution`` says so. Weights that are loaded into ``network`` later count
+    from the next ``refold`` on. It may teach any number of students at once: nothing in a step writes into
+    what it gives.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class Teacher:
         self.network = execution.place(network, self.device).requires_grad_(False).eval()
         self.frozen = frozen_alias(self.network, execution.fold_batch_norm)
         self.certificate: Certificate | None = None
-        self._features = execution.function(self.frozen.features)
+        self._features = execution.compiled(self.frozen.features)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Every stage's output by name, without gradients. ``images``: [B, C, H, W], normalised."""
-        with torch.no_grad(), self.execution.networks(self.device):
+        """Outputs of all stages, by name, without gradients. ``images``: [B, C, H, W], normalised."""
+        with torch.no_grad(), self.execution.autocast(self.device):
             return self._features(self.execution.arrange(images))
 
     def refold(self) -> None:

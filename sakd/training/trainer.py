@@ -25,12 +25,10 @@ Features = Mapping[str, Tensor]
 
 
 class Step(NamedTuple):
-    """What one step gives. It stays on the device: nothing here waits for it."""
+    """Tensors that one step gives. They stay on the device: nothing here waits for it."""
 
     losses: dict[str, Tensor]  # scalars by name, as they count
-    kept: (
-        Tensor | None
-    )  # bool [B, spots]: which samples were distilled at which spot; None for a student alone
+    kept: Tensor | None  # bool [B, spots]: who was distilled where; None for a student alone
     measured: Tensor  # [M], one for each of the trainer's ``measurements``
 
 
@@ -98,14 +96,14 @@ class Trainer:
             self.routed_student = frozen_alias(self.student, execution.fold_batch_norm)
         self.streams = {name: torch.Generator(device=self.device) for name in self.plugins}
         self.prepared = False
-        self._student_features = execution.function(self.student.features)
+        self._student_features = execution.compiled(self.student.features)
 
     def _placed(self, module: nn.Module) -> nn.Module:
         return self.execution.place(module, self.device)
 
     @property
     def plugins(self) -> dict[str, Plugin]:
-        """Spot mode and distillers by their random stream's name."""
+        """Spot mode and distillers, by their random stream's name."""
         modes = {} if self.spot_mode is None else {"policy": self.spot_mode}
         return modes | {f"distiller/{name}": distiller for name, distiller in self.distillers.items()}
 
@@ -118,16 +116,19 @@ class Trainer:
 
     @property
     def product(self) -> nn.Module:
-        """What a finished training leaves."""
+        """The module that a finished training leaves."""
         return self.student
 
     def learned(self) -> Iterator[nn.Parameter]:
-        """What the optimizer trains, but for what takes no gradients."""
+        """Parameters that the optimizer trains, but for those that take no gradients."""
         yield from self.student.parameters()
         yield from self.distillers.parameters()
 
     def prepare(self, dataset: Dataset) -> None:
-        """Let the plug-ins build what depends on the training set, once; a saved state needs it before."""
+        """Let the plug-ins build what depends on the training set, once.
+
+        A saved state needs it before.
+        """
         if self.prepared:
             return
         labels = dataset.train.labels.to(self.device)
@@ -154,7 +155,7 @@ class Trainer:
         or writes into what it is given.
         """
         images = self.execution.arrange(images)
-        with self.execution.networks(self.device):
+        with self.execution.autocast(self.device):
             student_features = self._student_features(images)
         losses = {"task": F.cross_entropy(student_features["logits"].float(), labels)}
         accuracy = 100 * (student_features["logits"].argmax(1) == labels).float().mean()
@@ -183,13 +184,12 @@ class Trainer:
     def _policy_step(
         self, images: Tensor, labels: Tensor, teacher_features: Features, route: Tensor, task_loss: Tensor
     ) -> Tensor:
-        """Train policy and adapters from the routed network, whose gradients reach neither student nor
-        distillers.
+        """Train policy and adapters from the routed network, and return its loss, a scalar.
 
-        The loss, a scalar.
+        Gradients reach neither student nor distillers.
         """
         refold(self.routed_student)
-        with self.execution.networks(self.device):
+        with self.execution.autocast(self.device):
             loss = self.spot_mode.loss(
                 self.routed_student, self.teacher.frozen, images, teacher_features, route, labels, task_loss
             )
@@ -200,14 +200,14 @@ class Trainer:
         return loss.detach()
 
     def end_epoch(self) -> dict[str, float]:
-        """Step the schedules. The learning rates of the epoch, as ``lr/student`` and ``lr/policy``."""
+        """Step the schedules; the epoch's learning rates, as ``lr/student`` and ``lr/policy``."""
         rates = {f"lr/{name}": rate for name, rate in self.learning_rates().items()}
         for schedule in self.schedules.values():
             schedule.step()
         return rates
 
     def learning_rates(self) -> dict[str, float]:
-        """Of the student's optimizer, and of the policy's where there is one."""
+        """Learning rates of the student's optimizer, and of the policy's where there is one."""
         optimizers = {"student": self.optimizer, "policy": self.policy_optimizer}
         return {name: own.param_groups[0]["lr"] for name, own in optimizers.items() if own is not None}
 
@@ -238,7 +238,7 @@ class Trainer:
                 optimizer.zero_grad(set_to_none=True)
 
     def _parts(self) -> dict[str, Any]:
-        """All that changes in training, by name: not the teacher."""
+        """Parts that change in training, by name: not the teacher."""
         parts = {"student": self.student, "distillers": self.distillers, "optimizer": self.optimizer}
         parts |= {f"schedule/{name}": schedule for name, schedule in self.schedules.items()}
         if self.spot_mode is not None:
@@ -248,11 +248,14 @@ class Trainer:
         return parts
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes; random streams are functions of the seed and the epoch."""
+        """State of all that changes; random streams are functions of the seed and the epoch."""
         return {"epoch": self.epoch} | {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state, strictly. Raises CheckpointError if it is another trainer's."""
+        """Go on from a saved state, strictly.
+
+        Raises CheckpointError if it is another trainer's.
+        """
         parts = self._parts()
         if set(state) != {"epoch", *parts}:
             raise CheckpointError(f"found a state of {sorted(state)}, expected {sorted(['epoch', *parts])}")

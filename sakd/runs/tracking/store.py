@@ -1,4 +1,7 @@
-"""MLflow itself. Only this module imports it, and only once it is used: that takes seconds."""
+"""MLflow's stores.
+
+Only this module imports MLflow, and only once it is used: that takes seconds.
+"""
 
 import contextlib
 import logging
@@ -17,8 +20,10 @@ GOING_ON = ("RUNNING", "SCHEDULED")  # of the states that MLflow has for a run, 
 
 
 class Store:
-    """An MLflow store, by its URI; a new SQLite store is set up. Each method raises whatever MLflow raises
-    where the store is away or refuses."""
+    """An MLflow store, by its URI; a new SQLite store is set up.
+
+    Each method raises whatever MLflow raises where the store is away or refuses.
+    """
 
     def __init__(self, uri: str):
         self.uri = uri
@@ -58,8 +63,10 @@ class Store:
             return found.experiment_id
 
     def run(self, run_id: str | None) -> Any:
-        """MLflow's Run, or None if the store has it not (any more): a store may have been replaced, or the
-        run deleted."""
+        """MLflow's Run, or None if the store has it not (any more).
+
+        A store may have been replaced, or the run deleted.
+        """
         from mlflow.exceptions import MlflowException
 
         if run_id is None:
@@ -73,8 +80,10 @@ class Store:
         return run if run.info.lifecycle_stage == "active" else None
 
     def find_or_create(self, experiment: str, uid: str, folder: Path, name: str, start_time: int) -> Any:
-        """MLflow's Run of the folder that has this ``uid``: a kill between creating it and noting its id must
-        not lead to two. ``start_time`` in milliseconds."""
+        """MLflow's Run of the folder that has this ``uid``, made where there is none.
+
+        A kill between creating it and noting its id must not lead to two. ``start_time`` in milliseconds.
+        """
         found = self.client.search_runs([experiment], f"tags.`sakd.uid` = '{uid}'")
         if found:
             return found[0]
@@ -82,7 +91,7 @@ class Store:
         return self.client.create_run(experiment, start_time=start_time, tags=tags, run_name=name)
 
     def send_parameters(self, run: Any, parameters: Mapping[str, str]) -> None:
-        """Add what the run has not yet."""
+        """Add the parameters that the run has not yet."""
         from mlflow.entities import Param
 
         missing = [
@@ -92,8 +101,10 @@ class Store:
             self.client.log_batch(run.info.run_id, params=missing[start : start + PARAMETERS_AT_ONCE])
 
     def send_metrics(self, run: Any, lines: Sequence[Mapping[str, float]]) -> int:
-        """Add the epochs that the run has not yet, and count them. Each goes in one transaction together with
-        its number, which then tells what has arrived."""
+        """Add the epochs that the run has not yet, and count them.
+
+        Each goes in one transaction together with its number, which then tells what has arrived.
+        """
         from mlflow.entities import Metric
 
         last_known = run.data.metrics.get("epoch", 0)
@@ -117,7 +128,7 @@ class Store:
         self.client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def send_file(self, run: Any, path: Path) -> None:
-        """Store a copy among the run's artifacts, in the place of one of that name."""
+        """Store a copy of a file among the run's artifacts, in the place of one of that name."""
         self.client.log_artifact(run.info.run_id, str(path))
 
     def set_status(self, run: Any, status: str) -> None:
@@ -129,8 +140,10 @@ class Store:
 
 
 def set_up_store(uri: str, experiments: Sequence[str]) -> str | None:
-    """Make a fresh store and its experiments, before jobs would do so all at once; what is wrong, in one
-    line, where it is away."""
+    """Make a fresh store and its experiments, before jobs would do so all at once.
+
+    Returns what is wrong, in one line, where the store is away.
+    """
     try:
         store = Store(absolute(uri))
         with store.alone():
@@ -142,7 +155,7 @@ def set_up_store(uri: str, experiments: Sequence[str]) -> str | None:
 
 
 def finished_runs(uri: str) -> Iterator[tuple[str, dict[str, str], dict[str, float], dict[str, str]]]:
-    """Folder's name, parameters, last metrics and tags of every finished run in the store that distils.
+    """Finished runs in the store that distil: folder's name, parameters, last metrics and tags.
 
     Raises RunError where the store is away.
     """
@@ -166,7 +179,7 @@ def finished_runs(uri: str) -> Iterator[tuple[str, dict[str, str], dict[str, flo
 
 
 def _pages(search: Any, *arguments: Any) -> Iterator[Any]:
-    """Each page of what a client's search finds."""
+    """Pages of what a client's search finds."""
     token = None
     while token != "":
         found = search(*arguments, max_results=1000, page_token=token)
@@ -185,7 +198,7 @@ def open_command(uri: str) -> str:
 
 
 def is_a_file(uri: str) -> bool:
-    """Whether the store is one file on one machine."""
+    """True if the store is one file on one machine."""
     return sqlite_path(uri) is not None
 
 
@@ -201,7 +214,10 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def _client_class() -> Any:
-    """MLflow's client, told to give up soon and to be quiet: whoever sends tries again, and tells once."""
+    """MLflow's client, told to give up soon and to be quiet.
+
+    Whoever sends tries again, and tells once.
+    """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -213,8 +229,10 @@ def _client_class() -> Any:
 
 
 def _set_up(path: Path, client: Any) -> None:
-    """A new SQLite store, made beside and renamed: one that a kill leaves half made fails for everyone, for
-    good."""
+    """Make a new SQLite store beside its place, and rename it.
+
+    One that a kill leaves half made fails for everyone, for good.
+    """
     partial = path.with_name(path.name + ".partial")
     for leftover in path.parent.glob(partial.name + "*"):
         leftover.unlink()

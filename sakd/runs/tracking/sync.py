@@ -29,10 +29,10 @@ _state_lock = threading.Lock()  # a run's mirror and the run itself both note wh
 
 
 def synchronise(folder: Path, status: str | None = None) -> int:
-    """Send what the store lacks of one run's folder, and its ``status`` (None: the noted one); the number of
-    epochs sent.
+    """Send what the store lacks of one run's folder, and count the epochs sent.
 
-    Raises whatever MLflow raises where the store is away or refuses.
+    Its ``status`` is sent, too (None: the noted one). Raises whatever MLflow raises where the store is away
+    or refuses.
     """
     with FileLock(folder / ".mirror.lock"):  # a run's own thread and `sakd sync` must not send the same
         state = _read_state(folder)
@@ -102,26 +102,28 @@ def _traceback(path: Path) -> str:
 
 
 def synchronise_all(runs: Path) -> dict[str, int | Exception]:
-    """Send what is missing of every run in ``runs``: epochs sent, or what went wrong, by the run's name.
+    """Send what is missing of every run in ``runs``.
 
-    A run that was killed without warning before its result is marked KILLED; one that another process works
-    on is left to it.
+    Returns the number of epochs sent, or what went wrong, by the run's name. A run that was killed without
+    warning before its result is marked KILLED; one that another process works on is left to it.
     """
     outcomes = {path.parent.name: mark_ended(path.parent) for path in sorted(runs.glob("*/mlflow.json"))}
     return {name: outcome for name, outcome in outcomes.items() if outcome is not None}
 
 
 def mark_ended(folder: Path, lost: bool = False) -> int | Exception | None:
-    """Say of a run that was killed without warning that it is over, and send what is missing: epochs sent, or
-    what went wrong; None where another process works on it.
+    """Say of a run that was killed without warning that it is over, and send what is missing.
 
-    ``lost``: it is known not to come to a next turn either.
+    Returns the number of epochs sent, or what went wrong; None where another process works on it. ``lost``:
+    it is known not to come to a next turn either.
     """
     if is_locked(folder / ".lock"):
         return None
     try:
-        if _read_state(folder)["status"] in (GOING_ON if lost else ("RUNNING",)):
-            note_status(folder, "FINISHED" if (folder / "result.json").exists() else "KILLED")
+        if (folder / "result.json").exists():  # whatever was noted: it may have been killed right after
+            note_status(folder, "FINISHED")
+        elif _read_state(folder)["status"] in (GOING_ON if lost else ("RUNNING",)):
+            note_status(folder, "KILLED")
         return synchronise(folder)
     except Exception as error:
         return error
@@ -141,9 +143,10 @@ def catch_up(run: Run) -> None:
 
 
 def mirrored(folder: Path, config: Config) -> bool:
-    """Whether a finished run has been given to the store that the configuration asks for, if it asks for one.
+    """True if the store that the configuration asks for, if any, has been given a finished run.
 
-    It has not if it was tracked elsewhere or not at all, or was killed between its result and the store.
+    It is False for one that was tracked elsewhere or not at all, or was killed between its result and the
+    store.
     """
     tracking, state = config["tracking"], _read_state(folder)
     if tracking["name"] == "none":
@@ -153,7 +156,7 @@ def mirrored(folder: Path, config: Config) -> bool:
 
 
 def goes_on(folder: Path) -> bool:
-    """Whether the store has this run as one that is not over."""
+    """True if the store has this run as one that is not over."""
     return _read_state(folder).get("status") in GOING_ON
 
 

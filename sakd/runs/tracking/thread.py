@@ -1,4 +1,7 @@
-"""The mirror beside a training: a thread that sends what is new, so that the training never waits."""
+"""Mirror of a run in MLflow, beside its training.
+
+A thread sends what is new, so that the training never waits.
+"""
 
 import contextvars
 import logging
@@ -19,8 +22,11 @@ PATIENCE_WITH_A_FILE = 600.0  # and for an SQLite store, which is never away, bu
 
 
 class Mirror:
-    """Sends a run's folder to MLflow from a thread of its own; neither slow nor absent stores hold up the
-    training. What it says goes to the run in whose context it was made."""
+    """Sends a run's folder to MLflow from a thread of its own.
+
+    Neither slow nor absent stores hold up the training. What it says goes to the run in whose context it was
+    made.
+    """
 
     def __init__(self, folder: Path, uri: str, experiment: str):
         self.folder, self.uri = folder, uri
@@ -37,8 +43,10 @@ class Mirror:
         self._new.set()
 
     def end(self, status: str) -> None:
-        """Say how the run ended (FINISHED, FAILED, KILLED, or SCHEDULED to go on later), and let the rest be
-        sent; returns at once."""
+        """Say how the run ended, and let the rest be sent; returns at once.
+
+        ``status``: FINISHED, FAILED, KILLED, or SCHEDULED to go on later.
+        """
         with suppress(RunError):  # the disk is full: that has been said, and the store can still be told
             note_status(self.folder, status)
         self._status = status
@@ -46,10 +54,12 @@ class Mirror:
         self._new.set()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Whether all has been sent, once it has or ``seconds`` have passed (None: as long as is sensible for
-        such a store); says so if it has not. Comes after ``end``."""
+        """Wait until all has been sent, and say so if it has not; True if it has.
+
+        ``seconds``: how long, at most (None: as long as is sensible for such a store). Comes after ``end``.
+        """
         if seconds is None:
-            seconds = PATIENCE_WITH_A_FILE if is_a_file(self.uri) else PATIENCE
+            seconds = self.patience
         self._thread.join(seconds)
         if self._thread.is_alive():
             self.error = self.error or f"no answer within {seconds:.0f} seconds"
@@ -62,8 +72,13 @@ class Mirror:
             )
         return self.error is None
 
+    @property
+    def patience(self) -> float:
+        """Seconds that it is sensible to wait for such a store."""
+        return PATIENCE_WITH_A_FILE if is_a_file(self.uri) else PATIENCE
+
     def close(self, status: str) -> bool:
-        """Do both: say how the run ended, and wait; False if not all could be sent."""
+        """Say how the run ended, and wait until all has been sent; False if it could not be."""
         self.end(status)
         return self.wait()
 
@@ -89,6 +104,6 @@ class Mirror:
 
 
 def start_mirror(folder: Path, config: Config) -> Mirror | None:
-    """The mirror that the configuration asks for, if any."""
+    """Start the mirror that the configuration asks for, if any."""
     tracking = config["tracking"]
     return Mirror(folder, tracking["uri"], tracking["experiment"]) if tracking["name"] == "mlflow" else None
