@@ -52,6 +52,21 @@ def test_the_state_of_a_thousand_cells_is_told_in_time(thousand):
     assert "1020 cells: 1020 finished" in timed(thousand, "-m", "sakd.cli", "status", *THOUSAND)
 
 
+def test_ten_thousand_cells_are_planned_and_their_state_is_told_in_time(tmp_path):
+    """With the networks that tell which pretrainings students share."""
+    sweep = ("sweeps=cifar100_same_family", f"seed={','.join(map(str, range(67)))}")
+    output = timed(tmp_path, "-m", "sakd.cli", "status", *sweep)
+    assert "10050 cells: 10050 missing" in output
+    assert output.count("67 missing") == 5 * 15 * 2
+
+
+def test_a_thousand_finished_cells_end_with_their_table_in_time(thousand):
+    output = timed(thousand, str(ROOT / "launch.py"), "-m", *THOUSAND)
+    assert len(re.findall(r" finished +2/2 ", output)) == 1020
+    assert "epoch" not in output.replace("epochs", "")
+    assert f"compare: sakd compare sweeps=digits {THOUSAND[1]} epochs=2 tracking=none" in output
+
+
 def test_a_thousand_finished_cells_are_not_launched_again_and_that_is_told_in_time(thousand):
     output = timed(thousand, str(ROOT / "launch.py"), "-m", *THOUSAND, "hydra/launcher=local")
     assert "nothing to submit" in output

@@ -196,7 +196,7 @@ def test_a_small_digits_sweep_is_handed_over_at_once_and_finishes_and_all_accoun
     start = time.monotonic()
     told = login.launch(*sweep, "hydra/launcher=slurm")
     assert time.monotonic() - start < 30
-    assert "submitted 8 jobs in 3 arrays" in told
+    assert "submitted 3 jobs, which train 8 runs, in 3 arrays" in told
     status = login.until_done(*sweep)
     assert status["counts"] == {
         "finished": 4,
@@ -208,24 +208,19 @@ def test_a_small_digits_sweep_is_handed_over_at_once_and_finishes_and_all_accoun
     }
     assert {cell["state"] for cell in status["first"]} == {"finished"}
     mlflow = mlflow_states(f"sqlite:///{login.folder}/mlflow.db", "sakd")
-    places = {run: (array, index) for array in arrays(login) for index, run in enumerate(array["runs"])}
-
-    def in_slurm(run: str) -> str:
-        array, index = places[run]
-        jobs = sacct(array["name"])
-        return next(
-            (state for job, state in jobs.items() if len(array["runs"]) == 1 or job.endswith(f"_{index}")), ""
-        )
-
-    until(
-        lambda: {in_slurm(run) for run in places} <= {"COMPLETED", "FAILED"}, 30
-    )  # SLURM's books are a little behind
-    slurm = {run: in_slurm(run) for run in places}
-    expected = {"finished": ("FINISHED", "COMPLETED"), "failed": ("FAILED", "FAILED")}
+    expected = {"finished": "FINISHED", "failed": "FAILED"}
     for cell in status["cells"]:
-        assert (mlflow[cell["name"]], slurm[cell["name"]]) == expected[cell["state"]]
-    for cell in status["first"]:
-        assert slurm[cell["name"]] == "COMPLETED"
+        assert mlflow[cell["name"]] == expected[cell["state"]]
+    teachers, paraphrasers, students = arrays(login)
+    assert [len(array["jobs"][0]) for array in (teachers, paraphrasers, students)] == [1, 1, 6]
+    # A job has failed if one of its members has.
+    expected = {"COMPLETED": (teachers, paraphrasers), "FAILED": (students,)}
+
+    def accounted() -> bool:
+        told = {state: [sacct(array["name"]) for array in alike] for state, alike in expected.items()}
+        return all({*jobs.values()} == {state} for state, alike in told.items() for jobs in alike)
+
+    until(accounted, 30)  # SLURM's books are a little behind
     failed = [cell for cell in status["cells"] if cell["state"] == "failed"]
     for cell in failed:
         assert cell["distiller"] == "fsp"
@@ -237,8 +232,10 @@ def test_a_small_digits_sweep_is_handed_over_at_once_and_finishes_and_all_accoun
     for result in login.results().values():
         assert result["code"]["snapshot"] is not None
     again = login.launch(*sweep, "hydra/launcher=slurm", "hydra.launcher.wait=true", expect=1)
-    assert "submitted 2 jobs in 1 array;" in again, "what failed alone"
-    assert "4 finished, 2 failed" in again.splitlines()[-1]
+    assert "submitted 1 job, which train 2 runs, in 1 array;" in again, "what failed alone"
+    assert "4 finished, 2 failed" in again
+    assert len(re.findall(" finished +3/3 ", again)) == 4
+    assert len(re.findall("^error: .*distiller=fsp.*FSP compares", again, re.MULTILINE)) == 2
 
 
 def test_a_sweep_to_which_everything_happens_ends_as_one_to_which_nothing_did(login, tmp_path):
@@ -247,7 +244,7 @@ def test_a_sweep_to_which_everything_happens_ends_as_one_to_which_nothing_did(lo
     port_and_store = MlflowServer(tmp_path / "server")
     good = ("distiller=fitnet,sp,rkd", "spot_mode=fixed,adaptive", "seed=0,1")
     with_bad = ("distiller=fitnet,sp,rkd,fsp", *good[1:])  # FSP needs equal channels
-    common = (*SMALL, "epochs=200")
+    common = (*SMALL, "epochs=200", "cohort=3")
     server = port_and_store.start()
     sweep = (*common, *with_bad, f"tracking.uri={port_and_store.uri}", f"runs={tmp_path}/runs")
     planned = plan(compose.sweep(sweep))
@@ -311,8 +308,10 @@ def at_work(planned: Plan, number: int, besides: Collection[str] = ()) -> list[s
     """So many of the cells' jobs that have done some epochs and are not near their end; none if there are
     fewer."""
     standings = survey(planned.cells, planned.runs).values()
-    jobs = [cell.job for cell in standings if cell.state == "running" and cell.job and 2 <= cell.epoch <= 140]
-    jobs = [job for job in jobs if job not in besides]
+    found = [
+        cell.job for cell in standings if cell.state == "running" and cell.job and 2 <= cell.epoch <= 140
+    ]
+    jobs = [job for job in dict.fromkeys(found) if job not in besides]
     return jobs if len(jobs) >= number else []
 
 
@@ -370,7 +369,7 @@ def test_students_of_a_teacher_that_fails_never_start_and_say_why(login):
         assert cell["error"] == f"{teacher['name']}, which it needs, failed: {teacher['error']}"
         assert cell["log"] == teacher["log"]
     first, students = sorted(arrays(login), key=lambda array: array["name"])
-    assert len(students["runs"]) == 4
+    assert [len(job) for job in students["jobs"]] == [2, 2], "a cohort for each seed"
     until(lambda: set(sacct(first["name"]).values()) == {"FAILED"}, 30)  # SLURM's books are a little behind
     assert not list((login.folder / "runs/.sweeps").glob(f"*/logs/{students['name']}/*.out"))
 
@@ -380,7 +379,7 @@ def test_cancel_ends_the_jobs_that_it_is_given_and_retry_takes_them_up(login):
     wide = (*common, "distiller=kd,sp", "seed=0,1")
     login.launch(*wide, *SMALL[-2:])
     told = login.sakd("cancel", *common, "distiller=sp", "seed=1")
-    assert told == "1 jobs cancelled\n", "and not the teacher, which others wait for"
+    assert told == "1 cell cancelled\n", "and not the teacher, which others wait for"
     status = login.until_done(*wide)
     assert status["counts"] == {
         "finished": 3,
@@ -408,8 +407,59 @@ def test_cancel_ends_the_jobs_that_it_is_given_and_retry_takes_them_up(login):
     longer = (*common[:-2], common[-1], "distiller=sp", "seed=0,1,2", "epochs=400")
     login.launch(*longer, *SMALL[-2:])
     until(lambda: "running" in login.states(*longer).values(), 200)
-    assert login.sakd("cancel", *longer) == "3 jobs cancelled\n"
+    assert login.sakd("cancel", *longer) == "3 cells cancelled\n"
     until(lambda: set(login.states(*longer).values()) == {"failed"}, 60)
+
+
+def test_a_member_is_cancelled_while_its_job_goes_on_and_the_job_with_its_last_member(login):
+    common = (*SMALL, "spot_mode=fixed", "epochs=2000", "tracking=none")
+    sweep = (*common, "distiller=kd,sp")
+    login.launch(*sweep)
+
+    def cells() -> list[dict]:
+        return login.status(*sweep)["cells"]
+
+    kd, sp = until(lambda: all((cell["epoch"] or 0) >= 2 for cell in cells()) and cells(), 200)
+    assert kd["job"] == sp["job"]
+    assert login.sakd("cancel", *common, "distiller=sp") == "1 cell cancelled\n"
+    until(lambda: [cell["state"] for cell in cells()] == ["running", "failed"], 60)
+    before, cancelled = cells()
+    assert (before["job"], cancelled["error"]) == (kd["job"], "cancelled")
+    until(lambda: cells()[0]["epoch"] > before["epoch"], 60)
+    assert login.sakd("cancel", *sweep) == "1 cell cancelled\n"
+    queue = ["squeue", "--noheader", f"--name={arrays(login)[-1]['name']}"]
+    until(lambda: not subprocess.run(queue, capture_output=True, text=True, check=True).stdout, 60)
+    assert [cell["error"] for cell in cells()] == ["cancelled"] * 2
+
+
+def test_out_of_time_a_cohort_goes_on_bit_for_bit_with_all_members_but_one_that_failed(login):
+    common = (*SMALL, "spot_mode=fixed,adaptive", "seed=0", "epochs=120", "tracking=none")
+    sweep = (*common, "distiller=sp,kd,fsp")  # FSP needs equal channels
+    login.launch(*sweep)
+
+    def started() -> str | None:
+        cells = [cell for cell in login.status(*sweep)["cells"] if cell["distiller"] != "fsp"]
+        return cells[0]["job"] if all((cell["epoch"] or 0) >= 3 for cell in cells) else None
+
+    job = until(started, 200)
+    states = Counter(login.states(*sweep).values())
+    assert (states["running"], states["failed"]) == (4, 2), "a failure is known while the others go on"
+    subprocess.run(["scancel", "--signal=USR2", "--full", job], check=True)
+    until(lambda: Counter(login.states(*sweep).values())["queued"] == 4, 60)
+    start_now(job)
+    counts = login.until_done(*sweep)["counts"]
+    assert (counts["finished"], counts["failed"]) == (4, 2)
+    said = "".join(path.read_text() for path in (login.folder / "runs/.sweeps").rglob("*_log.out"))
+    assert len(re.findall(r"-fsp-\w+-seed0-\w+ failed$", said, re.MULTILINE)) == 2, "in the first turn alone"
+    seen = Counter(EPOCH.findall(said))
+    assert (len(seen), set(seen.values())) == (4 * 120, {1}), "each epoch once"
+    for name in login.results():
+        if "-none-none-" not in name:
+            assert "going on after epoch" in (login.folder / "runs" / name / "run.log").read_text()
+    login.launch(*common, "distiller=sp,kd", "runs=alone", "cohort=1", "hydra.launcher.wait=true")
+    assert {name: result["student_sha256"] for name, result in login.results().items()} == {
+        name: result["student_sha256"] for name, result in login.results("alone").items()
+    }
 
 
 REFUSED = {
