@@ -2,26 +2,29 @@
 its own."""
 
 import json
+import signal
 import subprocess
 import sys
 import threading
 import time
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from mlflow.tracking import MlflowClient
 from torch import nn
 
-from sakd.configuration import build
+from sakd.configuration import build, prerequisites
 from sakd.data import train_batches
 from sakd.errors import ConfigError, NonFiniteLossError, WithdrawnError
 from sakd.networks import StagedNet, resnet8
-from sakd.runs import Run
+from sakd.runs import Run, last_words
 from sakd.runs.job import execute, execute_together
 from sakd.streams import initialising, stream
 from sakd.training import Cohort, SharedClock, Teacher, Trainer
-from tests.conftest import compose_config, fit, light, take_step
+from tests.conftest import ROOT, TINY, compose_config, fit, light, take_step
 from tests.test_every_config import DISTILLING, MODES
 from tests.test_resume import assert_same
 
@@ -69,9 +72,13 @@ def assert_as_alone(configs: dict[str, dict], epochs: int | dict[str, int] = 2) 
         assert list(map(timeless, measured[name])) == list(map(timeless, expected)), name
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    "family", [pytest.param("same", marks=pytest.mark.slow), "different", "different, of equal channels"]
+    ("family", "mode"),
+    [
+        pytest.param(family, mode, marks=() if family != "same" and mode == "adaptive" else pytest.mark.slow)
+        for family in FAMILIES
+        for mode in MODES
+    ],
 )
 def test_a_cohort_of_every_distiller_is_each_of_them_alone(family, mode):
     equal_channels = [name for name in DISTILLING if name.startswith("fsp")]
@@ -126,11 +133,10 @@ def test_a_member_that_is_added_later_catches_up():
         assert_same(trainers[name].state_dict(), alone(config, 3)[0].state_dict())
 
 
-@pytest.mark.parametrize("mode", ["adaptive", "anti"])
 @pytest.mark.parametrize("distiller", DISTILLING)
-def test_a_step_writes_into_nothing_that_is_shared(distiller, mode):
+def test_a_step_writes_into_nothing_that_is_shared(distiller):
     """PyTorch counts every write into a tensor."""
-    config = small("teacher=resnet14", f"distiller={distiller}", f"spot_mode={mode}", *light(distiller))
+    config = small("teacher=resnet14", f"distiller={distiller}", "spot_mode=adaptive", *light(distiller))
     trainer = build.trainer(config, build.parts(config), CPU)
     dataset = build.dataset(config)
     trainer.prepare(dataset)
@@ -317,12 +323,79 @@ def until_two_are_done(configs: list[dict]) -> None:
         time.sleep(0.05)
 
 
-def test_a_member_that_is_withdrawn_ends_and_the_others_go_on(tmp_path):
-    configs = runs_of(tmp_path)
-    gone = Run(configs[2]).name
-    outcomes = execute_together(configs, withdrawn=lambda name: name == gone)
-    assert isinstance(outcomes.pop(gone), WithdrawnError)
+def statuses(tmp_path) -> dict[str, str]:
+    """What MLflow has of each run in the folder, by its name."""
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("sakd").experiment_id
+    return {
+        Path(run.data.tags["sakd.folder"]).name: run.info.status for run in client.search_runs([experiment])
+    }
+
+
+def test_a_member_that_is_withdrawn_ends_as_killed_and_the_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("sakd.runs.job.SECONDS_BETWEEN_QUESTIONS", 0.0)
+    configs = runs_of(tmp_path, "tracking=mlflow", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    gone, seen = Run(configs[2]), []
+    outcomes = execute_together(
+        configs,
+        withdrawn=lambda name: name == gone.name and len(gone.metrics()) == 2,
+        ended=lambda name, outcome: seen.append((name, Run(configs[2]).is_held)),
+    )
+    assert isinstance(outcomes.pop(gone.name), WithdrawnError)
     assert all(isinstance(outcome, dict) for outcome in outcomes.values())
+    assert seen[0] == (gone.name, False)  # its folder is free while the others train
+    assert [line["epoch"] for line in gone.metrics()] == [1, 2]
+    assert statuses(tmp_path) == dict.fromkeys(outcomes, "FINISHED") | {gone.name: "KILLED"}
+    assert execute(gone.config)["student"]["best_epoch"] >= 1
+    assert [line["epoch"] for line in gone.metrics()] == [1, 2, 3]
+
+
+def test_an_interruption_is_noted_for_every_member(tmp_path):
+    overrides = ("distiller=kd,at", "spot_mode=fixed,adaptive", "epochs=2000", "teacher.training.epochs=1")
+    command = [sys.executable, str(ROOT / "launch.py"), "-m", *TINY[:3], *overrides, "threads=1"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        while len(list(tmp_path.glob("runs/*-seed0-*/last.pt"))) < 5:  # the teacher's too
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, output
+    assert set(statuses(tmp_path).values()) == {"KILLED"}
+    assert len(statuses(tmp_path)) == 4
+    for name in statuses(tmp_path):
+        assert last_words(tmp_path / "runs" / name) == "ended by SIGTERM"
+
+
+def test_members_without_a_log_fail_alone(tmp_path):
+    configs = runs_of(tmp_path)
+    no_log = Run(configs[0])
+    (no_log.folder / "run.log").mkdir(parents=True)  # it cannot be opened
+    configs[1]["optimizer"]["lr"] = -1.0  # its failure is to be noted where nothing can be
+    broken = Run(configs[1])
+    (broken.folder / "run.log").mkdir(parents=True)
+    outcomes = execute_together(configs, leave_failures=True)
+    assert "run.log" in str(outcomes.pop(no_log.name))
+    assert "Invalid learning rate" in str(outcomes.pop(broken.name))
+    assert len(outcomes) == 2
+    assert all(isinstance(outcome, dict) for outcome in outcomes.values())
+
+
+def test_too_little_memory_for_one_alone_is_a_failure_and_for_the_teacher_everyones(tmp_path, monkeypatch):
+    configs = runs_of(tmp_path)
+
+    def never_enough(self, *arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Trainer, "train_step", never_enough)
+    outcomes = execute_together(configs, leave_failures=True)
+    assert {str(outcome) for outcome in outcomes.values()} == {
+        f"{Run(prerequisites(configs[0]).teacher).name}, which is needed first: OutOfMemoryError: CUDA "
+        "out of memory"
+    }
+    alone = small("distiller=none", "student=resnet14", f"runs={tmp_path}/runs")
+    with pytest.raises(torch.OutOfMemoryError):
+        execute(alone)
+    assert "out of memory" in last_words(Run(alone).folder)
 
 
 def test_a_cohort_that_is_too_large_for_the_memory_is_split_and_goes_on(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ TIMES = ("seconds", "images_per_second")
 
 def computed(overrides: tuple[str, ...]) -> dict[str, list[dict[str, float]]]:
     """Measurements of the first epochs of the teacher and, from it, of the student."""
-    keys = ("device=cpu", "tracking=none", "memory_format=contiguous", "dataset.train_samples=320")
+    keys = ("device=cpu", "tracking=none", "memory_format=contiguous", "dataset.train_samples=192")
     config = compose_config(*overrides, *keys)
     dataset, cpu = build.dataset(config), torch.device("cpu")
     measured: dict[str, list[dict[str, float]]] = {}

@@ -335,10 +335,10 @@ class Together:
                 self._failed(run, error, member, leave)
 
     def _failed(self, run: Run, error: Exception, member: UnderWay | None = None, leave: bool = True) -> None:
-        self._end(run.name, error)
         if member is not None:
             member.failed(error, _status(error))
-        elif leave and self.leave_failures and run.name not in self.noted:
+        self._end(run.name, error)
+        if member is None and leave and self.leave_failures and run.name not in self.noted:
             _leave_failure(run, error)
 
     @contextmanager
