@@ -193,9 +193,8 @@ def main(arguments: list[str] | None = None) -> int:
             rows += [row_of(own, others, options) for own, others in zip(ours, theirs, strict=True)]
     print(
         f"{' to '.join(options.pair)}, batch {options.batch}, {options.device_name}, CPU threads: "
-        f"{options.threads}, "
-        f"PyTorch {torch.__version__}; {options.clock_name} time, medians of {options.rounds} rounds of "
-        f"{options.steps}"
+        f"{options.threads}, PyTorch {torch.__version__}; {options.clock_name} time, medians of "
+        f"{options.rounds} rounds of {options.steps}"
     )
     print_table(rows, ["distiller", "mode", "authors_ms", "ms", "throughput_ratio"])
     for mode in options.modes:

@@ -86,9 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
     row = row_of(alone, together, options)
     print(
         f"{' to '.join(options.pair)}, {', '.join(options.modes)}, batch {options.batch}, "
-        f"{options.device_name}, CPU "
-        f"threads: {options.threads}, PyTorch {torch.__version__}; {options.clock_name} time, medians of "
-        f"{options.rounds} rounds"
+        f"{options.device_name}, CPU threads: {options.threads}, PyTorch {torch.__version__}; "
+        f"{options.clock_name} time, medians of {options.rounds} rounds"
     )
     print_table([row], list(row))
     write_csv([row], options.csv)

@@ -154,10 +154,8 @@ def report(rows: list[dict[str, object]], options: argparse.Namespace) -> None:
     whole = options.timed_steps == options.all_steps
     print(
         f"{' to '.join(options.pair)}, batch {options.batch}, {options.device_name}, CPU threads: "
-        f"{options.threads}, "
-        f"DataLoader workers: {options.workers}, PyTorch {torch.__version__}; wall time of an epoch of "
-        f"{options.samples} "
-        f"images, medians of {options.rounds} rounds"
+        f"{options.threads}, DataLoader workers: {options.workers}, PyTorch {torch.__version__}; wall time "
+        f"of an epoch of {options.samples} images, medians of {options.rounds} rounds"
         + ("" if whole else f", extrapolated from {options.timed_steps} of {options.all_steps} steps")
     )
     print_table(rows, [column for column in COLUMNS if column not in ("pair", "device")])

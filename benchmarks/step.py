@@ -201,10 +201,9 @@ def rows_of(timed: list[Timed], options: argparse.Namespace) -> list[dict[str, o
 def report(rows: list[dict[str, object]], options: argparse.Namespace) -> None:
     print(
         f"{' to '.join(options.pair)}, batch {options.batch}, {options.device_name}, CPU threads: "
-        f"{options.threads}, "
-        f"{options.precision}, {options.memory_format}, compile {options.compile}, PyTorch "
-        f"{torch.__version__}; "
-        f"{options.clock_name} time, medians of {options.rounds} rounds of {options.steps}"
+        f"{options.threads}, {options.precision}, {options.memory_format}, compile {options.compile}, "
+        f"PyTorch {torch.__version__}; {options.clock_name} time, medians of {options.rounds} rounds of "
+        f"{options.steps}"
     )
     print_table(rows, [column for column in COLUMNS if column not in ("pair", "device")])
     for mode in options.modes[1:]:

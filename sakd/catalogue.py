@@ -96,8 +96,7 @@ def costs(steps: Path) -> tuple[dict[tuple[str, str], str], str]:
     }
     where = (
         "A step's time is in units of what it cannot do without, the teacher's pass and the student's "
-        "forward and backward "
-        f"pass: {of[0].replace('-', ' to ')}, {of[1]}."
+        f"forward and backward pass: {of[0].replace('-', ' to ')}, {of[1]}."
     )
     return measured, where
 

@@ -273,8 +273,8 @@ def show_result(result: dict[str, Any], folder: str, see_it: str | None) -> None
         table.add_row("teacher", f"{teacher['name']}  {teacher['accuracy']:.2f} %")
     table.add_row(
         "student",
-        f"{student['name']}  {student['accuracy']:.2f} % last, "
-        f"{student['best_accuracy']:.2f} % best (epoch {student['best_epoch']})",
+        f"{student['name']}  {student['accuracy']:.2f} % last, {student['best_accuracy']:.2f} % best (epoch "
+        f"{student['best_epoch']})",
     )
     if result["kept"]:
         shares = "  ".join(f"{spot} {100 * share:.1f} %" for spot, share in result["kept"].items())

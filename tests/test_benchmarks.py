@@ -343,8 +343,8 @@ def test_the_authors_scripts_run_beside_ours(tmp_path):
         config.write_text("crd" if distiller == "crd" else "")
     run = "from benchmarks.authors import main; main(sys.argv[1:])"
     options = (
-        "--pair resnet14,resnet8 --distillers at,crd --batch 4 "
-        "--samples 200 --rounds 1 --warm-up 0 --device cpu"
+        "--pair resnet14,resnet8 --distillers at,crd --batch 4 --samples 200 --rounds 1 --warm-up 0 "
+        "--device cpu"
     )
     done = subprocess.run(
         [sys.executable, "-c", without(*UNNEEDED) + run, *options.split(), "--code", str(tmp_path),

@@ -95,8 +95,7 @@ def _finished(
     if metrics.get("epoch") != int(facts["epochs"]):
         raise RunError(
             f"{name}: found measurements up to epoch {metrics.get('epoch', 0):g}, expected "
-            f"{facts['epochs']} as in its "
-            "configuration; `sakd sync` sends to MLflow what it lacks"
+            f"{facts['epochs']} as in its configuration; `sakd sync` sends to MLflow what it lacks"
         )
     facts = {
         key: value[:12] if key.endswith(".sha256") else _canonical(value) for key, value in facts.items()

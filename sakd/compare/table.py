@@ -125,8 +125,7 @@ def _check_agreement(runs: Sequence[Finished], called: str, besides: str = "seed
         allowed = "seed" if besides == "seed" else f"seed and {besides}"
         raise ConfigError(
             f"{called}: found runs that differ in more than {allowed}, expected one configuration: "
-            f"{'; '.join(told)}. "
-            f"Choose among them, for example with {key}={most}"
+            f"{'; '.join(told)}. Choose among them, for example with {key}={most}"
         )
 
 
@@ -146,9 +145,8 @@ def _once(runs: Iterable[Finished]) -> list[Finished]:
         if other.student_sha256 != run.student_sha256:
             raise ConfigError(
                 f"{_called(key)}: found two results of one configuration and seed, {other.name} with "
-                "checksum "
-                f"{other.student_sha256} and {run.name} with {run.student_sha256}, expected one; move "
-                "one away"
+                f"checksum {other.student_sha256} and {run.name} with {run.student_sha256}, expected one; "
+                "move one away"
             )
     return list(found.values())
 
@@ -233,10 +231,9 @@ def _reading(groups: pd.DataFrame, metric: str) -> Iterator[str]:
         return
     t_tests, tests = tested[["t_p", "wilcoxon_p"]].notna().sum()
     yield (
-        f"Differences to {BASELINE} are paired by seed; their {1 - LEVEL:.0%} t intervals hold for each "
-        "by itself. "
-        "The p values are two-sided and Holm-corrected over all differences here, in all rows and modes: "
-        f"{t_tests} paired t-tests, {tests} Wilcoxon signed-rank tests."
+        f"Differences to {BASELINE} are paired by seed; their {1 - LEVEL:.0%} t intervals hold for each by "
+        "itself. The p values are two-sided and Holm-corrected over all differences here, in all rows and "
+        f"modes: {t_tests} paired t-tests, {tests} Wilcoxon signed-rank tests."
     )
     alone = tested[tested["pairs"] == 1]
     if len(alone):
@@ -251,10 +248,9 @@ def _reading(groups: pd.DataFrame, metric: str) -> Iterator[str]:
             for n, alike in unreachable.groupby("pairs")["wilcoxon_least_p_holm"]
         )
         yield (
-            f"\N{DAGGER} Wilcoxon's test cannot reach {LEVEL} here, whatever the differences. "
-            f"Its smallest possible p: {least}. "
-            f"It takes {pairs_needed(tests)} pairs for each of {tests} differences, {pairs_needed(1)} "
-            "for one alone."
+            f"\N{DAGGER} Wilcoxon's test cannot reach {LEVEL} here, whatever the differences. Its smallest "
+            f"possible p: {least}. It takes {pairs_needed(tests)} pairs for each of {tests} differences, "
+            f"{pairs_needed(1)} for one alone."
         )
 
 

@@ -35,9 +35,8 @@ def _read(reader: type[CIFAR10], root: str, download: bool) -> tuple[ImageSet, I
         path = folder / name
         if not path.is_file():
             raise DataError(
-                f"dataset.root={root}: no file {path}; expected {reader.__name__}'s python version "
-                "unpacked there "
-                "(dataset.download=true fetches it)"
+                f"dataset.root={root}: no file {path}; expected {reader.__name__}'s python version unpacked "
+                "there (dataset.download=true fetches it)"
             )
         if not check_integrity(path, md5):
             raise DataError(

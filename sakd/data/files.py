@@ -180,8 +180,7 @@ class _Decoder:
         if transformed.shape != self.shape:
             raise DataError(
                 f"{path}: found an image of {_size(image)}, which the transforms make "
-                f"{tuple(transformed.shape)}; "
-                f"expected {self.shape}"
+                f"{tuple(transformed.shape)}; expected {self.shape}"
             )
         return transformed
 
@@ -269,8 +268,7 @@ def _composed(key: str, transforms: Mapping[str, Transform], shape: tuple[int, .
     if found.shape != shape or found.dtype != torch.uint8:
         raise ConfigError(
             f"dataset.{key}: found that it makes {tuple(found.shape)} of {found.dtype} of an image, "
-            f"expected {shape} of "
-            "torch.uint8, as dataset.channels and dataset.image_size say"
+            f"expected {shape} of torch.uint8, as dataset.channels and dataset.image_size say"
         )
     return composed
 

@@ -183,9 +183,8 @@ def assemble(
         held_out = round(val_fraction * len(train))
         if not 0 < held_out < len(train) - 1:
             raise ConfigError(
-                f"dataset.val_fraction: found {val_fraction}, which holds out {held_out} of "
-                f"{len(train)} images; "
-                "expected some, and some to train on"
+                f"dataset.val_fraction: found {val_fraction}, which holds out {held_out} of {len(train)} "
+                "images; expected some, and some to train on"
             )
         chosen = stratified(train.labels, held_out)
         val, train = train[chosen], train[~chosen]

@@ -83,8 +83,7 @@ def _check_even(labels: Tensor, wnids: list[str], folder: Path) -> None:
     if counts[fewest] < counts[most]:
         raise DataError(
             f"{folder}: found {counts[fewest]} images of {wnids[fewest]} and {counts[most]} of "
-            f"{wnids[most]}, "
-            "expected as many of each class"
+            f"{wnids[most]}, expected as many of each class"
         )
 
 

@@ -137,9 +137,8 @@ class CRD(Distiller):
         sizes = labels.bincount(minlength=classes)
         if sizes.max() == len(labels):
             raise ConfigError(
-                f"CRD contrasts samples of different classes: found {len(labels)} training samples, all "
-                "of class "
-                f"{int(labels[0])}; expected at least two classes"
+                f"CRD contrasts samples of different classes: found {len(labels)} training samples, all of "
+                f"class {int(labels[0])}; expected at least two classes"
             )
         # Samples sorted by class, twice over: from the end of a class's block on, the next n - size are all
         # the others.

@@ -51,8 +51,8 @@ class FSP(Distiller):
             if of_student != of_teacher:
                 raise ConfigError(
                     f"where={where}: found {of_student} channels in the student and {of_teacher} in the "
-                    "teacher at "
-                    f"{spot.name}; FSP compares channel with channel and needs as many in both networks"
+                    f"teacher at {spot.name}; FSP compares channel with channel and needs as many in both "
+                    "networks"
                 )
 
     def loss(

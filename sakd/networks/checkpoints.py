@@ -93,8 +93,7 @@ def load_weights(network: StagedNet, weights: Mapping[str, Tensor], name: str, p
     if missing or stray:
         raise CheckpointError(
             f"{path}: is not a {name}; of its {len(own)} weights {len(missing)} are "
-            f"missing{_first(missing)}, "
-            f"and {len(stray)} are not its own{_first(stray)}"
+            f"missing{_first(missing)}, and {len(stray)} are not its own{_first(stray)}"
         )
     differing = [(key, named) for key, named in naming.items() if own[key].shape != weights[named].shape]
     if differing:

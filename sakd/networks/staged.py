@@ -105,8 +105,7 @@ class StagedNet(nn.Sequential):
             c, h, w = self.input_shape
             raise ConfigError(
                 f"image_size: {h}x{w} images with {c} channels cannot pass through this {self.family} "
-                "network, "
-                f"whose stages halve them too often ({error})"
+                f"network, whose stages halve them too often ({error})"
             ) from error
         finally:
             self.train(training)

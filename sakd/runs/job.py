@@ -357,8 +357,7 @@ class Together:
             raise DataError(
                 f"{run.folder}: learned from images with checksum {result['data_sha256']}, found "
                 f"{self.dataset.checksum} now. Two data sets of one name count as one: give the other "
-                "another "
-                "dataset.name, or move that folder away"
+                "another dataset.name, or move that folder away"
             )
 
 
@@ -423,9 +422,8 @@ def _pretrained(config: Config, parts: build.Parts, dataset: Dataset) -> dict[st
     raw = weights.read_bytes()
     if sha256(raw).hexdigest() != expected:
         raise CheckpointError(
-            f"{weights}: found another checksum than {expected} as in result.json beside it; the file "
-            "was changed. "
-            "Move that folder away to pretrain again"
+            f"{weights}: found another checksum than {expected} as in result.json beside it; the file was "
+            "changed. Move that folder away to pretrain again"
         )
     parts.pretraining.pretrained(parts.student).load_state_dict(parse_weights(raw, weights))
     return {"run": Run(own).name, "sha256": expected}

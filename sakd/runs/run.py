@@ -120,8 +120,7 @@ class Run:
         if [line["epoch"] for line in kept] != list(range(1, epochs + 1)):
             raise RunError(
                 f"{path}: found epochs {[line['epoch'] for line in kept]}, expected 1 to {epochs} as in "
-                "last.pt; "
-                "move last.pt away to train from the start"
+                "last.pt; move last.pt away to train from the start"
             )
         write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
@@ -169,9 +168,8 @@ class Run:
             before, now = saved["sources"].get(name), sources.get(name)
             if before != now:
                 raise CheckpointError(
-                    f"{path}: found a {name} with checksum {before} in the epochs so far, and now one "
-                    f"with {now}; "
-                    "expected the same. Bring it back, or move last.pt away to train from the start"
+                    f"{path}: found a {name} with checksum {before} in the epochs so far, and now one with "
+                    f"{now}; expected the same. Bring it back, or move last.pt away to train from the start"
                 )
         return saved["trainer"]
 

@@ -66,8 +66,8 @@ def _spot(pair: tuple[str, str], where: object, student: StagedNet, teacher: Sta
             options = [*KINDS, *network.names]
             raise ConfigError(
                 f"where={where}: the {role} ({network.family}) has no stage '{stage}'; it has "
-                f"{', '.join(network.names)}, "
-                f"and kinds of spot are {', '.join(KINDS)}.{did_you_mean(stage, options)}"
+                f"{', '.join(network.names)}, and kinds of spot are "
+                f"{', '.join(KINDS)}.{did_you_mean(stage, options)}"
             )
     shapes = student.shapes[pair[0]], teacher.shapes[pair[1]]
     if len(shapes[0]) != len(shapes[1]):

@@ -52,8 +52,7 @@ class RunningMeans:
             names = ", ".join(name for name, step in bad.items() if step == first)
             raise NonFiniteLossError(
                 f"{names} became NaN or infinite at epoch {self.epoch}, step {first}; expected finite "
-                "losses. "
-                "A lower learning rate or distillation weight may help."
+                "losses. A lower learning rate or distillation weight may help."
             )
         means = {
             name: total / self.samples for name, total in zip(self.names, self.sums.tolist(), strict=True)
