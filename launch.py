@@ -42,9 +42,8 @@ def main(cfg: DictConfig) -> None:
             log.info("finished before")
             catch_up(run)
     except Exception as error:
-        if (
-            HydraConfig.get().mode == RunMode.MULTIRUN
-        ):  # Hydra tells of the first failure only, and only at the end
+        # By a foreign launcher: Hydra tells of the first failure only, and only at the end.
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
             log.error("%s failed: %s", " ".join(HydraConfig.get().overrides.task), error)
         raise
     uri = config["tracking"].get("uri")

@@ -180,13 +180,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     rows = []
-    with (
-        authors_scripts(options.code, options.device) as scripts,
-        redirect_stdout(sys.stderr),
-    ):  # they print shapes
-        for (
-            distiller
-        ) in options.distillers:  # one after the other: their banks and negatives take much memory
+    # They print shapes.
+    with authors_scripts(options.code, options.device) as scripts, redirect_stdout(sys.stderr):
+        # One after the other: their banks and negatives take much memory.
+        for distiller in options.distillers:
             theirs = [authors_timed(scripts, options, distiller, mode) for mode in options.modes]
             ours = [trainer_timed(options, distiller, mode) for mode in options.modes]
             measure([one for both in zip(theirs, ours, strict=True) for one in both], options)

@@ -174,9 +174,8 @@ class StraightLine:
         hard = (noisy[:, :, 0] > noisy[:, :, 1]).double()
         to_teacher, to_student = (torch.exp(noisy[:, :, channel] / TEMPERATURE) for channel in (0, 1))
         soft = to_teacher / (to_teacher + to_student)
-        route = hard + (
-            soft - soft.detach()
-        )  # exactly 0 or 1: a rounding error would decide between equals in max-pooling
+        # Exactly 0 or 1: a rounding error would decide between equals in max-pooling.
+        route = hard + (soft - soft.detach())
 
         # What the student minimises.
         losses = {"task": task_loss}

@@ -597,9 +597,8 @@ def test_a_killed_adaptive_run_goes_on_with_other_workers_bit_for_bit(folder, tm
     assert result["dataset"] == "fruit"
     assert result["student"]["val_accuracy"] is not None
     disturbed = tiny_run(folder, f"runs={tmp_path}/runs", "dataset.workers=1")
-    assert (
-        in_a_process(disturbed, "sakd.runs:Run.save_checkpoint", 3, "after") == KILLED
-    )  # in the midst of the student's
+    # In the midst of the student's.
+    assert in_a_process(disturbed, "sakd.runs:Run.save_checkpoint", 3, "after") == KILLED
     resumed = tiny_run(folder, f"runs={tmp_path}/runs", "dataset.workers=2")
     execute(resumed)
     assert_same_runs(Run(resumed), Run(undisturbed))

@@ -57,9 +57,8 @@ def test_it_trains_two_epochs_and_goes_on_from_a_saved_state_bit_for_bit(distill
 @pytest.mark.parametrize("distiller", DISTILLING)
 def test_a_whole_run_ends_with_a_result(distiller, tiny, tmp_path):
     teacher = tmp_path / "teacher.pt"
-    torch.save(
-        getattr(networks, other_family(distiller))(10, 1, 8).state_dict(), teacher
-    )  # untrained will do
+    untrained = getattr(networks, other_family(distiller))(10, 1, 8)
+    torch.save(untrained.state_dict(), teacher)
     small = ("dataset.train_samples=64", "dataset.test_samples=32", "epochs=1")
     result = execute(
         tiny(*overrides(distiller), f"teacher.checkpoint={teacher}", "spot_mode=adaptive", *small)

@@ -301,9 +301,8 @@ def test_the_run_starts_from_what_was_learned_and_records_it(method, config, mon
             only(distillers, "ft.paraphrasers."),
         )
         saved = Run(composed).load_checkpoint(sources_of(result))["distillers"]
-        assert_same(
-            only(saved, "ft.paraphrasers."), only(distillers, "ft.paraphrasers.")
-        )  # not trained any further
+        # Not trained any further.
+        assert_same(only(saved, "ft.paraphrasers."), only(distillers, "ft.paraphrasers."))
         trained, before = only(saved, "ft.translators."), only(distillers, "ft.translators.")
         assert any(not torch.equal(trained[name], before[name]) for name in trained)
     else:

@@ -256,9 +256,8 @@ def test_a_sweep_to_which_everything_happens_ends_as_one_to_which_nothing_did(lo
     first.communicate()
     port_and_store.stop(server)
     out_of_time = until(lambda: at_work(planned, 1, running), 200)[0]
-    subprocess.run(
-        ["scancel", "--signal=USR2", "--full", out_of_time], check=False
-    )  # which may find it gone meanwhile
+    # Which may find it gone meanwhile.
+    subprocess.run(["scancel", "--signal=USR2", "--full", out_of_time], check=False)
     start_now(out_of_time)
     time.sleep(10)  # epochs that the server does not hear of
     server = port_and_store.start()

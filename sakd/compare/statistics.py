@@ -9,9 +9,8 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.05  # of the tests; 1 - LEVEL is the intervals' confidence
-DECIMALS = (
-    9  # differences equal to these are equal: subtraction makes 0.3 of 97.3 - 97.0 and not of 98.6 - 98.3
-)
+# Differences equal to these are equal: subtraction makes 0.3 of 97.3 - 97.0 and not of 98.6 - 98.3.
+DECIMALS = 9
 ENUMERATED = 13  # up to this many differences all their signs are enumerated where ranks are tied
 TABULATED = 50  # up to this many, scipy knows the distribution without ties
 

@@ -39,10 +39,8 @@ from sakd.process import uncollected
 CONF = Path(__file__).parent.parent.parent / "conf"
 CELLS_WORTH_A_POOL = 64  # fewer are composed sooner than processes start
 
-HYDRAS = (
-    HydraException,
-    ValueError,
-)  # what it raises for what a user wrote; the latter for a group that is null
+# What Hydra raises for what a user wrote; the latter for a group that is null.
+HYDRAS = (HydraException, ValueError)
 
 Overrides = tuple[str, ...]
 T = TypeVar("T")
@@ -73,9 +71,8 @@ def resolve(cfg: DictConfig) -> Config:
     Raises ConfigError naming the key at fault.
     """
     try:
-        check_numbers(
-            lambda key, otherwise: OmegaConf.select(cfg, key, default=otherwise)
-        )  # before any is computed with
+        # Before any is computed with.
+        check_numbers(lambda key, otherwise: OmegaConf.select(cfg, key, default=otherwise))
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""

@@ -69,14 +69,7 @@ def _teacher_run(config: Config) -> Config:
         "distiller": {"name": "none", "losses": {}},
         "spot_mode": FIXED,
         "tracking": _tracked_apart(config["tracking"], "teachers"),
-        "device": config["device"],
-        "threads": config["threads"],
-        "memory_format": config["memory_format"],
-        "fold_batch_norm": config["fold_batch_norm"],
-        "compile": config["compile"],
-        "cohort": config["cohort"],
-        "profile": config["profile"],
-        "runs": config["runs"],
+        **_as_here(config),
     }
 
 
@@ -88,10 +81,8 @@ def _pretraining_run(config: Config) -> Config:
     distiller, teacher = config["distiller"], config["teacher"]
     pretraining = distiller["pretraining"]
     name = pretraining["name"]
-    loss = {
-        **(pretraining.get("loss") or distiller["losses"][name]),
-        "weight": 1.0,
-    }  # alone, it weighs nothing
+    # Alone, it weighs nothing.
+    loss = {**(pretraining.get("loss") or distiller["losses"][name]), "weight": 1.0}
     student = config["student"]
     key = "distiller.pretraining.loss" if pretraining.get("loss") else f"distiller.losses.{name}"
     stages = _shared_stages(json.dumps([student, _network(teacher), loss]), key)
@@ -114,6 +105,13 @@ def _pretraining_run(config: Config) -> Config:
         },
         "spot_mode": FIXED,
         "tracking": _tracked_apart(config["tracking"], "pretraining"),
+        **_as_here(config),
+    }
+
+
+def _as_here(config: Config) -> Config:
+    """Keys that say where and how a run is carried out: with what it needs first as with itself."""
+    return {
         "device": config["device"],
         "threads": config["threads"],
         "memory_format": config["memory_format"],

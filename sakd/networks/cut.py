@@ -125,9 +125,8 @@ class _Trace(LayerTracer):
             for key, (value, writes) in before.items()
             if after[key][0] is not value or after[key][1] != writes
         ]
-        if changed or not torch.equal(
-            torch.get_rng_state(), random
-        ):  # tracing did it once, and the graph never would
+        # Tracing did it once, and the graph never would.
+        if changed or not torch.equal(torch.get_rng_state(), random):
             what = f"changes {changed[0]}" if changed else "draws random numbers"
             raise ConfigError(
                 f"build: torch.fx cannot trace {self.name}: a forward that is no layer's {what} by itself"

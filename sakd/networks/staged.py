@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from sakd.errors import ConfigError, did_you_mean
 
 Shape = tuple[int, ...]  # of one sample: (channels, height, width) of a map, (width,) of a vector
-Renames = Sequence[
-    tuple[str, str | Callable[[re.Match[str]], str]]
-]  # regular expressions and what stands for them
+# Regular expressions and what stands for them.
+Renames = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 
 
 class StagedNet(nn.Sequential):

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from sakd.networks.staged import Pooled, Renames, StagedNet, initialise_convolutions
 
 WIDTHS = (64, 128, 256, 512, 512)
-CONVOLUTIONS = {
+CONVOLUTIONS = {  # by depth: of the stem and of each stage
     8: (1, 1, 1, 1, 1),
     11: (1, 1, 2, 2, 2),
     13: (2, 2, 2, 2, 2),
     16: (2, 2, 3, 3, 3),
     19: (2, 2, 4, 4, 4),
-}  # by depth: of the stem and of each stage
+}
 
 
 class PoolLargeMaps(nn.MaxPool2d):
@@ -32,10 +32,8 @@ class PoolLargeMaps(nn.MaxPool2d):
 
 BODY: Renames = (
     (r"^stem\.", "block0."),
-    (
-        r"^stage(\d)\.(\d+)\.",
-        lambda name: f"block{name[1]}.{int(name[2]) - 1}.",
-    ),  # pools lie outside of the field's blocks
+    # Pools lie outside of the field's blocks.
+    (r"^stage(\d)\.(\d+)\.", lambda name: f"block{name[1]}.{int(name[2]) - 1}."),
 )
 
 

@@ -104,9 +104,7 @@ def mixed(student: Tensor, teacher: Tensor, route: Tensor) -> Tensor:
 
     At 0 and at 1 it is exactly the one or the other.
     """
-    kind = torch.promote_types(
-        torch.promote_types(student.dtype, teacher.dtype), route.dtype
-    )  # networks may be in bfloat16
-    return torch.lerp(
-        student.to(kind), teacher.to(kind), route.reshape(-1, *[1] * (student.dim() - 1)).to(kind)
-    )
+    # Networks may be in bfloat16.
+    kind = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), route.dtype)
+    share = route.reshape(-1, *[1] * (student.dim() - 1)).to(kind)
+    return torch.lerp(student.to(kind), teacher.to(kind), share)

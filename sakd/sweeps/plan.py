@@ -17,7 +17,7 @@ from sakd.runs import Run
 class PlannedRun:
     """A run that a sweep asks for or needs."""
 
-    run: Run
+    run: Run  # its folder and configuration
     needs: tuple[str, ...] = ()  # names of the runs that must be finished before
     overrides: Overrides = ()  # of a cell, as on a command line
 
@@ -32,7 +32,7 @@ class Plan:
 
     cells: list[PlannedRun]  # what was asked for
     first: list[PlannedRun]  # what these need and is not among them, each before what needs it
-    sweep: Sweep
+    sweep: Sweep  # as it was composed
     runs: Path  # the folder that holds the runs' folders
 
     @property

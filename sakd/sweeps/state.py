@@ -27,9 +27,9 @@ Submissions = Mapping[str, Submission]  # by run, the last that has it
 class Standing:
     """What has become of a run."""
 
-    name: str
+    name: str  # its folder's
     state: str  # one of STATES
-    folder: str
+    folder: str  # its path
     job: str | None = None  # the scheduler's id, where there is one
     reason: str | None = None  # why it waits
     error: str | None = None  # of one that failed

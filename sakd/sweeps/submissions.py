@@ -47,9 +47,9 @@ class Array:
 class Submission:
     """What was handed over at once."""
 
-    folder: Path
+    folder: Path  # its own, under runs/.sweeps
     launcher: dict[str, Any]  # its class by ``_target_``, and its keys
-    arrays: list[Array]
+    arrays: list[Array]  # each behind those that it waits for
     needs: dict[str, list[str]]  # by run: the runs that it waits for
     overrides: list[str]  # the sweep's, as typed
     snapshot: str  # the copy of the code that its jobs run

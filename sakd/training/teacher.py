@@ -16,7 +16,7 @@ from sakd.training.execution import Execution
 class Certificate:
     """Measurements of a teacher before it taught."""
 
-    name: str
+    name: str  # the network's
     accuracy: float  # percent, on the test images
     sha256: str  # of its weights file
     source: str  # the file's path

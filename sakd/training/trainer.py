@@ -161,9 +161,7 @@ class Trainer:
         accuracy = 100 * (student_features["logits"].argmax(1) == labels).float().mean()
         route = kept = None
         if self.teacher is not None:
-            with torch.autocast(
-                self.device.type, enabled=False
-            ):  # networks may run in bfloat16, not the rest
+            with torch.autocast(self.device.type, enabled=False):  # only networks may run in bfloat16
                 route = self.spot_mode.route(student_features, teacher_features)
                 kept = self.spot_mode.keep(route)
                 keep = dict(zip(self.spots, kept.unbind(1), strict=True))

@@ -44,8 +44,8 @@ class SlurmSettings:
     nodelist: str | None  # nodes that must be among a job's
     exclude: str | None  # nodes that must not
     gpus_per_node: int | None  # None: no GPU
-    cpus_per_task: int | None
-    mem_gb: float | None
+    cpus_per_task: int | None  # of a job, which is one task
+    mem_gb: float | None  # of a job
     timeout_min: int  # of a turn
     signal_delay_s: int  # so long before the limit a job is told
     max_num_timeout: int  # so many turns
