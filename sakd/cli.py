@@ -82,7 +82,8 @@ def status(overrides: tuple[str, ...], form: str, each: bool) -> None:
     """What has become of a sweep's cells: finished, running, queued, failed, lost or missing.
 
     OVERRIDE... are those that launched it, such as sweeps=digits seed=0,1. A run that was killed without
-    warning, and that MLflow still has as running, is marked KILLED there."""
+    warning, and that MLflow still has as running, is marked KILLED there.
+    """
     from sakd import sweeps
     from sakd.sweeps import report
 
@@ -196,7 +197,8 @@ def compare(
 
     KEY is any key of the configuration, such as optimizer.lr, or dataset, teacher, student, distiller,
     spot_mode, seed. With sweeps=NAME the arguments are a sweep's, as they launch it: its cells are compared,
-    and those that are not finished are missing."""
+    and those that are not finished are missing.
+    """
     from sakd import compare
     from sakd.compare import formats, plots
     from sakd.compare.published import FIGURES, read_published

@@ -42,7 +42,8 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Look for no cycles inside, where many objects are made that stay: each look goes through them all."""
+    """Let Python look for no cycles inside, where many objects are made that stay: each look sees them
+    all."""
     before = gc.isenabled()
     gc.disable()
     try:

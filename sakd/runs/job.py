@@ -36,7 +36,7 @@ SECONDS_BETWEEN_LOOKS = 0.2  # whether another process still works on a run
 
 
 def execute(config: Config, dataset: Dataset | None = None, leave_failure: bool = False) -> Result:
-    """The run's result: read if it is finished, else trained, from its last checkpoint if there is one.
+    """Train a run, from its last checkpoint if there is one, or read the result if it is finished.
 
     All that can be wrong with the configuration is found before any data is read; such a run leaves nothing,
     or, with ``leave_failure``, what a run that failed in training leaves: its folder with the traceback, and
@@ -56,7 +56,7 @@ def execute_together(
     withdrawn: Callable[[str], bool] = lambda name: False,
     ended: Callable[[str, Outcome], None] = lambda name, outcome: None,
 ) -> dict[str, Outcome]:
-    """Results of runs that may go together, by their names, in order; for one that fails, its error.
+    """Train runs that may go together; their results by name, in order, and for one that fails its error.
 
     They share data set and how it is read, teacher, seed, batch size, precision, execution and folder of
     runs. What is finished is read, the others are trained as one cohort; a run that another process works on
@@ -73,7 +73,7 @@ def execute_together(
 
 
 class Together:
-    """Trains runs that go together; what goes wrong in one is its own outcome, and the others go on."""
+    """Runs that train together: what goes wrong in one is its own outcome, and the others go on."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Together:
         self.noted: set[str] = set()  # runs under way that have told by themselves how they ended
 
     def outcomes(self) -> dict[str, Outcome]:
-        """Of every run, in order; trains what is not finished."""
+        """Train what is not finished; the outcome of every run, in order."""
         while open_runs := self._unfinished():
             self.held.clear()
             self._trained(open_runs)
@@ -100,7 +100,7 @@ class Together:
         return {name: self.ended[name] for name in self.runs}
 
     def _unfinished(self) -> list[Run]:
-        """Runs without an outcome; those that have been finished, here or elsewhere, get theirs."""
+        """List runs without an outcome; those that have been finished, here or elsewhere, get theirs."""
         for run in self.runs.values():
             if run.name not in self.ended:
                 with self._alone(run, leave=False):
@@ -111,7 +111,7 @@ class Together:
         return [run for run in self.runs.values() if run.name not in self.ended]
 
     def _wait(self, run: Run) -> None:
-        """Until no other process works on it; those withdrawn meanwhile end."""
+        """Wait until no other process works on a run; those withdrawn meanwhile end."""
         log.info("another process works on %s; waiting for it", run.folder)
         asked: dict[str, float] = {}
         while run.is_held:
@@ -149,7 +149,8 @@ class Together:
     # ---- before
 
     def _prepared(self, runs: Sequence[Run]) -> list[Prepared]:
-        """All that can be wrong is found before any data is read, and that before anything is trained."""
+        """Prepare runs: what can be wrong is found before data is read, and that before anything is
+        trained."""
         shared = runs[0].config
         torch.set_num_threads(shared["threads"] or DEFAULT_THREADS)
         allow_tf32(shared["precision"] == "tf32")
@@ -322,7 +323,8 @@ class Together:
         failed: Callable[[str, Exception], None] | None = None,
         leave: bool = True,
     ) -> Iterator[None]:
-        """What goes wrong inside is this run's outcome. Its own log speaks inside, where it is under way."""
+        """Make what goes wrong inside this run's outcome. Its own log speaks inside, where it is under
+        way."""
         try:
             with nullcontext() if member is None else member.own_log.speaking():
                 yield
@@ -343,7 +345,7 @@ class Together:
 
     @contextmanager
     def _for_all(self, runs: Sequence[Run]) -> Iterator[None]:
-        """What goes wrong inside, of what all share, is the outcome of all that have none yet."""
+        """Make what goes wrong inside, of what all share, the outcome of all that have none yet."""
         try:
             yield
         except torch.OutOfMemoryError:
@@ -372,7 +374,7 @@ def _status(error: BaseException, together: int = 1) -> str:
 
 
 def _check_teacher(config: Config, teacher: Teacher, device: torch.device) -> None:
-    """What can be known of it without data: its weights file fits, or its training can be built."""
+    """Check what can be known of a teacher without data: its file fits, or its training can be built."""
     own = prerequisites(config).teacher
     if own is None:
         path = Path(config["teacher"]["checkpoint"])
@@ -382,14 +384,14 @@ def _check_teacher(config: Config, teacher: Teacher, device: torch.device) -> No
 
 
 def _check_pretraining(config: Config, device: torch.device) -> None:
-    """Its training can be built."""
+    """Check that the training of what is pretrained can be built."""
     own = prerequisites(config).pretraining
     if own is not None and Run(own).result() is None:
         build.trainer(own, build.parts(own), device)
 
 
 def _teacher_weights(config: Config, dataset: Dataset) -> tuple[Path, str | None]:
-    """The teacher's file, and its checksum where it was trained here, which is done now if it was not."""
+    """Train the teacher if need be; its file, and the checksum that this has if it was trained here."""
     own = prerequisites(config).teacher
     if own is None:
         return Path(config["teacher"]["checkpoint"]), None
@@ -399,7 +401,7 @@ def _teacher_weights(config: Config, dataset: Dataset) -> tuple[Path, str | None
 
 
 def _trained_first(own: Config, dataset: Dataset) -> Result:
-    """The result of a run that others need; too little memory for it is no matter of how many they are."""
+    """Train a run that others need, or find it; too little memory for it is no matter of their number."""
     try:
         return execute(own, dataset)
     except torch.OutOfMemoryError as error:

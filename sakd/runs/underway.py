@@ -53,7 +53,7 @@ class UnderWay:
     """A run while it is trained: its log, its folder and its place in MLflow keep up with it."""
 
     def __init__(self, prepared: Prepared, lock: ExitStack):
-        """``lock``: what holds the run's folder."""
+        """Begin with ``lock``, which holds the run's folder."""
         self.lock = lock
         self.prepared, self.run, self.trainer = prepared, prepared.run, prepared.trainer
         self.own_log = OwnLog(self.run.folder / "run.log")

@@ -15,9 +15,10 @@ COMMON = (
 
 
 def cohorts(runs: Sequence[PlannedRun], alone: Collection[str] = ()) -> list[list[PlannedRun]]:
-    """The runs in cohorts of at most ``cohort`` members and even size, in their order.
+    """Divide runs into cohorts of at most ``cohort`` members and even size, in their order.
 
-    ``alone``: names of runs that train by themselves, as does a run that is profiled."""
+    ``alone``: names of runs that train by themselves, as does a run that is profiled.
+    """
     teachers = KnownRuns()
     checkpoints: dict[str, str] = {}
     groups: dict[str, list[PlannedRun]] = {}
@@ -30,7 +31,8 @@ def cohorts(runs: Sequence[PlannedRun], alone: Collection[str] = ()) -> list[lis
 
 
 def _in_common(config: Config, teachers: KnownRuns, checkpoints: dict[str, str]) -> str:
-    """Equal for runs that may go together. ``checkpoints``: digests of weights files, each taken once."""
+    """Write down what runs that may go together have in common. ``checkpoints``: digests by file, each
+    taken once."""
     teacher: object = None
     if (run := teachers.of(teacher_of(config))) is not None:
         teacher = run.digest
@@ -45,7 +47,8 @@ def _in_common(config: Config, teachers: KnownRuns, checkpoints: dict[str, str])
 
 
 def _split(group: Sequence[PlannedRun], most: int) -> Iterator[list[PlannedRun]]:
-    """As few parts as there can be of at most ``most``, none larger than another by more than one."""
+    """Split into as few parts of at most ``most`` as there can be, none larger than another by more than
+    one."""
     parts = math.ceil(len(group) / most)
     for part in range(parts):
         yield list(group[part * len(group) // parts : (part + 1) * len(group) // parts])

@@ -30,7 +30,8 @@ def launch(planned: Plan, only: Collection[str] = ("missing", "failed", "lost"))
 
     How all stand once they are over; None where the launcher does not wait for that.
 
-    Raises a SakdError before anything is submitted for what is wrong."""
+    Raises a SakdError before anything is submitted for what is wrong.
+    """
     launcher = launcher_of(planned.sweep.launcher)
     launcher.check(planned)
     with submissions.deciding(planned.runs):
@@ -51,7 +52,7 @@ def launch(planned: Plan, only: Collection[str] = ("missing", "failed", "lost"))
 
 
 def as_before(planned: Plan, changes: Sequence[str] = ()) -> Plan:
-    """With the launcher that its cells were last submitted with, but for ``changes``:
+    """Plan with the launcher that its cells were last submitted with, but for ``changes``:
     hydra.launcher.KEY=VALUE.
 
     Raises ConfigError where they never were, or a change names no key of that launcher.
@@ -71,7 +72,7 @@ def as_before(planned: Plan, changes: Sequence[str] = ()) -> Plan:
 
 
 def settle(planned: Plan, standings: Standings) -> None:
-    """Runs that were killed without warning do not stay RUNNING in MLflow."""
+    """Tell MLflow of runs that were killed without warning, which else stay RUNNING there."""
     for run in planned.everything:
         if standings[run.name].state in ("lost", "failed") and tracking.goes_on(run.run.folder):
             outcome = tracking.mark_ended(run.run.folder, lost=True)
@@ -116,7 +117,7 @@ def _end_jobs_without_members(concerned: Mapping[Place, Submission]) -> None:
 
 
 def _wanted(planned: Plan, standings: Standings, only: Collection[str]) -> list[PlannedRun]:
-    """Cells in these states, and all that they need and that is neither done nor on its way, each behind what
+    """Choose cells in these states, and what they need that is neither done nor on its way, each behind what
     it needs."""
     by_name = {run.name: run for run in planned.everything}
     chosen: dict[str, PlannedRun] = {}
@@ -135,7 +136,7 @@ def _wanted(planned: Plan, standings: Standings, only: Collection[str]) -> list[
 
 
 def _jobs(planned: Plan, wanted: Sequence[PlannedRun]) -> list[list[str]]:
-    """The runs of each job, each behind what it needs: what others need trains alone, and before, and cells
+    """Group runs into jobs, each behind what it needs: what others need trains alone, and before, and cells
     train in cohorts."""
     alone = {run.name for run in planned.first}
     alone |= {name for run in planned.everything for name in run.needs}
@@ -145,11 +146,11 @@ def _jobs(planned: Plan, wanted: Sequence[PlannedRun]) -> list[list[str]]:
 def _arrays(
     jobs: Sequence[Sequence[str]], needs: Mapping[str, Sequence[str]], largest: int | None
 ) -> list[list[list[str]]]:
-    """Jobs that wait for the same: one array (of at most ``largest``) each, each behind what it waits for."""
+    """Group jobs that wait for the same into arrays of at most ``largest``, each behind what it waits for."""
     depths: dict[str, int] = {}
 
     def depth(run: str) -> int:
-        """How many of the runs that are submitted must be over before it, one after another."""
+        """Count the submitted runs that must be over before it, one after another."""
         if run not in depths:
             before = [name for name in needs.get(run, ()) if name in submitted]
             depths[run] = 1 + max(map(depth, before), default=-1)
@@ -166,7 +167,7 @@ def _arrays(
 
 
 def _record(planned: Plan, wanted: Sequence[PlannedRun], launcher: Launcher) -> Submission:
-    """What is about to be handed over, on the disk before it is; with the code copied and the store set
+    """Write down what is about to be handed over, before it is; with the code copied and the store set
     up."""
     _prepare_store(wanted)
     copy = code.snapshot(planned.runs)
@@ -188,7 +189,7 @@ def _record(planned: Plan, wanted: Sequence[PlannedRun], launcher: Launcher) -> 
 
 
 def _submit(submission: Submission, launcher: Launcher, standings: Standings) -> None:
-    """All of it or, where a part is refused or this is interrupted, nothing."""
+    """Submit all of it or, where a part is refused or this is interrupted, nothing."""
     under_way = {name: standing.job for name, standing in standings.items() if standing.job is not None}
     try:
         launcher.submit(submission, under_way)
@@ -198,7 +199,7 @@ def _submit(submission: Submission, launcher: Launcher, standings: Standings) ->
 
 
 def _prepare_store(wanted: Iterable[PlannedRun]) -> None:
-    """Before jobs start, so that they do not set up a fresh one all at once."""
+    """Set stores up before jobs start, which would else do so all at once."""
     stores: dict[str, set[str]] = {}
     for run in wanted:
         settings = run.run.config["tracking"]
@@ -215,7 +216,7 @@ def _prepare_store(wanted: Iterable[PlannedRun]) -> None:
 
 
 def _awaited(planned: Plan) -> Standings:
-    """How it stands once nothing of it runs or waits."""
+    """Wait until nothing of it runs or waits; how all stand then."""
     before = ""
     while True:
         try:
@@ -234,7 +235,7 @@ def _awaited(planned: Plan) -> Standings:
 
 
 def summary(standings: Iterable[Standing]) -> str:
-    """How many there are in each state."""
+    """Count standings by state, in words."""
     counts = Counter(standing.state for standing in standings)
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     return f"{number_of(sum(counts.values()), 'cell')}: {told}"
@@ -249,5 +250,5 @@ def _told(submission: Submission) -> str:
 
 
 def number_of(number: int, what: str) -> str:
-    """``3 cells``, ``1 cell``."""
+    """Write a number with its noun: ``3 cells``, ``1 cell``."""
     return f"{number} {what}{'s' * (number != 1)}"

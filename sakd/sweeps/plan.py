@@ -58,7 +58,7 @@ class KnownRuns:
 
 @uncollected()
 def plan(sweep: Sweep) -> Plan:
-    """Raises ConfigError for cells in more than one folder of runs."""
+    """Plan a sweep. Raises ConfigError for cells in more than one folder of runs."""
     folders = {config["runs"] for _, config in sweep.cells}
     if len(folders) > 1:
         raise ConfigError(

@@ -76,7 +76,8 @@ def conclude(
 
     Raises SystemExit with an error line for each cell that is not finished.
 
-    ``states``, ``errors``: by name, the latter of those cells whose error is known."""
+    ``states``, ``errors``: by name, the latter of those cells whose error is known.
+    """
     console = _page()
     console.print(_results(cells, states))
     if more := compare_command(cells, overrides):
@@ -90,7 +91,7 @@ def conclude(
 
 
 def conclude_launch(planned: Plan, standings: Standings) -> None:
-    """As ``conclude``, of a launch that has waited for its cells."""
+    """Print what a launch that has waited for its cells ends with, by ``conclude``."""
     states = {cell.name: standings[cell.name].state for cell in planned.cells}
     errors = {cell.name: standings[cell.name].error for cell in planned.cells if standings[cell.name].error}
     conclude(planned.cells, planned.sweep.overrides, states, errors)
@@ -130,8 +131,8 @@ def _measured(cell: PlannedRun) -> tuple[str, str, str, str]:
 
 
 def _telling_apart(cells: Sequence[PlannedRun]) -> list[dict[str, str]]:
-    """Of each cell, those of its short names that are not all cells', and where these do not tell cells apart
-    also the overrides that do."""
+    """Choose for each cell those of its short names that are not all cells', and where these do not tell
+    apart also the overrides that do."""
     names = [short_names(cell.run.config) for cell in cells]
     varying = [key for key in names[0] if len({each[key] for each in names}) > 1]
     columns = [{key: each[key] for key in varying or ("distiller", "spot_mode")} for each in names]
@@ -145,7 +146,7 @@ def _telling_apart(cells: Sequence[PlannedRun]) -> list[dict[str, str]]:
 
 
 def _values(overrides: Overrides) -> dict[str, str]:
-    """What is given for each key, as on a command line."""
+    """List what is given for each key, as on a command line."""
     return dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
 
 
@@ -166,7 +167,7 @@ def compare_command(cells: Sequence[PlannedRun], overrides: Overrides) -> str | 
 
 
 def _filters(configs: Sequence[Config], overrides: Overrides) -> dict[str, list[str]]:
-    """By key, the values that single these runs out: of what varies, and of what was asked for."""
+    """Find by key the values that single these runs out: of what varies, and of what was asked for."""
     names = [short_names(config) for config in configs]
     typed = {text.lstrip("+").partition("=")[0] for text in overrides}
     pair = {"dataset", "teacher", "student"} if "experiment" in typed else set()
@@ -184,7 +185,7 @@ def _filters(configs: Sequence[Config], overrides: Overrides) -> dict[str, list[
 
 
 def _page() -> Console:
-    """Collects text for the terminal, or for a page as wide as WIDTH."""
+    """A console that collects text for the terminal, or for a page as wide as WIDTH."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
     return Console(file=io.StringIO(), width=width, color_system=None, highlight=False, soft_wrap=False)
 
@@ -194,7 +195,7 @@ def _table(*columns: str) -> Table:
 
 
 def _grid(planned: Plan, standings: Standings) -> Table:
-    """How many cells of each row and mode are in which state."""
+    """A table of how many cells of each row and mode are in which state."""
     counts: dict[tuple[str, ...], dict[str, Counter]] = defaultdict(lambda: defaultdict(Counter))
     modes: dict[str, None] = {}
     for cell in planned.cells:
@@ -236,7 +237,7 @@ def _running(standings: Standings) -> RenderableType | None:
 
 
 def _queued(standings: Standings) -> RenderableType | None:
-    """Why jobs wait: some reasons are for the user to mend."""
+    """Reasons why jobs wait, some of which are for the user to mend."""
     reasons = Counter(standing.reason for standing in standings.values() if standing.state == "queued")
     return (
         "queued: " + ", ".join(f"{number} {reason}" for reason, number in reasons.items())

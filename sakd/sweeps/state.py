@@ -50,9 +50,10 @@ class Known:
 
 
 def survey(runs: Iterable[PlannedRun], folder: Path) -> dict[str, Standing]:
-    """Each run's standing by its name, in order. ``folder``: the folder of runs.
+    """Find each run's standing, by its name, in order. ``folder``: the folder of runs.
 
-    Raises a SakdError where runs were handed over and their launcher does not answer."""
+    Raises a SakdError where runs were handed over and their launcher does not answer.
+    """
     runs = list(runs)
     finished = {run.name for run in runs if (run.run.folder / "result.json").exists()}
     last = submissions.latest(submissions.read(folder))
@@ -67,7 +68,7 @@ def survey(runs: Iterable[PlannedRun], folder: Path) -> dict[str, Standing]:
 
 
 def open_jobs(concerned: Iterable[Submission]) -> Queue:
-    """Those of their jobs that are not over. Raises a SakdError where a launcher does not answer."""
+    """Find those of their jobs that are not over. Raises a SakdError where a launcher does not answer."""
     by_launcher: dict[str, list[Submission]] = defaultdict(list)
     for submission in concerned:
         by_launcher[submission.launcher["_target_"]].append(submission)
@@ -78,7 +79,7 @@ def open_jobs(concerned: Iterable[Submission]) -> Queue:
 
 
 def needed_elsewhere(names: Collection[str], besides: Collection[str], runs: Path) -> set[str]:
-    """Those of ``names`` that a job needs which is not over and has other runs than ``besides``, in whatever
+    """Find those of ``names`` that a job needs which is not over and has other runs than ``besides``, in any
     sweep."""
     found = submissions.latest(submissions.read(runs))
     needs = {

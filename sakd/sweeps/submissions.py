@@ -4,7 +4,8 @@
 ``submission.json`` is written before any job exists, so that no job can be unknown; jobs are found again by
 their names, so that nothing needs to be noted after. ``cells/NAME.json`` is a run's configuration,
 ``failures/NAME.json`` how it failed, ``cancelled/NAME`` says that it is not to be trained, ``logs/`` is what
-jobs said."""
+jobs said.
+"""
 
 import getpass
 import json
@@ -31,7 +32,7 @@ Place = tuple[str, int]  # of a job: the name of its array, and its index in tha
 
 
 def us() -> str:
-    """Who, and on which machine."""
+    """The user, and the machine."""
     return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
@@ -59,7 +60,7 @@ class Submission:
 
     @classmethod
     def read(cls, folder: Path) -> "Submission":
-        """Raises RunError for a damaged record."""
+        """Read one. Raises RunError for a damaged record."""
         path = folder / "submission.json"
         content = read_json(path)
         try:
@@ -83,12 +84,12 @@ class Submission:
 
     @cached_property
     def jobs(self) -> dict[Place, list[str]]:
-        """By place: the names of the runs that the job trains."""
+        """Names of the runs that each job trains, by its place."""
         return {(array.name, index): job for array in self.arrays for index, job in enumerate(array.jobs)}
 
     @cached_property
     def places(self) -> dict[str, Place]:
-        """By run: its job's."""
+        """Place of each run's job."""
         return {run: place for place, job in self.jobs.items() for run in job}
 
     @cached_property
@@ -109,7 +110,7 @@ class Submission:
         return (self.runs / run / "result.json").exists()
 
     def is_over(self, run: str) -> bool:
-        """Whether no job of this submission is to train the run any more."""
+        """Tell whether no job of this submission is to train the run any more."""
         failure = self.failure(run)
         return (
             self.is_finished(run)
@@ -121,7 +122,7 @@ class Submission:
         return self.folder / "logs" / array
 
     def confirm(self) -> None:
-        """All its jobs are the launcher's now."""
+        """Note that all its jobs are the launcher's now."""
         (self.folder / ".confirmed").touch()
 
     @property
@@ -129,7 +130,7 @@ class Submission:
         return (self.folder / ".confirmed").exists()
 
     def write(self, configs: Mapping[str, Config]) -> None:
-        """``configs``: of all its runs, by name."""
+        """Write it down, with the ``configs`` of all its runs by name."""
         for folder in (
             *(self.folder / name for name in ("cells", "failures", "cancelled")),
             *(self.logs(array.name) for array in self.arrays),
@@ -142,12 +143,12 @@ class Submission:
         write_whole(self.folder / "submission.json", (json.dumps(content, indent=1) + "\n").encode())
 
     def withdraw(self) -> None:
-        """Nothing came of it: its runs are as they were before."""
+        """Take it back, as nothing came of it: its runs are as they were before."""
         os.replace(self.folder / "submission.json", self.folder / "withdrawn.json")
 
 
 def needs_of(job: Sequence[str], needs: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
-    """What all of a job's runs need first, and what some of them do: without the one it cannot begin, without
+    """Find what all of a job's runs need first, and what some do: without the one it cannot begin, without
     the other it trains the rest."""
     every = {name: None for run in job for name in needs.get(run, ())}
     of_all = [name for name in every if all(name in needs.get(run, ()) for run in job)]
@@ -155,18 +156,19 @@ def needs_of(job: Sequence[str], needs: Mapping[str, Sequence[str]]) -> tuple[li
 
 
 def note_failure(folder: Path, run: str, error: str, traceback: str = "", interrupted: bool = False) -> None:
-    """Of a run, in its submission's folder. ``interrupted``: it goes on if its job comes to another turn."""
+    """Note that a run failed, in its submission's folder. ``interrupted``: it goes on in its job's next
+    turn."""
     told = {"error": error, "traceback": traceback, "time": time.time(), "interrupted": interrupted}
     write_whole(folder / "failures" / f"{run}.json", (json.dumps(told, indent=1) + "\n").encode())
 
 
 def forget_failure(folder: Path, run: str) -> None:
-    """It has come to its next turn."""
+    """Take the note of a failure back: the run has come to its next turn."""
     (folder / "failures" / f"{run}.json").unlink(missing_ok=True)
 
 
 def note_cancelled(folder: Path, run: str) -> None:
-    """Its job, in a submission's folder, is to leave this run."""
+    """Note in a submission's folder that the run's job is to leave it."""
     (folder / "cancelled" / run).touch()
 
 
@@ -184,7 +186,7 @@ def new_folder(runs: Path) -> Path:
 
 
 def read(runs: Path) -> list[Submission]:
-    """All of them, the last one first. Raises RunError for a damaged record."""
+    """Read all of them, the last one first. Raises RunError for a damaged record."""
     found = [Submission.read(path.parent) for path in (runs / FOLDER).glob("*/submission.json")]
     return sorted(found, key=lambda submission: submission.time, reverse=True)
 
@@ -195,7 +197,7 @@ def now(runs: Path) -> float:
 
 
 def latest(submissions: Sequence[Submission]) -> dict[str, Submission]:
-    """By run, the last submission that has it."""
+    """Find for each run the last submission that has it."""
     found: dict[str, Submission] = {}
     for submission in submissions:
         for run in submission.places:
@@ -214,7 +216,8 @@ def failed_before(needs: Sequence[str], last: Mapping[str, Submission]) -> tuple
 
 @contextmanager
 def deciding(runs: Path) -> Iterator[None]:
-    """One process at a time decides what is to be submitted, and submits it: nothing is handed over twice."""
+    """Let one process at a time decide what is to be submitted, and submit it: nothing is handed over
+    twice."""
     try:
         (runs / FOLDER).mkdir(parents=True, exist_ok=True)
         lock = FileLock(runs / FOLDER / ".lock")

@@ -29,14 +29,14 @@ SECONDS_BETWEEN_LOOKS = 1.0  # at what is cancelled
 
 
 class Work:
-    """Called by submitit in a job. Requeued after a time limit it is called again, and goes on from the last
+    """A job, as submitit calls it. Requeued after a time limit it is called again, and goes on from the last
     checkpoints of those runs that are neither finished nor failed nor cancelled."""
 
     def __init__(self, submission: Path, names: Sequence[str]):
         self.submission, self.names = submission, list(names)
 
     def __call__(self) -> None:
-        """Raises RunError at the end where runs failed, in this turn or before."""
+        """Train the cohort. Raises RunError at the end where runs failed, in this turn or before."""
         set_up()
         start_logging()
         log.info("%s: code of %s", ", ".join(self.names), code.of_this_process()[0])
@@ -88,7 +88,7 @@ class Work:
         execute_together(configs, leave_failures=True, withdrawn=self._withdrawn, ended=self._ended)
 
     def _withdrawn(self, name: str) -> bool:
-        """Whether the run was cancelled, as of the last look at the notes."""
+        """Tell whether the run was cancelled, as of the last look at the notes."""
         if time.monotonic() - self.last_look >= SECONDS_BETWEEN_LOOKS:
             self.last_look = time.monotonic()
             self.cancelled = {*submissions.cancelled(self.submission)}
@@ -109,7 +109,7 @@ class Work:
                 log.error("%s", error)
 
     def checkpoint(self) -> Any:
-        """submitit's: what is to be called when the job comes to its next turn. SLURM, asked for that turn,
+        """Give submitit what it calls when the job comes to its next turn. SLURM, asked for that turn,
         ends this one with SIGTERM, which must not count as an interruption."""
         from submitit.helpers import DelayedSubmission
 

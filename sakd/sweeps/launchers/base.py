@@ -26,7 +26,8 @@ Queue = Mapping[Place, Queued]
 
 
 class Launcher(ABC):
-    """Made from the keys of a file under conf/hydra/launcher, which names its class by ``_target_``."""
+    """A way to hand jobs over, made from the keys of a file under conf/hydra/launcher with its
+    ``_target_``."""
 
     Settings: ClassVar[type]  # a dataclass, with a field for each key
 
@@ -47,7 +48,7 @@ class Launcher(ABC):
     @property
     @abstractmethod
     def waits(self) -> bool:
-        """Whether a launch is over only once its runs are."""
+        """True if a launch is over only once its runs are."""
 
     @abstractmethod
     def check(self, planned: Plan) -> None:
@@ -55,14 +56,15 @@ class Launcher(ABC):
 
     @abstractmethod
     def largest_array(self) -> int | None:
-        """How many jobs may be submitted together; None: any number."""
+        """The most jobs that may be submitted together; None: any number."""
 
     @abstractmethod
     def submit(self, submission: Submission, under_way: Mapping[str, str]) -> None:
         """Hand over all of its jobs or, where that is refused or interrupted, none.
 
         ``under_way``: by run, the ids of jobs that were submitted before. A job begins once those that all of
-        its runs need have ended well, and those that some of its runs need have ended."""
+        its runs need have ended well, and those that some of its runs need have ended.
+        """
 
     @abstractmethod
     def carry_out(self, submission: Submission) -> None:
@@ -70,7 +72,7 @@ class Launcher(ABC):
 
     @abstractmethod
     def queue(self, submissions: Sequence[Submission]) -> Queue:
-        """Those of their jobs that are not over. Raises a SakdError where that cannot be known."""
+        """Find those of their jobs that are not over. Raises a SakdError where that cannot be known."""
 
     @abstractmethod
     def cancel(self, ids: Iterable[str]) -> None:
@@ -78,7 +80,7 @@ class Launcher(ABC):
 
     @abstractmethod
     def logs(self, submission: Submission) -> dict[Place, Path]:
-        """What the jobs have said, of those that have said anything."""
+        """Find the logs of those jobs that have said anything."""
 
 
 def launcher_class(target: str) -> type | None:
@@ -91,13 +93,13 @@ def launcher_class(target: str) -> type | None:
 
 
 def is_launcher(target: str) -> bool:
-    """Whether a ``_target_`` takes whole sweeps, and not cells one by one as Hydra's launchers do."""
+    """Tell whether a ``_target_`` takes whole sweeps, and not cells one by one as Hydra's launchers do."""
     found = launcher_class(target)
     return isinstance(found, type) and issubclass(found, Launcher)
 
 
 def launcher_of(keys: Mapping[str, Any]) -> Launcher:
-    """Raises ConfigError naming the key at fault, or where ``_target_`` is no launcher of whole sweeps."""
+    """Build a launcher. Raises ConfigError naming the key at fault, or where it is none of whole sweeps."""
     target = keys["_target_"]
     if not is_launcher(target):
         raise ConfigError(f"hydra/launcher: found {target}, expected slurm or local")

@@ -40,26 +40,27 @@ class LocalSettings:
 
 
 class LocalLauncher(Launcher):
-    """`hydra/launcher=local`: waits until all is done."""
+    """Launcher of `hydra/launcher=local`: waits until all is done."""
 
     Settings = LocalSettings
     waits = True
 
     def check(self, planned: Plan) -> None:
-        """Nothing: what runs here runs anywhere."""
+        """Accept everything: what runs here runs anywhere."""
 
     def largest_array(self) -> None:
         return None
 
     def submit(self, submission: Submission, under_way: Mapping[str, str]) -> None:
-        """From now on its jobs wait for this process; the kernel lets go of the lock when it dies."""
+        """Let its jobs wait for this process, by a lock that the kernel lets go of when that dies."""
         self.alive = FileLock(submission.folder / ALIVE)
         self.alive.acquire()
 
     def carry_out(self, submission: Submission) -> None:
-        """Until all jobs are done; one that needs what failed is left out.
+        """Run all jobs to their end; one that needs what failed is left out.
 
-        An interruption ends them all, each with its runs marked KILLED."""
+        An interruption ends them all, each with its runs marked KILLED.
+        """
         try:
             with interruptible():
                 _run(_Processes(submission, self.settings.processes))
@@ -79,7 +80,7 @@ class LocalLauncher(Launcher):
         return found
 
     def cancel(self, ids: Iterable[str]) -> None:
-        """Nothing: jobs look at what is cancelled before they start, and once a second."""
+        """Do nothing: jobs look at what is cancelled before they start, and once a second."""
 
     def logs(self, submission: Submission) -> dict[Place, Path]:
         paths = {place: log_of(submission, place) for place in submission.jobs}
@@ -100,7 +101,7 @@ def _run(pool: "_Processes") -> None:
     done = 0
 
     def begin() -> None:
-        """Those jobs that may, as far as there is room; and leave those out that must not."""
+        """Start the jobs that may, as far as there is room, and leave those out that must not."""
         stopped = set(cancelled(submission.folder))
         unfinished = {run for place in (*waiting, *under_way.values()) for run in jobs[place]}
         for place, job in list(waiting.items()):
@@ -136,7 +137,8 @@ def _title(job: Sequence[str]) -> str:
 
 
 class _Processes:
-    """So many at a time: as many as there are GPUs, or without any as there are cores, unless it is said."""
+    """Processes, so many at a time: as there are GPUs, or without any as there are cores, unless it is
+    said."""
 
     def __init__(self, submission: Submission, size: int | None):
         self.submission = submission
@@ -152,7 +154,7 @@ class _Processes:
         self.living: set[subprocess.Popen] = set()
 
     def run(self, place: Place) -> int:
-        """The exit code of one job."""
+        """Run one job; its exit code."""
         gpu = self.gpus.get()
         try:
             environment = os.environ | self.submission.environment()
@@ -182,7 +184,7 @@ class _Processes:
             self.gpus.put(gpu)
 
     def end(self) -> None:
-        """All of them, and none starts any more."""
+        """End all of them, and let none start any more."""
         with self.starting:
             self.ending = True
             living = list(self.living)
@@ -197,7 +199,7 @@ class _Processes:
 
 
 def _gpus() -> list[str]:
-    """As CUDA_VISIBLE_DEVICES names them, without asking torch, which would take memory of each."""
+    """List GPUs as CUDA_VISIBLE_DEVICES names them, without asking torch, which would take memory of each."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name and name not in NO_GPU]

@@ -77,7 +77,7 @@ class SlurmSettings:
 
 
 class SlurmLauncher(Launcher):
-    """`hydra/launcher=slurm`: hands over and returns, unless it is to wait."""
+    """Launcher of `hydra/launcher=slurm`: hands over and returns, unless it is to wait."""
 
     Settings = SlurmSettings
 
@@ -86,7 +86,7 @@ class SlurmLauncher(Launcher):
         return self.settings.wait
 
     def check(self, planned: Plan) -> None:
-        """An SQLite file is written by jobs of one machine alone."""
+        """Refuse an SQLite store where jobs may run on several machines."""
         partition, count = nodes(self.settings)
         uris = {cell.run.config["tracking"].get("uri") for cell in planned.cells}
         files = [uri for uri in uris if uri is not None and tracking.is_a_file(uri)]
@@ -117,7 +117,7 @@ class SlurmLauncher(Launcher):
         submission.confirm()
 
     def _submit_array(self, submission: Submission, array: Array, ids: Mapping[str, str]) -> list[str]:
-        """SLURM's id of each job. ``ids``: by run, of the jobs submitted before."""
+        """Submit one array; SLURM's id of each job. ``ids``: by run, of the jobs submitted before."""
         import submitit
 
         from sakd.sweeps.work import Work
@@ -158,11 +158,11 @@ class SlurmLauncher(Launcher):
         return [job.job_id for job in jobs]
 
     def carry_out(self, submission: Submission) -> None:
-        """Nothing: its jobs are the cluster's."""
+        """Do nothing: its jobs are the cluster's."""
 
     def queue(self, submissions: Sequence[Submission]) -> Queue:
-        """Raises SlurmError where SLURM does not answer: without it a waiting job could not be told from a
-        lost one."""
+        """Ask SLURM. Raises SlurmError where it does not answer: without it a waiting job could not be told
+        from a lost one."""
         unconfirmed = [submission.time for submission in submissions if not submission.is_confirmed]
         if unconfirmed:  # its launch may have died, its jobs be on their way yet
             time.sleep(min(max(0.0, max(unconfirmed) + UNCONFIRMED - time.time()), UNCONFIRMED))
@@ -188,7 +188,7 @@ class SlurmLauncher(Launcher):
             _ask("scancel", *ids[start : start + AT_ONCE])
 
     def logs(self, submission: Submission) -> dict[Place, Path]:
-        """Under submitit's names: JOB_INDEX_TASK, or JOB_TASK outside of an array."""
+        """Find logs under submitit's names: JOB_INDEX_TASK, or JOB_TASK outside of an array."""
         found = {}
         for array in submission.arrays:
             for path in submission.logs(array.name).iterdir():
@@ -198,7 +198,7 @@ class SlurmLauncher(Launcher):
 
 
 def _dependency(job: Sequence[str], needs: Mapping[str, Sequence[str]], ids: Mapping[str, str]) -> str:
-    """In sbatch's words: what all of a job's runs need must end well, what some of them need must end."""
+    """Say in sbatch's words that what all of a job's runs need must end well, and what some need must end."""
     told = []
     for condition, names in zip(("afterok", "afterany"), needs_of(job, needs), strict=True):
         waited_for = sorted(ids[name] for name in names if name in ids)
