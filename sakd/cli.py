@@ -173,7 +173,7 @@ def _errors_told() -> Iterator[None]:
     default="terminal",
     show_default=True,
 )
-@click.option("--runs", "with_runs", is_flag=True, help="Name the runs behind each cell.")
+@click.option("--runs", "with_runs", is_flag=True, help="Name the runs behind each group.")
 @click.option(
     "--published",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

@@ -94,7 +94,7 @@ class Together:
         """Train what is not finished; the outcome of every run, in order."""
         while open_runs := self._unfinished():
             self.held.clear()
-            self._trained(open_runs)
+            self._attempt(open_runs)
             if self.held:  # by another process: theirs is the result, once that is done with it
                 self._wait(next(iter(self.held.values())))
         return {name: self.ended[name] for name in self.runs}
@@ -122,11 +122,11 @@ class Together:
                 return
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
-    def _trained(self, runs: Sequence[Run]) -> None:
+    def _attempt(self, runs: Sequence[Run]) -> None:
         """Train ``runs``; afterwards each has an outcome, or is held by another process."""
         try:
             with self._for_all(runs):
-                self._train(self._prepared(runs))
+                self._train(self._prepare(runs))
             return
         except torch.OutOfMemoryError as error:
             open_runs = self._open(runs)
@@ -143,12 +143,12 @@ class Together:
             half,
             len(open_runs) - half,
         )
-        self._trained(open_runs[:half])
-        self._trained(open_runs[half:])
+        self._attempt(open_runs[:half])
+        self._attempt(open_runs[half:])
 
     # ---- before
 
-    def _prepared(self, runs: Sequence[Run]) -> list[Prepared]:
+    def _prepare(self, runs: Sequence[Run]) -> list[Prepared]:
         """Prepare runs: what can be wrong is found before data is read, and that before anything is
         trained."""
         shared = runs[0].config
@@ -165,7 +165,7 @@ class Together:
                         built[run.name].teacher, device=device, execution=build.execution(shared)
                     )
                 trainers[run.name] = build.trainer(run.config, built[run.name], device, teacher)
-                _check_pretraining(run.config, device)
+                _check_pretraining_can_be_built(run.config, device)
         runs = self._open(runs)
         if teacher is not None and runs:
             _check_teacher(shared, teacher, device)
@@ -181,7 +181,7 @@ class Together:
         prepared = []
         for run in self._open(runs):
             with self._alone(run):
-                pretraining = _pretrained(run.config, built[run.name], dataset)
+                pretraining = _take_over_pretraining(run.config, built[run.name], dataset)
                 prepared.append(Prepared(run, trainers[run.name], dataset, pretraining))
         return prepared
 
@@ -383,7 +383,7 @@ def _check_teacher(config: Config, teacher: Teacher, device: torch.device) -> No
         build.trainer(own, build.parts(own), device)
 
 
-def _check_pretraining(config: Config, device: torch.device) -> None:
+def _check_pretraining_can_be_built(config: Config, device: torch.device) -> None:
     """Check that the training of what is pretrained can be built."""
     own = prerequisites(config).pretraining
     if own is not None and Run(own).result() is None:
@@ -397,10 +397,10 @@ def _teacher_weights(config: Config, dataset: Dataset) -> tuple[Path, str | None
         return Path(config["teacher"]["checkpoint"]), None
     if Run(own).result() is None:
         log.info("training the teacher %s first", config["teacher"]["name"])
-    return Run(own).weights, _trained_first(own, dataset)["student_sha256"]
+    return Run(own).weights, _train_first(own, dataset)["student_sha256"]
 
 
-def _trained_first(own: Config, dataset: Dataset) -> Result:
+def _train_first(own: Config, dataset: Dataset) -> Result:
     """Train a run that others need, or find it; too little memory for it is no matter of their number."""
     try:
         return execute(own, dataset)
@@ -408,7 +408,7 @@ def _trained_first(own: Config, dataset: Dataset) -> Result:
         raise RunError(f"{Run(own).name}, which is needed first: {in_one_line(error)}") from error
 
 
-def _pretrained(config: Config, parts: build.Parts, dataset: Dataset) -> dict[str, str] | None:
+def _take_over_pretraining(config: Config, parts: build.Parts, dataset: Dataset) -> dict[str, str] | None:
     """Give this run's distiller, or student, what its pretraining has learned: a run found again like a
     teacher.
 
@@ -419,7 +419,7 @@ def _pretrained(config: Config, parts: build.Parts, dataset: Dataset) -> dict[st
         return None
     if Run(own).result() is None:
         log.info("pretraining for %s first", config["distiller"]["name"])
-    expected = _trained_first(own, dataset)["student_sha256"]
+    expected = _train_first(own, dataset)["student_sha256"]
     weights = Run(own).weights
     raw = weights.read_bytes()
     if sha256(raw).hexdigest() != expected:
