@@ -15,8 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from yaml import YAMLError
 
-from sakd.configuration.compose import CONF, explain, register_resolvers, resolve
+from sakd.configuration.compose import explain, register_resolvers, resolve
+from sakd.configuration.groups import CONF, refuse_merged, understood
 from sakd.errors import ConfigError, SakdError
 from sakd.process import set_up
 from sakd.runs import Run
@@ -42,16 +44,22 @@ def main(cfg: DictConfig) -> None:
             log.info("finished before")
             catch_up(run)
     except Exception as error:
-        # By a foreign launcher: Hydra tells of the first failure only, and only at the end.
         if HydraConfig.get().mode == RunMode.MULTIRUN:
+            # By a foreign launcher: Hydra tells of the first failure only, and only at the end.
             log.error("%s failed: %s", " ".join(HydraConfig.get().overrides.task), error)
+        elif isinstance(error, SakdError):
+            sys.exit(f"error: {error}")  # here: an error that passes Hydra gets a line of Hydra's before it
         raise
     uri = config["tracking"].get("uri")
     show_result(result, str(run.folder), None if uri is None else open_command(uri))
 
 
 def _check_mode(hydra_config: DictConfig) -> None:
-    """Raise ConfigError where what is for a sweep's cells would end as one run, here and now."""
+    """Raise ConfigError where what is for a sweep's cells would end as one run, here and now.
+
+    Also where files were merged that cannot be.
+    """
+    refuse_merged(hydra_config.runtime.choices)
     sweep, launcher = (hydra_config.runtime.choices.get(group) for group in ("sweeps", "hydra/launcher"))
     if hydra_config.mode == RunMode.RUN and (sweep is not None or launcher != "basic"):
         found = f"hydra/launcher: found {launcher}" if sweep is None else f"sweeps: found {sweep}"
@@ -65,10 +73,11 @@ def run() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the handlers below whole
     set_up()
     try:
+        sys.argv[1:] = understood(sys.argv[1:], multirun=not {"-m", "--multirun"}.isdisjoint(sys.argv))
         main()
     except SakdError as error:
         sys.exit(f"error: {error}")
-    except HydraException as error:
+    except (HydraException, YAMLError) as error:
         sys.exit(f"error: {explain(error)}")
     except KeyboardInterrupt as interruption:
         name = str(interruption) or "SIGINT"

@@ -40,6 +40,11 @@ def light(distiller: str) -> tuple[str, ...]:
     return {"semckd": semckd, "ft": pretraining, "fsp_init": pretraining}.get(distiller, ())
 
 
+def last_of_each(*overrides: str) -> list[str]:
+    """Overrides of which a later one takes the place of an earlier one: TINY with other values."""
+    return list({override.partition("=")[0]: override for override in overrides}.values())
+
+
 def compose_config(*overrides: str) -> configuration.Config:
     """What launch.py makes of a command line."""
     return resolve(compose_lazily(*overrides))
@@ -76,7 +81,7 @@ def launch(tmp_path):
     def launched(
         *overrides: str, script: tuple[str, ...] = (), expect: int | None = 0, **keys
     ) -> subprocess.CompletedProcess:
-        command = [sys.executable, *(script or (str(ROOT / "launch.py"),)), *overrides]
+        command = [sys.executable, *(script or (str(ROOT / "launch.py"),)), *last_of_each(*overrides)]
         done = subprocess.run(
             command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False, **keys
         )

@@ -15,7 +15,7 @@ from sakd.configuration import build, check
 from sakd.errors import CheckpointError, DataError, SakdError
 from sakd.networks import resnet8, vgg8
 from sakd.runs.job import execute
-from tests.conftest import ROOT, TINY, compose_config
+from tests.conftest import ROOT, TINY, compose_config, last_of_each
 
 UNTRACKED = (*TINY, "tracking=none")
 
@@ -252,7 +252,7 @@ def test_a_failing_cell_does_not_stop_a_sweep(launch, tmp_path):
 def test_an_interrupted_run_is_killed_and_goes_on(number, name, launch, tmp_path):
     overrides = (*UNTRACKED, "distiller=none", "epochs=200")
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "launch.py"), *overrides],
+        [sys.executable, str(ROOT / "launch.py"), *last_of_each(*overrides)],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

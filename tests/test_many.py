@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from sakd.configuration.compose import sweep
 from sakd.runs import code
 from sakd.sweeps import plan
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, last_of_each
 from tests.test_compare import finish
 
 pytestmark = pytest.mark.slow
@@ -83,7 +83,7 @@ def test_a_thousand_cells_are_compared_in_time(which, thousand):
 
 def test_sixteen_processes_at_once_share_a_store_that_was_not_there(tmp_path):
     overrides = (*TINY, "threads=1", "distiller=none")
-    command = [sys.executable, str(ROOT / "launch.py"), *overrides]
+    command = [sys.executable, str(ROOT / "launch.py"), *last_of_each(*overrides)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     keys = {
         "cwd": tmp_path,

@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 
 from sakd.configuration import compose
 from sakd.sweeps import Plan, plan, survey
-from tests.conftest import ROOT
+from tests.conftest import ROOT, last_of_each
 from tests.servers import MlflowServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
@@ -54,7 +54,7 @@ class Login:
         self.folder = folder
 
     def start(self, *overrides: str) -> subprocess.Popen:
-        command = [sys.executable, str(ROOT / "launch.py"), "-m", *overrides]
+        command = [sys.executable, str(ROOT / "launch.py"), "-m", *last_of_each(*overrides)]
         return subprocess.Popen(
             command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

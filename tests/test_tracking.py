@@ -24,7 +24,7 @@ from sakd.runs import Run
 from sakd.runs.job import execute
 from sakd.runs.logs import OwnLog
 from sakd.runs.tracking import Mirror, synchronise
-from tests.conftest import ROOT, TINY, compose_config
+from tests.conftest import ROOT, TINY, compose_config, last_of_each
 from tests.servers import MlflowServer, free_port
 from tests.test_terminal import logging_started
 
@@ -297,7 +297,7 @@ def test_a_store_that_is_away_is_told_once_on_the_terminal_and_in_each_runs_own_
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [50_000, 300_000])
 def test_a_kill_while_the_store_is_set_up_leaves_none_that_is_half_made(size, tmp_path, launch):
-    command = [sys.executable, str(ROOT / "launch.py"), *TINY, "distiller=none", "epochs=50"]
+    command = [sys.executable, str(ROOT / "launch.py"), *TINY[:3], "distiller=none", "epochs=50"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     partial = tmp_path / "mlflow.db.partial"
     deadline = time.monotonic() + 60
@@ -318,7 +318,7 @@ def test_a_real_server_that_goes_away_and_comes_back_has_each_epoch_once(tmp_pat
     overrides = [*TINY, "distiller=none", "epochs=60", f"tracking.uri={uri}", "dataset.train_samples=1400"]
     server = store.start()
     with (tmp_path / "said").open("wb") as said:
-        command = [sys.executable, str(ROOT / "launch.py"), *overrides]
+        command = [sys.executable, str(ROOT / "launch.py"), *last_of_each(*overrides)]
         job = subprocess.Popen(command, cwd=tmp_path, stdout=said, stderr=said)
     metrics = None
     while metrics is None or len(metrics.read_text().splitlines()) < 8:

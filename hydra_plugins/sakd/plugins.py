@@ -1,11 +1,18 @@
-"""Where Hydra looks for sweepers; what ours does is in sakd/sweeps."""
+"""Where Hydra looks for plugins: a sweeper, for sakd/sweeps, and sums of distillers as files."""
 
 from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from sakd.configuration import sums
 
 
 class Sweeper(BasicSweeper):
@@ -40,3 +47,40 @@ class Sweeper(BasicSweeper):
         for result in (results := self.launcher.launch(cells, initial_job_idx=0)):
             _ = result.return_value  # raises what a cell raised
         return [results]
+
+
+class Sums(ConfigSource):
+    """Files of distillers' sums, ``distiller/at+sp``; see sakd/configuration/sums.py."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "sums"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        repository = GlobalHydra.instance().config_loader().repository
+        options = [
+            name
+            for name in repository.get_group_options(sums.GROUP)
+            if not sums.is_sum(f"{sums.GROUP}/{name}")
+        ]
+        config = OmegaConf.create(sums.sum_of(config_path, repository.load_config, options))
+        return ConfigResult(self.provider, self.full_path(), config, {"package": None})
+
+    def is_group(self, config_path: str) -> bool:
+        return False
+
+    def is_config(self, config_path: str) -> bool:
+        return sums.is_sum(config_path)
+
+    def available(self) -> bool:
+        return True
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        return []
+
+
+class SumsPath(SearchPathPlugin):
+    """Lets Hydra look there after all written files."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("sakd", "sums://")

@@ -27,20 +27,21 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
 from sakd.configuration.check import check, check_numbers
+from sakd.configuration.groups import CONF, as_typed, choices, refuse_merged, understood
 from sakd.configuration.identity import digest, flatten
 from sakd.configuration.prerequisites import Config
 from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.process import uncollected
 
-CONF = Path(__file__).parent.parent.parent / "conf"
 CELLS_WORTH_A_POOL = 64  # fewer are composed sooner than processes start
 
-# What Hydra raises for what a user wrote; the latter for a group that is null.
-HYDRAS = (HydraException, ValueError)
+# What Hydra raises for what a user wrote, in a command or in a file.
+HYDRAS = (HydraException, ValueError, YAMLError)
 
 Overrides = tuple[str, ...]
 T = TypeVar("T")
@@ -123,10 +124,18 @@ def compose_one(overrides: Sequence[str]) -> Config:
     """
     with _hydra():
         try:
-            cfg = compose("config", list(overrides))
+            cfg = _composed(understood(overrides))
         except HYDRAS as error:
             raise ConfigError(explain(error)) from error
         return resolve(cfg)
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    cfg = compose("config", list(overrides), return_hydra_config=True)
+    refuse_merged(cfg.hydra.runtime.choices)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,9 @@ def sweep(overrides: Sequence[str]) -> Sweep:
     with _hydra():
         try:
             loader = GlobalHydra.instance().config_loader()
-            master = loader.load_configuration("config", list(overrides), RunMode.MULTIRUN)
+            master = loader.load_configuration(
+                "config", understood(overrides, multirun=True), RunMode.MULTIRUN
+            )
         except HYDRAS as error:
             raise ConfigError(explain(error)) from error
         return sweep_of(master, overrides)
@@ -181,7 +192,7 @@ def sweep_of(master: DictConfig, overrides: Sequence[str]) -> Sweep:
             launcher = OmegaConf.to_container(master.hydra.launcher, resolve=True)
         except OmegaConfBaseException as error:
             raise ConfigError(f"hydra.launcher: {str(error).splitlines()[0]}") from error
-        return Sweep(cells, launcher, tuple(overrides))
+        return Sweep(cells, launcher, tuple(map(as_typed, overrides)))
 
 
 def expand(params: Mapping[str, object], arguments: Sequence[str]) -> list[Overrides]:
@@ -190,7 +201,8 @@ def expand(params: Mapping[str, object], arguments: Sequence[str]) -> list[Overr
     Where both have a key, the command line alone counts.
     """
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    parsed = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *arguments])
+    own = understood([f"{key}={value}" for key, value in params.items()])
+    parsed = parser.parse_overrides([*own, *understood(arguments)])
     (batch,) = BasicSweeper.split_arguments(parsed, None)
     return [tuple(line) for line in batch]
 
@@ -313,7 +325,7 @@ def _compose_group(
         values = {override.key_or_group: override.value() for override in others}
         try:
             if composed is None:
-                composed = compose("config", [*shared, *base])
+                composed = _composed([*shared, *base])
             if resolved is None:
                 config = resolve(_with_values(composed, values))
                 if not any(_computed_from(composed, key) for key in values):
@@ -358,32 +370,37 @@ def _composed_alone(line: Overrides, shared: Sequence[str]) -> Config:
         raise _of_cell(error, line) from error
 
 
-def choices(group: str) -> list[str]:
-    """Names of a group's files under conf/, also in its folders, as a command line has them.
-
-    Hydra lists its own.
-    """
-    folder = CONF / group
-    return [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
-
-
 def explain(error: Exception) -> str:
     """Hydra's message about an error, with the nearest key or value that there is."""
     lines = [line for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}: found {error.problem} in line {mark.line + 1}, expected YAML"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, word = (
             error.missing_cfg_file.rpartition("/")
             if _is_hydras(error)
             else error.missing_cfg_file.partition("/")
         )
-        options = sorted({*(error.options or ()), *choices(group)})
-        return f"{lines[0]}; expected one of {', '.join(options)}.{did_you_mean(word, options)}"
+        options = sorted({*(error.options or ()), *choices(group)}) if word else []
+        expected = f"; expected one of {', '.join(options)}.{did_you_mean(word, options)}" if options else ""
+        return f"{lines[0]}{expected}"
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.key is not None:
         siblings = [] if cause.parent_node is None else [key for key in cause.parent_node if key != "hydra"]
         where = f"{cause.full_key}" if cause.full_key else str(cause.key)
-        return f"no key '{where}'; expected one of {', '.join(siblings)}.{did_you_mean(cause.key, siblings)}"
+        near = did_you_mean(cause.key, siblings) or _elsewhere(str(cause.key), cause.parent_node)
+        return f"no key '{where}'; expected one of {', '.join(siblings)}.{near}"
     return " ".join(lines)
+
+
+def _elsewhere(key: str, node: Any) -> str:
+    """A hint at a key of that name in another node, the nearest to the root: ``lr`` is ``optimizer.lr``."""
+    if not OmegaConf.is_config(node):
+        return ""
+    root = OmegaConf.to_container(node._get_root(), resolve=False)
+    paths = [path for path, _ in flatten(root) if path.endswith(f".{key}") and not path.startswith("hydra.")]
+    return f" Did you mean '{min(paths, key=lambda path: path.count('.'))}'?" if paths else ""
 
 
 def _is_hydras(error: MissingConfigException) -> bool:

@@ -1,0 +1,133 @@
+"""What a command line says, before Hydra reads it: groups by name, distillers summed, each key once.
+
+Hydra takes a group's file by its name, or a list of names, which it merges key by key.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+
+from sakd.configuration import sums
+from sakd.errors import ConfigError
+
+CONF = Path(__file__).parent.parent.parent / "conf"
+NEEDED = ("dataset", "teacher", "student", "distiller", "spot_mode", "tracking")
+MADE_TO_BE_MERGED = ("experiment",)
+
+_CHOICE = re.compile(r"(\+{0,2}[a-z_/]+)=.*", re.DOTALL)
+_WITHIN_A_CHOICE = re.compile(rf"(\+{{0,2}}(?:{'|'.join(NEEDED)})\.[^=]+)=(.+)", re.DOTALL)
+_ONE_CHOICE = re.compile(r"([^=]+)=choice\((.*)\)", re.DOTALL)
+
+
+def choices(group: str) -> list[str]:
+    """Names of a group's files under conf/, also in its folders, as a command line has them.
+
+    Hydra lists its own.
+    """
+    folder = CONF / group
+    return [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
+
+
+def understood(arguments: Sequence[str], multirun: bool = False) -> list[str]:
+    """Arguments of a command line as Hydra is to read them.
+
+    ``distiller=kd,[at,sp]`` is ``distiller=kd,at+sp``. In a ``multirun`` what is set within a group counts
+    for the cells alone: Hydra would look for it in the default's file, too.
+
+    Raises ConfigError for a group that is chosen by anything but a name, and for a key with two values.
+    """
+    arguments = [_with_names(argument) for argument in arguments]
+    _refuse_two_values(arguments)
+    return [_for_the_cells(argument) for argument in arguments] if multirun else arguments
+
+
+def as_typed(argument: str) -> str:
+    """An argument without what ``understood`` put around its value."""
+    one = _ONE_CHOICE.fullmatch(argument)
+    return argument if one is None or _is_sweep(argument) else f"{one[1]}={one[2]}"
+
+
+def _parsed(argument: str) -> Override | None:
+    """The override that an argument is; None for a flag, and for what Hydra will tell what is wrong with."""
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return None
+
+
+def _with_names(argument: str) -> str:
+    start = _CHOICE.fullmatch(argument)
+    group = "" if start is None else start[1].lstrip("+")
+    if not group or not (CONF / group).is_dir():
+        return argument
+    override = _parsed(argument)
+    if override is None or override.is_range_sweep() or override.is_interval_sweep():
+        return argument
+    value = override.value()
+    values = value.list if override.is_choice_sweep() else [value]
+    chosen = [getattr(each, "text", each) for each in values]
+    names = [_name(group, each) for each in chosen]
+    return argument if names == chosen else f"{start[1]}={','.join(names)}"
+
+
+def _name(group: str, chosen: Any) -> Any:
+    several = isinstance(chosen, list) and bool(chosen) and all(isinstance(name, str) for name in chosen)
+    if several and group == sums.GROUP:
+        return sums.PLUS.join(chosen)
+    if not isinstance(chosen, str) and not (several and group in MADE_TO_BE_MERGED):
+        form = ", or several to sum: [at,sp]" if group == sums.GROUP else ""
+        found = f"[{','.join(map(str, chosen))}]" if isinstance(chosen, list) else chosen
+        raise ConfigError(
+            f"{group}: found {'null' if chosen is None else found}, expected one of "
+            f"{', '.join(sorted(choices(group)))}{form}"
+        )
+    return chosen
+
+
+def _refuse_two_values(arguments: Iterable[str]) -> None:
+    """Hydra would take the last value of a key and say nothing."""
+    values: dict[str, str] = {}
+    for argument in arguments:
+        override = None if argument.startswith("-") else _parsed(argument)
+        if override is None or override.type == OverrideType.DEL:
+            continue
+        key = (
+            override.key_or_group
+            if override.package is None
+            else f"{override.key_or_group}@{override.package}"
+        )
+        value = argument.partition("=")[2]
+        if values.setdefault(key, value) != value:
+            raise ConfigError(f"{key}: found two values, {values[key]} and {value}, expected one")
+
+
+def _for_the_cells(argument: str) -> str:
+    within = _WITHIN_A_CHOICE.fullmatch(argument)
+    if within is None or _parsed(argument) is None or _is_sweep(argument):
+        return argument
+    return f"{within[1]}=choice({within[2]})"
+
+
+def _is_sweep(argument: str) -> bool:
+    """True for several values: a sweep of one is none."""
+    override = _parsed(argument)
+    if override is None or not override.is_sweep_override():
+        return False
+    return not override.is_choice_sweep() or len(override.value().list) > 1
+
+
+def refuse_merged(chosen: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a group that a run needs and of which not one file was chosen.
+
+    A list in a file's defaults is merged by Hydra, key by key, so that one method's weight, or one network's
+    layers, would be another's. ``chosen``: files by group, as Hydra notes them.
+    """
+    for group in NEEDED:
+        if group not in chosen:
+            form = f"; a sum is written {group}: at+sp" if group == sums.GROUP else ""
+            raise ConfigError(f"{group}: found none of its files, or several in a list, expected one{form}")
