@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sakd.configuration.compose import CONF, explain, register_resolvers, resolve
+from sakd.configuration.compose import CONF, explain, register_resolvers, resolve, with_home
 from sakd.errors import ConfigError, SakdError
 from sakd.process import set_up
 from sakd.runs import Run
@@ -64,6 +64,7 @@ def run() -> None:
     start_logging()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the handlers below whole
     set_up()
+    sys.argv[1:] = with_home(sys.argv[1:])
     try:
         main()
     except SakdError as error:

@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -37,6 +38,7 @@ from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.process import uncollected
 
 CONF = Path(__file__).parent.parent.parent / "conf"
+PATHS = (("dataset", "root"), ("teacher", "checkpoint"), ("runs",))  # keys with paths, which may begin with ~
 CELLS_WORTH_A_POOL = 64  # fewer are composed sooner than processes start
 
 # What Hydra raises for what a user wrote; the latter for a group that is null.
@@ -77,8 +79,20 @@ def resolve(cfg: DictConfig) -> Config:
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
         raise ConfigError(f"{key}{str(error).splitlines()[0]}") from error
+    for *parents, key in PATHS:
+        node = _find(config, ".".join(parents), {}) if parents else config
+        if isinstance(node, dict) and isinstance(node.get(key), str):
+            node[key] = os.path.expanduser(node[key])
     check(config)
     return config
+
+
+def with_home(overrides: Sequence[str]) -> list[str]:
+    """Overrides with the user's home in the place of a ``~`` that begins a value.
+
+    Shells leave it in ``dataset.root=~/photos`` as it is, and to Hydra it is no value.
+    """
+    return [re.sub(r"(?<=[=,])~(?=/)", lambda _: os.path.expanduser("~"), text) for text in overrides]
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
@@ -123,7 +137,7 @@ def compose_one(overrides: Sequence[str]) -> Config:
     """
     with _hydra():
         try:
-            cfg = compose("config", list(overrides))
+            cfg = compose("config", with_home(overrides))
         except HYDRAS as error:
             raise ConfigError(explain(error)) from error
         return resolve(cfg)
@@ -157,7 +171,7 @@ def sweep(overrides: Sequence[str]) -> Sweep:
     with _hydra():
         try:
             loader = GlobalHydra.instance().config_loader()
-            master = loader.load_configuration("config", list(overrides), RunMode.MULTIRUN)
+            master = loader.load_configuration("config", with_home(overrides), RunMode.MULTIRUN)
         except HYDRAS as error:
             raise ConfigError(explain(error)) from error
         return sweep_of(master, overrides)
