@@ -23,7 +23,7 @@ from sakd.runs.run import Run
 from sakd.runs.tracking import catch_up, start_mirror
 from sakd.runs.underway import Prepared, Result, UnderWay
 from sakd.signals import interruptible, uninterrupted
-from sakd.terminal import Watch, Watched
+from sakd.terminal import Watch, Watched, counting
 from sakd.training import Certificate, Cohort, Profile, Teacher
 
 log = logging.getLogger("sakd")
@@ -171,7 +171,13 @@ class Together:
             _check_teacher(shared, teacher, device)
         if not runs:
             return []
-        dataset = self.dataset or build.dataset(shared)
+        dataset = self.dataset or _read_images(shared)
+        if shared["batch_size"] > len(dataset.train):
+            text = (
+                f"batch_size: found {shared['batch_size']}, more than the {len(dataset.train)} images to "
+                f"train {runs[0].name} on; each epoch is one batch of them all"
+            )
+            log.warning("%s", text, extra={"news": ("batch_size", text)})
         for run in runs:
             with self._alone(run):
                 trainers[run.name].prepare(dataset)
@@ -371,6 +377,13 @@ def _status(error: BaseException, together: int = 1) -> str:
         return "SCHEDULED"
     is_split = isinstance(error, torch.OutOfMemoryError) and together > 1
     return "SCHEDULED" if is_split else "FAILED"
+
+
+def _read_images(config: Config) -> Dataset:
+    """The data set, every file of which has been read once."""
+    dataset = build.dataset(config)
+    dataset.check_files(Path(config["runs"]) / ".checked_images", counting)
+    return dataset
 
 
 def _check_teacher(config: Config, teacher: Teacher, device: torch.device) -> None:
