@@ -206,7 +206,7 @@ def test_a_damaged_tiny_imagenet_is_refused_by_name(tmp_path, damage, message):
         read_tiny(tmp_path)
 
 
-def test_an_adaptive_run_on_tiny_imagenet(tmp_path, tiny):
+def test_an_adaptive_run_on_tiny_imagenet(tmp_path, tiny, caplog):
     write_tiny_imagenet(tmp_path)
     config = tiny(
         "dataset=tiny_imagenet",
@@ -219,6 +219,8 @@ def test_an_adaptive_run_on_tiny_imagenet(tmp_path, tiny):
     result = execute(config)
     assert result["dataset"] == "tiny_imagenet"
     assert list(result["kept"])[-1] == "logits"
+    teacher_s = "batch_size: found 64, more than the 12 images to train tiny_imagenet-none-resnet8-none"
+    assert teacher_s in caplog.text
 
 
 # Folders of classes

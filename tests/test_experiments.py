@@ -77,8 +77,8 @@ def published(dataset: str, teacher: str, student: str, distiller: str) -> Confi
         "crop padding": 4 if dataset == "cifar100" else 0,
         "flip": True,
         "image size": 32 if dataset == "cifar100" else 64,
-        "mean": [0.5071, 0.4867, 0.4408],
-        "std": [0.2675, 0.2565, 0.2761],
+        "mean": [0.5071, 0.4867, 0.4408] if dataset == "cifar100" else [0.4914, 0.4822, 0.4465],
+        "std": [0.2675, 0.2565, 0.2761] if dataset == "cifar100" else [0.2023, 0.1994, 0.2010],
     }
 
 
