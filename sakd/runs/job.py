@@ -16,7 +16,7 @@ from sakd.configuration import Config, build, prerequisites, require_accuracy
 from sakd.data import Dataset
 from sakd.errors import CheckpointError, DataError, RunError, RunHeldError, WithdrawnError, in_one_line
 from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
-from sakd.process import allow_tf32
+from sakd.process import tf32
 from sakd.runs.certificates import certify
 from sakd.runs.logs import OwnLog
 from sakd.runs.run import Run
@@ -125,7 +125,8 @@ class Together:
     def _attempt(self, runs: Sequence[Run]) -> None:
         """Train ``runs``; afterwards each has an outcome, or is held by another process."""
         try:
-            with self._for_all(runs):
+            # Inside, a teacher may be trained, with a precision of its own.
+            with self._for_all(runs), tf32(runs[0].config["precision"] == "tf32"):
                 self._train(self._prepare(runs))
             return
         except torch.OutOfMemoryError as error:
@@ -153,7 +154,6 @@ class Together:
         trained."""
         shared = runs[0].config
         torch.set_num_threads(shared["threads"] or DEFAULT_THREADS)
-        allow_tf32(shared["precision"] == "tf32")
         device = build.device(shared["device"])
         build.promises(shared)
         teacher, built, trainers = None, {}, {}
