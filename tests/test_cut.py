@@ -499,7 +499,8 @@ class Axes(nn.Module):
     ):
         super().__init__()
         self.order, self.size = order, size
-        self.first = nn.Conv2d(3, channels, kernel, stride=kernel)
+        pool = nn.Identity() if kernel else nn.AdaptiveAvgPool2d(3)
+        self.first = nn.Sequential(nn.Conv2d(3, channels, kernel or 1, stride=kernel or 1), pool)
         self.last = nn.Identity()
         self.classify = nn.Linear(channels, classes)
 
@@ -511,7 +512,7 @@ class Axes(nn.Module):
         return self.classify(x.mean([1 + self.order.index(2), 1 + self.order.index(3)]))
 
 
-AXES = {  # order, channels, kernel, whether it takes one size alone; for images of 8x8
+AXES = {  # order, channels, kernel or none, whether it takes one size alone; for images of 8x8
     "usual": ((1, 2, 3), 6, [2, 2], False),
     "as many channels as rows": ((1, 2, 3), 4, [2, 2], False),
     "as many as columns alone": ((1, 2, 3), 8, [2, 1], False),
@@ -522,6 +523,8 @@ AXES = {  # order, channels, kernel, whether it takes one size alone; for images
     "channels last, lengths alike": ((2, 3, 1), 4, [2, 2], False),
     "channels last, a pixel": ((2, 3, 1), 4, [8, 8], False),
     "channels last, one size alone": ((2, 3, 1), 6, [2, 2], True),
+    "pooled to a size": ((1, 2, 3), 6, [], False),
+    "channels last, pooled to a size": ((2, 3, 1), 6, [], False),
     "channels amid": ((2, 1, 3), 6, [2, 2], False),
     "width first": ((3, 2, 1), 6, [2, 1], False),
 }
@@ -537,7 +540,8 @@ def test_a_map_passes_where_its_last_axes_are_height_and_width(order, channels, 
     if order == (1, 2, 3):
         network = make_it()
         assert network.training
-        assert network.shapes["stage1"] == (channels, 8 // kernel[0], 8 // kernel[1])
+        height, width = (8 // length for length in kernel) if kernel else (3, 3)
+        assert network.shapes["stage1"] == (channels, height, width)
     else:
         with pytest.raises(ConfigError, match=r"^cuts\.stage1: found maps of .* in tests\.test_cut:Axes"):
             make_it()
