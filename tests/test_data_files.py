@@ -659,10 +659,10 @@ def test_all_damaged_files_are_told_in_one_line_and_whole_ones_remembered(folder
     message = str(raised.value)
     assert message.startswith(f"{damaged[0]}: cannot be read (")
     assert "\n" not in message
-    assert "13 files like this" in message
-    assert message.endswith(f"{damaged[9]}, 3 more")
+    assert "In all 13 files cannot be read: also " in message
+    assert message.endswith(f"{damaged[9]} and 3 more")
     assert multiprocessing.active_children() == []
-    with pytest.raises(DataError, match="13 files like this"):
+    with pytest.raises(DataError, match="In all 13 files"):
         check(dataset, tmp_path / "checked")
     (folder / "train/fig/nowhere.png").unlink()
     for path in damaged:

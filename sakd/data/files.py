@@ -100,8 +100,8 @@ class ImageFiles:
         (new,) = np.nonzero(~are_remembered(prints, memory))
         if not len(new):
             return []
-        text = f"looking once at each of {len(new):,} images in {self.folder}"
-        log.info("%s, whether it is whole", text)
+        text = f"reading files of {self.folder}, whether they are whole"
+        log.info("%s: %d, and not again until they change", text, len(new))
         checker, errors, whole = _Checker(self.folder, self.paths, self.shape[0]), [], []
         requests = (new[first : first + CHECKED_AT_ONCE] for first in range(0, len(new), CHECKED_AT_ONCE))
         try:

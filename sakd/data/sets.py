@@ -97,10 +97,9 @@ class Dataset:
             return
         first, *others = errors
         names = [error.partition(": ")[0] for error in others[: NAMED - 1]]
-        if len(others) > len(names):
-            names.append(f"{len(others) - len(names)} more")
-        likewise = f". {len(errors)} files like this: also {', '.join(names)}" if others else ""
-        raise DataError(f"{first}{likewise}")
+        more = f" and {len(others) - len(names)} more" if len(others) > len(names) else ""
+        likewise = f". In all {len(errors)} files cannot be read: also {', '.join(names)}{more}"
+        raise DataError(f"{first}{likewise if others else ''}")
 
     def to(self, device: torch.device) -> "Dataset":
         val = None if self.val is None else self.val.to(device)
