@@ -23,7 +23,7 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in trainer.distillers["cc"].named_parameters()}
 
 
-@pytest.mark.parametrize("mode", ["fixed", "adaptive", "anti"])
+@pytest.mark.parametrize("mode", ["fixed", "adaptive"])
 def test_the_teacher_s_embedding_learns_as_its_key_says_whatever_the_mode(tiny, mode):
     first, after = {}, {}
     draws = torch.Generator().manual_seed(0)
@@ -31,7 +31,7 @@ def test_the_teacher_s_embedding_learns_as_its_key_says_whatever_the_mode(tiny, 
     for embedding in ("learned", "frozen"):
         made = trainer(tiny, embedding, mode)
         first[embedding] = weights(made)
-        for _ in range(3):
+        for _ in range(2):
             take_step(made, *batch)
         after[embedding] = weights(made)
     for name, start in first["learned"].items():
