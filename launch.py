@@ -17,8 +17,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from yaml import YAMLError
 
+from sakd.configuration.arguments import CONF, refuse_merged, understood
 from sakd.configuration.compose import explain, register_resolvers, resolve
-from sakd.configuration.groups import CONF, refuse_merged, understood
 from sakd.errors import ConfigError, SakdError
 from sakd.process import set_up
 from sakd.runs import Run

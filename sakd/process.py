@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # glibc's mallopt: parameters by number, and the highest values that it takes.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
@@ -55,7 +56,23 @@ def uncollected() -> Iterator[None]:
 
 def allow_tf32(allowed: bool) -> None:
     """Say whether float32 convolutions and products may be rounded to TensorFloat-32 on a GPU."""
+    for backend in _backends():
+        backend.allow_tf32 = allowed
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """As ``allow_tf32``, inside; afterwards it is as before."""
+    before = [backend.allow_tf32 for backend in _backends()]
+    allow_tf32(allowed)
+    try:
+        yield
+    finally:
+        for backend, was_allowed in zip(_backends(), before, strict=True):
+            backend.allow_tf32 = was_allowed
+
+
+def _backends() -> tuple[Any, Any]:
     import torch  # here, since all else is to be arranged before it
 
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.allow_tf32 = allowed
+    return torch.backends.cuda.matmul, torch.backends.cudnn

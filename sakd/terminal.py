@@ -6,6 +6,7 @@ There is a line for each run that fits the terminal, or a line for each epoch wh
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -245,6 +246,35 @@ def _left(since: float | None, now: float, made: float, rest: float) -> str:
     """The time that ``rest`` takes where ``made`` took from ``since`` to ``now``."""
     known = since is not None and made > 0
     return f"left {clock((now - since) / made * rest) if known else '-:--'}"
+
+
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show on a terminal how many of ``total`` are done; the function given is called with how many more."""
+    line = _Counted(what, total, time.monotonic())
+
+    def advance(more: int) -> None:
+        line.done += more
+
+    showing = Live(line, console=console, transient=True, refresh_per_second=1 / SECONDS_BETWEEN)
+    with showing if console.is_terminal else nullcontext():
+        yield advance
+
+
+@dataclass
+class _Counted:
+    """A line with a bar, of what is counted."""
+
+    what: str
+    total: int
+    since: float
+    done: int = 0
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        left = _left(self.since, time.monotonic(), self.done, self.total - self.done)
+        bar = _bar(self.done, self.total)
+        done = f"{self.done:,}/{self.total:,}"
+        yield _line(options.max_width, self.what, len(self.what), done, left, bar)
 
 
 def _say(*parts: str) -> None:

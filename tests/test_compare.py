@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import re
+import shlex
 import time
 import xml.etree.ElementTree as ElementTree
 
@@ -355,12 +356,40 @@ def test_configurations_that_differ_in_more_than_the_seed_are_refused_by_key(
 ):
     one = finish(tmp_path, 97.0, "distiller=at", f"spot_mode={mode}", seed=0)
     two = finish(tmp_path, 97.5, "distiller=at", f"spot_mode={other}", seed=1, changes=changes)
-    with pytest.raises(ConfigError, match=f"digits, wrn_16_2 to resnet8, at.*{re.escape(key)} is ") as told:
+    with pytest.raises(ConfigError) as told:
         compared(tmp_path)
-    for run in (one, two):
-        assert run.name in str(told.value)
-    (example,) = re.findall(r"for example with (\S+)$", str(told.value))
-    assert len(compared(tmp_path, example).runs) == 1
+    head, first, second, last = str(told.value).splitlines()
+    assert head.startswith("digits, wrn_16_2 to resnet8, at")
+    assert "found runs of 2 recipes, expected one, but for seed" in head
+    assert key in last
+    chosen = []
+    for line in (first, second):
+        *filters, name = shlex.split(line)
+        assert compared(tmp_path, *filters).runs["run"].tolist() == [name]
+        chosen.append(name)
+    assert sorted(chosen) == sorted([one.name, two.name])
+
+
+def test_each_of_several_recipes_is_told_with_the_shortest_filters_that_choose_it(tmp_path):
+    """No key alone chooses the third."""
+    recipes = [
+        ({"epochs": 3, "schedule.milestones": [2, 3, 3]}, ["epochs=3"]),
+        ({"optimizer.lr": 0.1}, ["optimizer.lr=0.1"]),
+        ({}, ["epochs=2", "optimizer.lr=0.05"]),
+    ]
+    for number, (changes, _) in enumerate(recipes):
+        for seed in range(number + 1):
+            finish(tmp_path, 97.0 + number, "distiller=at", "spot_mode=fixed", seed=seed, changes=changes)
+    with pytest.raises(ConfigError, match="found runs of 3 recipes") as told:
+        compared(tmp_path)
+    shown = [tuple(line.split("   ")) for line in str(told.value).splitlines()[1:-1]]
+    assert sorted((*filters.split(), names.partition(" and ")[2]) for filters, names in shown) == sorted(
+        (*filters, f"{number} more" if number else "") for number, (_, filters) in enumerate(recipes)
+    )
+    for filters, names in shown:
+        assert len(compared(tmp_path, *filters.split()).runs) == (
+            int(names[-6]) + 1 if "more" in names else 1
+        )
 
 
 def test_a_run_of_before_there_was_a_key_is_compared_with_those_that_have_it_at_its_neutral_value(tmp_path):
@@ -391,17 +420,17 @@ def test_another_teacher_is_refused_and_the_same_one_made_otherwise_is_not(tmp_p
     finish(tmp_path, 97.5, "distiller=at", "spot_mode=adaptive", changes=otherwise)
     assert group(compared(tmp_path), "at", "adaptive")["pairs"] == 1
     finish(tmp_path, 98.0, "distiller=at", "spot_mode=adaptive", changes=otherwise, seed=1, teacher="b" * 64)
-    with pytest.raises(
-        ConfigError, match=r"teacher.sha256 is a{12} \(.* and 1 more\) and b{12}.*teacher.training.seed is"
-    ):
+    with pytest.raises(ConfigError) as told:
         compared(tmp_path)
+    assert re.search(r"teacher.sha256=a{12}   .* and 1 more\n  teacher.sha256=b{12} ", str(told.value))
+    assert str(told.value).endswith("They differ in teacher.sha256, teacher.training.seed.")
     assert len(compared(tmp_path, "teacher.sha256=aaaaaaaaaaaa").runs) == 2
 
 
 def test_other_images_under_the_same_name_are_refused(tmp_path):
     finish(tmp_path, 97.0, "distiller=at", "spot_mode=fixed")
     finish(tmp_path, 97.5, "distiller=at", "spot_mode=adaptive", data="e" * 64)
-    with pytest.raises(ConfigError, match=r"dataset.sha256 is e{12} .* and d{12} "):
+    with pytest.raises(ConfigError, match=r"dataset.sha256=e{12} [^$]*dataset.sha256=d{12} "):
         compared(tmp_path)
 
 
@@ -418,12 +447,20 @@ def test_one_result_found_twice_counts_once_and_two_results_are_refused(tmp_path
 def test_distillers_that_were_not_trained_alike_are_told(tmp_path):
     finish(tmp_path, 97.0, "distiller=at", "spot_mode=fixed")
     finish(tmp_path, 97.5, "distiller=sp", "spot_mode=fixed", changes={"batch_size": 32}, commit="d" * 40)
-    notes = compared(tmp_path).notes
+    comparison = compared(tmp_path)
+    notes = comparison.notes
     assert (
         "The distillers of digits, wrn_16_2 to resnet8 do not share batch_size: 64 for at; 32 for sp."
         in notes
     )
-    assert "Made by different code: commits cccccccccccc (1 runs), dddddddddddd (1 runs)." in notes
+    assert "Made by different code: commits cccccccccccc (1 run), dddddddddddd (1 run)." in notes
+    assert json.loads(FORMATS["json"](comparison))["commits"] == {"c" * 40: 1, "d" * 40: 1}
+    for form in ("terminal", "markdown", "latex"):
+        assert "Made by different code: commits cccccccccccc (1 run)" in FORMATS[form](comparison)
+
+
+def test_runs_of_one_commit_need_no_word(three):
+    assert not any("code" in note for note in compared(three).notes)
 
 
 # Filters and what is read
@@ -459,6 +496,12 @@ def test_what_cannot_be_read_is_told_by_its_name(tmp_path):
         read(f"sqlite:///{tmp_path}/none.db")
     with pytest.raises(ConfigError, match="found no finished run"):
         compared(tmp_path)
+    finish(tmp_path / "tries", 10.0, "experiment=[cifar100/resnet56_resnet20,debug]", "distiller=at")
+    finish(tmp_path / "tries", 10.0, "distiller=none", teacher=None)
+    with pytest.raises(
+        ConfigError, match=r"tries: .*; left out: 1 runs of experiment=debug, 1 networks trained alone"
+    ):
+        read(str(tmp_path / "tries"))
     run = finish(tmp_path, 97.0, "distiller=at")
     metrics = run.folder / "metrics.jsonl"
     first, _ = metrics.read_text().splitlines()

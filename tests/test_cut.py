@@ -2,6 +2,7 @@
 named."""
 
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -471,6 +472,76 @@ def test_a_cut_in_what_cannot_be_traced_is_refused_with_the_reason():
         match=r"^cuts\.stage1: 'between\.0\.inner' lies in 'between\.0', .* cannot trace \(.*control flow",
     ):
         cut(cuts=CUTS | {"stage1": "between.0.inner"}, between=nn.Sequential(Branch()))
+
+
+# Which axes of a map are which
+
+SWIN_CUTS = {
+    "stem": "features.0", "stage1": "features.1", "stage2": "features.3", "embedding": "flatten",
+}  # fmt: skip
+
+
+def test_swin_s_maps_with_channels_last_are_refused_by_stage():
+    with torch.device("meta"), pytest.raises(ConfigError) as told:
+        foreign("torchvision.models.swin_t", {}, {"num_classes": "num_classes"}, "swin", SWIN_CUTS, 7, 3, 32)
+    found = "cuts.stem: found maps of 8x8x96 in torchvision.models.swin_t, not channels x height x width"
+    assert str(told.value).startswith(found)
+
+
+class Axes(nn.Module):
+    """A network with maps of any axes. ``order``: of channels (1), height (2) and width (3)."""
+
+    def __init__(
+        self, order: tuple[int, ...], channels: int, kernel: list[int], size: int | None, classes: int
+    ):
+        super().__init__()
+        self.order, self.size = order, size
+        pool = nn.Identity() if kernel else nn.AdaptiveAvgPool2d(3)
+        self.first = nn.Sequential(nn.Conv2d(3, channels, kernel or 1, stride=kernel or 1), pool)
+        self.last = nn.Identity()
+        self.classify = nn.Linear(channels, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first(images)
+        if self.size is not None:  # as a position embedding takes one size alone
+            x = x + torch.zeros(self.size, self.size, device=x.device)
+        x = self.last(x.permute(0, *self.order))
+        return self.classify(x.mean([1 + self.order.index(2), 1 + self.order.index(3)]))
+
+
+AXES = {  # order, channels, kernel or none, whether it takes one size alone; for images of 8x8
+    "usual": ((1, 2, 3), 6, [2, 2], False),
+    "as many channels as rows": ((1, 2, 3), 4, [2, 2], False),
+    "as many as columns alone": ((1, 2, 3), 8, [2, 1], False),
+    "a pixel": ((1, 2, 3), 4, [8, 8], False),
+    "one size alone": ((1, 2, 3), 6, [2, 2], True),
+    "one size, lengths alike": ((1, 2, 3), 4, [2, 2], True),
+    "channels last": ((2, 3, 1), 6, [2, 2], False),
+    "channels last, lengths alike": ((2, 3, 1), 4, [2, 2], False),
+    "channels last, a pixel": ((2, 3, 1), 4, [8, 8], False),
+    "channels last, one size alone": ((2, 3, 1), 6, [2, 2], True),
+    "pooled to a size": ((1, 2, 3), 6, [], False),
+    "channels last, pooled to a size": ((2, 3, 1), 6, [], False),
+    "channels amid": ((2, 1, 3), 6, [2, 2], False),
+    "width first": ((3, 2, 1), 6, [2, 1], False),
+}
+
+
+@pytest.mark.parametrize(("order", "channels", "kernel", "one_size"), AXES.values(), ids=AXES)
+def test_a_map_passes_where_its_last_axes_are_height_and_width(order, channels, kernel, one_size):
+    arguments = {"order": order, "channels": channels, "kernel": kernel, "size": 4 if one_size else None}
+    cuts = {"stem": "first", "stage1": "last", "embedding": "mean"}
+    make_it = partial(
+        foreign, f"{__name__}:Axes", arguments, {"num_classes": "classes"}, "axes", cuts, 7, 3, 8
+    )
+    if order == (1, 2, 3):
+        network = make_it()
+        assert network.training
+        height, width = (8 // length for length in kernel) if kernel else (3, 3)
+        assert network.shapes["stage1"] == (channels, height, width)
+    else:
+        with pytest.raises(ConfigError, match=r"^cuts\.stage1: found maps of .* in tests\.test_cut:Axes"):
+            make_it()
 
 
 @pytest.mark.parametrize(

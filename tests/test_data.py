@@ -18,6 +18,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.transforms import Compose, Normalize, ToTensor
 from torchvision.transforms import functional as tv
 
+from sakd.configuration import build
 from sakd.data import (
     Augmentation,
     Dataset,
@@ -36,7 +37,7 @@ from sakd.data.memory import augment
 from sakd.data.sets import stratified
 from sakd.errors import ConfigError, DataError
 from sakd.streams import stream
-from tests.conftest import ROOT
+from tests.conftest import ROOT, compose_config
 
 PROMISES = {
     "classes": 10,
@@ -181,6 +182,7 @@ def test_samples_are_stratified_parts_and_leave_the_validation_images_alone():
         ("image_size", 0),
         ("crop_padding", -1),
         ("crop_padding", True),
+        ("crop_padding", 3),  # more than the image
         ("mean", [0.5, 0.5]),
         ("mean", ["grey"]),
         ("mean", 0.5),
@@ -201,6 +203,22 @@ def test_samples_are_stratified_parts_and_leave_the_validation_images_alone():
 def test_values_that_no_images_satisfy_are_refused_by_key(key, value):
     with pytest.raises(ConfigError, match=rf"dataset\.{key}: "):
         check_promises("numbers", **{**PROMISES, key: value})
+
+
+@pytest.mark.parametrize(
+    ("data_set", "changes", "found"),
+    [
+        ("digits", ["classes=11"], r"classes: found 11, expected 10"),
+        ("digits", ["image_size=28"], r"image_size: found 28, expected 8"),
+        ("cifar10", ["classes=100"], r"classes: found 100, expected 10"),
+        ("cifar100", ["classes=20"], r"classes: found 20, expected 100"),
+        ("fashion_mnist", ["channels=3", "mean=[0,0,0]", "std=[1,1,1]"], r"channels: found 3, expected 1"),
+    ],
+)
+def test_what_a_data_set_always_has_cannot_be_changed_and_no_file_is_looked_for(data_set, changes, found):
+    keys = [f"dataset.{change}" for change in changes]
+    with pytest.raises(ConfigError, match=rf"^dataset\.{found}, which all images of {data_set} have"):
+        build.dataset(compose_config(f"dataset={data_set}", *keys))
 
 
 @pytest.mark.parametrize(("key", "value"), [("train_samples", 1001), ("test_samples", 201)])
@@ -492,6 +510,7 @@ def test_evaluation_covers_all_images_in_order_without_augmentation(batch_size):
         (3, 4, [3]),
         (1, 4, [1]),  # but not if it is all there is
         (5, 2, [2, 2]),
+        (7, 100_000, [7]),  # one batch of all
     ],
 )
 def test_batch_sizes_and_their_number(samples, batch_size, sizes):

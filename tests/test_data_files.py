@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from sakd.configuration import Config, build, digest
+from sakd.configuration.compose import compose_one
 from sakd.data import Dataset, ImageSet, evaluation_batches, tiny_imagenet, train_batches
 from sakd.data.files import ImageFiles
+from sakd.data.folders import images_of
 from sakd.errors import ConfigError, DataError
 from sakd.runs import Run
 from sakd.runs.job import execute
@@ -204,7 +206,7 @@ def test_a_damaged_tiny_imagenet_is_refused_by_name(tmp_path, damage, message):
         read_tiny(tmp_path)
 
 
-def test_an_adaptive_run_on_tiny_imagenet(tmp_path, tiny):
+def test_an_adaptive_run_on_tiny_imagenet(tmp_path, tiny, caplog):
     write_tiny_imagenet(tmp_path)
     config = tiny(
         "dataset=tiny_imagenet",
@@ -217,6 +219,8 @@ def test_an_adaptive_run_on_tiny_imagenet(tmp_path, tiny):
     result = execute(config)
     assert result["dataset"] == "tiny_imagenet"
     assert list(result["kept"])[-1] == "logits"
+    teacher_s = "batch_size: found 64, more than the 12 images to train tiny_imagenet-none-resnet8-none"
+    assert teacher_s in caplog.text
 
 
 # Folders of classes
@@ -465,6 +469,10 @@ FOLDER_DAMAGES = {
         lambda root: (root / "test/lime").mkdir(),
         r"fruit/test: found one more folder lime",
     ),
+    "test images under another name": (
+        lambda root: (root / "test").rename(root / "val"),
+        r"no folder .*/fruit/test; .*\(dataset\.test=val takes val, which is there\)",
+    ),
     "an empty class": (
         lambda root: [path.unlink() for path in (root / "train/fig").rglob("*.*")],
         r"fruit/train/fig: found no images, expected some \(\.jpg",
@@ -498,6 +506,178 @@ def test_a_file_that_vanished_is_named(folder):
     gone.unlink()
     with pytest.raises(DataError, match=rf"{gone}: cannot be read"):
         epoch(dataset)
+
+
+# Which files count
+
+
+def files(dataset: Dataset) -> list[str]:
+    return [os.fsdecode(path) for path in dataset.train.paths]
+
+
+def listed(root: Path, only: str = "") -> list[str]:
+    """The training images, from their folder on."""
+    paths, _, _ = images_of(root / "train", sorted(CLASSES))
+    found = [os.path.relpath(path, root / "train") for path in paths]
+    return [path for path in found if path.startswith(only)]
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "more", "loop"])
+def test_a_link_to_a_folder_around_it_or_within_adds_nothing(folder, target):
+    before = listed(folder)
+    (folder / "train/apple/loop").symlink_to(target)
+    assert listed(folder) == before
+
+
+def test_folders_that_link_to_each_other_come_to_an_end(folder):
+    """Each class has the other's images, too: that is what the links say."""
+    (folder / "train/apple/loop").symlink_to("../pear")
+    (folder / "train/pear/loop").symlink_to("../apple")
+    for name in ("apple", "pear"):
+        assert len(listed(folder, f"{name}/")) == 16
+
+
+def test_a_link_to_an_image_or_a_folder_counts_as_what_it_leads_to_and_once(folder, tmp_path):
+    before = listed(folder)
+    (image,) = (folder / "train/apple").glob("2.*")
+    (folder / "train/apple/again.png").symlink_to(image)
+    write_image(tmp_path / "elsewhere/new.png", 99, (20, 20))
+    (folder / "train/fig/new.png").symlink_to(tmp_path / "elsewhere/new.png")
+    (folder / "train/fig/others").symlink_to(tmp_path / "elsewhere")
+    write_image(tmp_path / "around/within/newer.png", 98, (20, 20))
+    (folder / "train/pear/1").symlink_to(tmp_path / "around/within")
+    (folder / "train/pear/2").symlink_to(tmp_path / "around")
+    assert len([path for path in listed(folder, "apple") if path.endswith(("again.png", image.name))]) == 1
+    assert len(listed(folder)) == len(before) + 2
+    assert (len(listed(folder, "fig/")), len(listed(folder, "pear/"))) == (9, 9)
+
+
+def test_what_is_hidden_is_no_class_and_no_image(folder):
+    before = listed(folder)
+    write_image(folder / "train/.ipynb_checkpoints/0.png", 0, (20, 20))
+    write_image(folder / "train/fig/.ipynb_checkpoints/0.png", 0, (20, 20))
+    (folder / "train/fig/._0.png").write_bytes(b"a Mac's notes")
+    assert listed(folder) == before == files(read(folder))
+
+
+def test_images_of_every_usual_kind_are_read(folder):
+    image = Image.new("RGB", (20, 20), (200, 10, 90))
+    endings = ("gif", "jfif", "WEBP", "bmp", "tiff", "ppm")
+    for ending in endings:
+        image.save(folder / f"test/fig/9.{ending}", "JPEG" if ending == "jfif" else None)
+    dataset = read(folder)
+    found = {os.fsdecode(path) for path in dataset.test.paths}
+    assert {f"fig/9.{ending}" for ending in endings} <= found
+    assert len(torch.cat([batch.labels for batch in evaluation_batches(dataset.test, dataset)])) == 18
+
+
+def test_what_is_used_and_what_is_left_out_is_said(folder, caplog):
+    write_image(folder / "test/9.png", 0, (20, 20))
+    (folder / "train/fig/.DS_Store").touch()
+    (folder / "train/fig/LICENCE").touch()
+    (folder / "train/fig/again").symlink_to("more")
+    (folder / "train/fig/loop").symlink_to(".")
+    with caplog.at_level("INFO", "sakd"):
+        read(folder)
+    (line,) = (message for message in caplog.messages if "images to train on" in message)
+    head, _, left_out = line.partition("; left out: ")
+    assert head == f"{folder}: 24 images to train on and 12 test images of 3 classes"
+    assert sorted(left_out.split(", ")) == [
+        "1 hidden", "1 in no class's folder", "1 linked again", "1 linking back", "1 without an ending",
+        "6 .txt",
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look into every folder")
+def test_a_folder_that_cannot_be_looked_into_is_named(folder):
+    (folder / "train/fig/more").chmod(0)
+    with pytest.raises(DataError, match=r"train/fig/more: cannot be read \(Permission denied\)"):
+        read(folder)
+
+
+def test_no_more_workers_than_cores_and_no_warning(folder, caplog):
+    cores = len(os.sched_getaffinity(0))
+    with caplog.at_level("INFO", "sakd"):
+        dataset = read(folder, "dataset.workers=999")
+    assert dataset.train.workers == cores
+    assert f"dataset.workers: found 999, this process has {cores} cores" in caplog.text
+    assert len(epoch(dataset)) == 4
+
+
+@pytest.mark.parametrize("root", ["~/fruit", "'~/fruit'"])
+def test_the_root_may_begin_with_a_tilde(folder, monkeypatch, root):
+    """As it is typed, and as a YAML file has it."""
+    monkeypatch.setenv("HOME", str(folder.parent))
+    node = compose_one(["dataset=image_folder", f"dataset.root={root}"])["dataset"]
+    assert (node["root"], node["name"]) == (str(folder), "fruit")
+
+
+@pytest.mark.slow
+def test_paths_at_home_are_found_by_command(folder, monkeypatch, launch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    keys = ["dataset=image_folder", "dataset.root=~/fruit", "dataset.classes=2", "runs=~/runs"]
+    done = launch(*keys, "tracking=none", "distiller=none", expect=1)
+    assert f"error: {folder}/train: found 3 folders, expected one for each of dataset.classes" in done.stderr
+
+
+# Files are read once before a training
+
+
+def check(dataset: Dataset, memory: Path) -> list[int]:
+    """How many files were looked at, part by part."""
+    looked_at = []
+
+    @contextmanager
+    def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        done = []
+        yield done.append
+        assert sum(done) == total
+        looked_at.append(total)
+
+    dataset.check_files(memory, counting)
+    return looked_at
+
+
+def test_each_file_is_read_once_and_again_only_when_it_has_changed(folder, tmp_path):
+    memory = tmp_path / "runs/.checked"
+    assert check(read(folder, "dataset.val_fraction=0.25"), memory) == [18, 6, 12]
+    assert check(read(folder), memory) == []
+    (changed,) = (folder / "test/fig").glob("2.*")
+    os.utime(changed, (1, 1))
+    assert check(read(folder), memory) == [1]
+    assert check(read(write_image_folder(tmp_path / "other")), memory) == [24, 12]
+    memory.write_bytes(memory.read_bytes()[:-3])
+    assert sum(check(read(folder), memory) + check(read(tmp_path / "other"), memory)) == 1
+
+
+def test_all_damaged_files_are_told_in_one_line_and_whole_ones_remembered(folder, tmp_path):
+    damaged = [folder / "train" / name for name in listed(folder)[3:15]]
+    for path in damaged:
+        cut_short(path)
+    (folder / "train/fig/nowhere.png").symlink_to("gone.png")
+    dataset = read(folder, "dataset.workers=2")
+    with pytest.raises(DataError) as raised:
+        check(dataset, tmp_path / "checked")
+    message = str(raised.value)
+    assert message.startswith(f"{damaged[0]}: cannot be read (")
+    assert "\n" not in message
+    assert "In all 13 files cannot be read: also " in message
+    assert message.endswith(f"{damaged[9]} and 3 more")
+    assert multiprocessing.active_children() == []
+    with pytest.raises(DataError, match="In all 13 files"):
+        check(dataset, tmp_path / "checked")
+    (folder / "train/fig/nowhere.png").unlink()
+    for path in damaged:
+        write_image(path, 5, (20, 20))
+    assert check(read(folder), tmp_path / "checked") == [12]
+
+
+def test_a_run_finds_a_damaged_test_image_before_it_trains(folder, tmp_path):
+    (damaged,) = (folder / "test/pear").glob("2.*")
+    cut_short(damaged)
+    with pytest.raises(DataError, match=rf"^{damaged}: cannot be read"):
+        execute(tiny_run(folder, f"runs={tmp_path}/runs"))
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [".checked_images"]
 
 
 def test_a_file_that_the_transforms_cannot_take_is_named(folder):
@@ -573,7 +753,7 @@ def test_workers_last_for_an_epoch(folder):
         processes = set()
         for _ in batches:
             processes |= {process.pid for process in multiprocessing.active_children()}
-    assert len(processes) == 2
+    assert len(processes) == min(2, len(os.sched_getaffinity(0)))
 
 
 # Runs

@@ -207,7 +207,7 @@ def plain_regression(regressor, student):
 
 KEYS = {
     KD: {"temperature": TEMPERATURE},
-    CC: {"embedding_width": 5},
+    CC: {"embedding_width": 5, "teacher_embedding": "learned"},
     CRD: {
         "embedding_width": 5,
         "negatives": 9,

@@ -2,6 +2,7 @@
 that are kept."""
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
@@ -11,10 +12,11 @@ from torch.testing import assert_close
 from sakd.configuration import build, digest, prerequisites
 from sakd.data import train_batches
 from sakd.errors import ConfigError, RunError
+from sakd.process import tf32
 from sakd.runs import Run, certificates
 from sakd.runs.job import execute
 from sakd.streams import stream
-from sakd.training import unchanged
+from sakd.training import Trainer, unchanged
 from tests.conftest import light, other_family, take_step
 from tests.test_resume import assert_same
 
@@ -164,6 +166,36 @@ def test_a_teacher_is_evaluated_once_for_all_its_students(tiny, evaluations):
     second = execute(tiny("epochs=1", "teacher.training.epochs=1", "seed=1"))
     assert len(evaluations) == 1
     assert first["teacher"] == second["teacher"]
+
+
+def test_each_step_and_certificate_has_its_own_precision_whatever_ran_before(tiny, monkeypatch):
+    """A student in TF32 whose teacher is trained and measured first, then one in float32 that finds it."""
+    seen, backends = [], (torch.backends.cuda.matmul, torch.backends.cudnn)
+
+    def watch(of: object, name: str, what: Callable[..., str]) -> None:
+        original = getattr(of, name)
+
+        def watched(*arguments: object) -> object:
+            entry = (what(*arguments), *(backend.allow_tf32 for backend in backends))
+            if seen[-1:] != [entry]:
+                seen.append(entry)
+            return original(*arguments)
+
+        monkeypatch.setattr(of, name, watched)
+
+    watch(certificates, "evaluate", lambda *_: "certificate")
+    watch(Trainer, "train_step", lambda trainer, *_: "teacher" if trainer.teacher is None else "student")
+    keys = ("epochs=1", "batch_size=64", "spot_mode=fixed")
+    with tf32(True):
+        execute(tiny(*keys, "precision=tf32"))
+        execute(tiny(*keys))
+        assert all(backend.allow_tf32 for backend in backends)
+    assert seen == [
+        ("teacher", False, False),
+        ("certificate", False, False),
+        ("student", True, True),
+        ("student", False, False),
+    ]
 
 
 def test_other_test_images_or_weights_are_evaluated_anew(tiny, evaluations):

@@ -50,6 +50,7 @@ BETA = {
 }
 SLOW_STUDENTS = ("MobileNetV2", "ShuffleNetV1")  # they learn at 0.01, all others at 0.05
 DOUBLED = ("at", "rkd", "vid")  # gamma is 2 on CIFAR-100, 1 for the others
+FAST_PRETRAINING = ("cifar100", "ResNet50", "vgg8")  # its paraphraser learns at 0.05, all others at 0.01
 SMALL_BATCHES = [
     ("cifar100", "ResNet50", "MobileNetV2", "nst"),
     ("cifar100", "wrn_40_2", "ShuffleNetV1", "nst"),
@@ -71,20 +72,31 @@ def published(dataset: str, teacher: str, student: str, distiller: str) -> Confi
         "alpha": 1.0,
         "KD temperature": 4.0,
         "beta": BETA[distiller],
+        "pretraining": published_pretraining(dataset, teacher, student) if distiller == "ft" else None,
         "gamma": 2.0 if dataset == "tiny_imagenet" or distiller in DOUBLED else 1.0,
         "temperature": 5.0,
         "bias": 10.0 if (dataset, teacher, student) in SAME_FAMILY else 0.0,
         "crop padding": 4 if dataset == "cifar100" else 0,
         "flip": True,
         "image size": 32 if dataset == "cifar100" else 64,
-        "mean": [0.5071, 0.4867, 0.4408],
-        "std": [0.2675, 0.2565, 0.2761],
+        "mean": [0.5071, 0.4867, 0.4408] if dataset == "cifar100" else [0.4914, 0.4822, 0.4465],
+        "std": [0.2675, 0.2565, 0.2761] if dataset == "cifar100" else [0.2023, 0.1994, 0.2010],
+    }
+
+
+def published_pretraining(*pair: str) -> Config:
+    rate = 0.05 if pair == FAST_PRETRAINING else 0.01
+    return {
+        "epochs": 30,
+        "optimizer": {"_target_": "torch.optim.SGD", "lr": rate, "momentum": 0.9, "weight_decay": 5e-4},
+        "schedule": None,
     }
 
 
 def composed(config: Config, distiller: str) -> Config:
     """The same values where a run takes them from."""
     mode, losses, data = config["spot_mode"], config["distiller"]["losses"], config["dataset"]
+    pretraining = config["distiller"].get("pretraining")
     same = family(config["student"]) == family(
         {k: v for k, v in config["teacher"].items() if k not in TEACHER_KEYS}
     )
@@ -101,6 +113,7 @@ def composed(config: Config, distiller: str) -> Config:
         "alpha": losses["kd"]["weight"],
         "KD temperature": losses["kd"]["temperature"],
         "beta": losses[distiller]["weight"],
+        "pretraining": pretraining and {key: pretraining[key] for key in ("epochs", "optimizer", "schedule")},
         "gamma": mode["gamma"],
         "temperature": mode["temperature"],
         "bias": mode["same_family_bias"] if same else mode["other_family_bias"],

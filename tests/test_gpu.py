@@ -74,7 +74,7 @@ def trainer(
                 student, teacher, "logits", 1.0, inter_weight=1.0, intra_weight=1.0, temperature=4.0
             ),
             "reviewkd": ReviewKD(student, teacher, ["stages", "embedding"], 1.0, max_width=64, ramp_epochs=2),
-            "cc": CC(student, teacher, "embedding", 0.02, embedding_width=16),
+            "cc": CC(student, teacher, "embedding", 0.02, embedding_width=16, teacher_embedding="learned"),
             "rkd": RKD(student, teacher, "embedding", 1.0, distance_weight=25.0, angle_weight=50.0),
             "vid": VID(student, teacher, "stages", 1.0, initial_variance=5.0),
             "nst": NST(student, teacher, "stages", 1.0),

@@ -93,4 +93,4 @@ def test_hydra_is_known_where_configurations_are_composed_and_nowhere_else():
         for path in (ROOT / folder).rglob("*.py")
         if re.search(r"^\s*(from|import) (hydra|omegaconf)", path.read_text(), flags=re.MULTILINE)
     }
-    assert knowing == {f"sakd/configuration/{name}.py" for name in ("compose", "groups", "sums")}
+    assert knowing == {f"sakd/configuration/{name}.py" for name in ("arguments", "compose", "sums")}

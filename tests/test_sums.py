@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from sakd.configuration import build, digest, prerequisites
+from sakd.configuration.arguments import as_typed, choices, understood
 from sakd.configuration.compose import compose_one, sweep
-from sakd.configuration.groups import as_typed, choices, understood
 from sakd.data import train_batches
 from sakd.errors import ConfigError
 from sakd.streams import stream

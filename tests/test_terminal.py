@@ -259,3 +259,15 @@ def test_a_result_is_a_table_with_what_shows_more_of_it(see_it, shown):
     assert rows["student"] == "vgg8  90.00 % last, 91.00 % best (epoch 2)"
     assert rows["kept"] == "stage1 50.0 %  (last epoch)"
     assert rows.get("see it") == see_it
+
+
+@pytest.mark.parametrize("width", [80, None])
+def test_what_is_counted_has_a_bar_on_a_terminal_and_nothing_elsewhere(width, shown):
+    file = shown(width)
+    with terminal.counting("images in a folder with a long name, " + "or " * 30, 5000) as advance:
+        advance(1234)
+        advance(1)
+    drawn = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "\n", file.getvalue()).splitlines()
+    counted = r"images in ?\.\.\..* 1,235/5,000 .*━.* left \d+:\d\d *"
+    assert any(re.fullmatch(counted, line) for line in drawn) == (width is not None)
+    assert max(map(len, drawn), default=0) <= (width or 0)

@@ -3,13 +3,14 @@
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from sakd.configuration import check_choice, parameters
+from sakd.configuration import NEUTRAL, check_choice, parameters
 from sakd.errors import ConfigError, RunError, did_you_mean
 from sakd.files import read_json
 from sakd.runs.tracking import finished_runs
@@ -34,12 +35,16 @@ class Finished:
     student_sha256: str
     commit: str | None
 
+    def fact(self, key: str) -> str:
+        """The value of a key as text; an absent key is one at its neutral value."""
+        return self.facts.get(key, str(NEUTRAL.get(key, ABSENT)))
+
 
 def read(source: str) -> list[Finished]:
     """Read every finished student in a folder of runs, or in an MLflow store by its URI.
 
     The name ``mlflow`` is the store that MLFLOW_TRACKING_URI names. Teachers, pretrainings and debugging runs
-    are left out. Raises RunError for what cannot be read.
+    are left out. Raises RunError for what cannot be read, ConfigError where all that is finished is left out.
     """
     if source == "mlflow":
         source = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
@@ -47,16 +52,23 @@ def read(source: str) -> list[Finished]:
         raise RunError(
             f"--from: found {source!r}, expected a folder of runs, an MLflow store's URI, or mlflow"
         )
-    found = _from_store(source) if STORES.match(source) else _from_folders(Path(source))
-    return sorted(found, key=lambda run: run.name)
+    left_out: Counter[str] = Counter()
+    from_source = (
+        _from_store(source, left_out) if STORES.match(source) else _from_folders(Path(source), left_out)
+    )
+    found = sorted(from_source, key=lambda run: run.name)
+    if left_out and not found:
+        told = ", ".join(f"{count} {what}" for what, count in left_out.most_common())
+        raise ConfigError(f"{source}: found no finished student to compare, expected some; left out: {told}")
+    return found
 
 
-def _from_folders(runs: Path) -> Iterator[Finished]:
+def _from_folders(runs: Path, left_out: Counter[str]) -> Iterator[Finished]:
     for path in runs.glob("*/result.json"):
         folder, result = path.parent, read_json(path)
         try:
             facts = parameters(yaml.load((folder / "config.yaml").read_bytes(), Loader))
-            if _is_student(facts):
+            if not _is_left_out(facts, left_out):
                 metrics = _last_line(folder / "metrics.jsonl")
                 taught = {
                     "teacher.sha256": result["teacher"]["sha256"],
@@ -77,16 +89,25 @@ def _last_line(path: Path) -> dict[str, float]:
         return json.loads(file.read().splitlines()[-1])
 
 
-def _from_store(uri: str) -> Iterator[Finished]:
+def _from_store(uri: str, left_out: Counter[str]) -> Iterator[Finished]:
     for name, facts, metrics, tags in finished_runs(uri):
-        if _is_student(facts):
+        if not _is_left_out(facts, left_out):
             taught = {f"{of}.sha256": tags.get(f"sakd.{of}_sha256", ABSENT) for of in ("teacher", "dataset")}
             commit = tags.get("mlflow.source.git.commit")
             yield _finished(name, facts | taught, metrics, tags["sakd.student_sha256"], commit)
 
 
-def _is_student(facts: Mapping[str, str]) -> bool:
-    return facts["spot_mode"] != "none" and facts["dataset"] != "debug" and "distiller.pretrains" not in facts
+def _is_left_out(facts: Mapping[str, str], left_out: Counter[str]) -> bool:
+    """True for what is no student to compare; it is counted by what it is."""
+    if "distiller.pretrains" in facts:
+        left_out["pretrainings"] += 1
+    elif facts["dataset"] == "debug":
+        left_out["runs of experiment=debug"] += 1
+    elif facts["spot_mode"] == "none":
+        left_out["networks trained alone"] += 1
+    else:
+        return False
+    return True
 
 
 def _finished(
@@ -126,14 +147,14 @@ def select(runs: Sequence[Finished], filters: Sequence[str]) -> list[Finished]:
             raise ConfigError(f"{text}: found no value, expected key=value or key=value,value")
         if runs and key not in keys:
             raise ConfigError(f"{key}: no such key in the runs' configurations.{did_you_mean(key, keys)}")
-        found = sorted({run.facts.get(key, ABSENT) for run in runs})
+        found = sorted({run.fact(key) for run in runs})
         chosen: set[str] = set()
         for value in re.split(r",(?![^\[]*\])", values):
             readings = {value, _as_written(value)} & {*found}
             if runs and not readings:
                 check_choice(key, value, found)
             chosen |= readings
-        runs = [run for run in runs if run.facts.get(key, ABSENT) in chosen]
+        runs = [run for run in runs if run.fact(key) in chosen]
     return list(runs)
 
 

@@ -84,6 +84,7 @@ def as_json(comparison: Comparison, with_runs: bool = False) -> str:
         "metric": comparison.metric,
         "groups": _records(comparison.groups),
         "missing": _records(comparison.missing),
+        "commits": comparison.commits,
     }
     if with_runs:
         content["runs"] = _records(comparison.runs)

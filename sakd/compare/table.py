@@ -4,6 +4,7 @@ A group is runs alike but for the seed: one data set, pair, distiller and spot m
 """
 
 import itertools
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -13,13 +14,14 @@ import pandas as pd
 from sakd.compare import published
 from sakd.compare.finished import ABSENT, Finished
 from sakd.compare.statistics import LEVEL, Paired, holm, least_signed_rank, paired, pairs_needed
-from sakd.configuration import NEUTRAL, NOT_IDENTITY
+from sakd.configuration import NOT_IDENTITY
 from sakd.errors import ConfigError, did_you_mean
 
 PAIR = ["dataset", "teacher", "student"]
 ROW = [*PAIR, "distiller"]
 GROUP = [*ROW, "spot_mode"]
 BASELINE = "fixed"
+MAKES_TEACHER = "teacher.training"
 LISTED = 12  # groups in a note; the tables have them all
 MODES = (BASELINE, "adaptive", "anti", "random")  # and then others, by name
 
@@ -29,14 +31,15 @@ class Comparison:
     """Tables and notes of a comparison.
 
     ``groups`` has a line for each, also for those that nothing is known of; ``runs`` a line for each run and
-    its value; ``missing``, the seeds that groups lack. ``notes``: how to read it, and what should be known of
-    it.
+    its value; ``missing``, the seeds that groups lack. ``commits``: of the code, with the number of runs that
+    each made. ``notes``: how to read it, and what should be known of it.
     """
 
     metric: str
     groups: pd.DataFrame
     runs: pd.DataFrame
     missing: pd.DataFrame
+    commits: dict[str, int]
     notes: list[str]
 
 
@@ -72,13 +75,15 @@ def compare(
     missing = missing[missing["value"].isna()][[*GROUP, "seed"]].reset_index(drop=True)
     shown = figures if metric in published.METRICS else figures.iloc[:0]
     groups = _beside(groups, shown)
+    commits = Counter(run.commit or "unknown" for run in runs if metric in run.metrics)
     notes = [
         *_reading(groups, metric),
         *_missing(missing),
         *_doubts(runs, metric),
+        *_made_by(commits),
         *_baselines(runs, groups, shown),
     ]
-    return Comparison(metric, groups, measured, missing, notes)
+    return Comparison(metric, groups, measured, missing, dict(commits), notes)
 
 
 def _grouped(
@@ -95,42 +100,77 @@ def _called(names: Sequence[str]) -> str:
     return " ".join([f"{dataset}, {teacher} to {student},", *rest]).rstrip(",")
 
 
-def _differing(runs: Sequence[Finished], besides: str = "seed") -> dict[str, dict[str, list[str]]]:
-    """Names of runs by value by key, for keys whose values are not the same.
+def _differing(runs: Sequence[Finished], besides: str = "seed") -> dict[str, list[str]]:
+    """Values by key, for keys whose values are not the same.
 
     Only keys count that a result depends on, but for the seed and ``besides``.
     """
     ignored = ("seed", besides, *NOT_IDENTITY)
     if len({run.facts["teacher.sha256"] for run in runs}) == 1:
-        ignored += ("teacher.training",)  # the same teacher, whatever made it
+        ignored += (MAKES_TEACHER,)  # the same teacher, whatever made it
     found = {}
     for key in sorted({key for run in runs for key in run.facts}):
-        if not any(key == name or key.startswith(f"{name}.") for name in ignored):
-            names, absent = defaultdict(list), str(NEUTRAL.get(key, ABSENT))
-            for run in runs:
-                names[run.facts.get(key, absent)].append(run.name)
-            if len(names) > 1:
-                found[key] = dict(names)
+        if not _is_below(key, ignored):
+            values = list(dict.fromkeys(run.fact(key) for run in runs))
+            if len(values) > 1:
+                found[key] = values
     return found
 
 
+def _is_below(key: str, nodes: Iterable[str]) -> bool:
+    return any(key == node or key.startswith(f"{node}.") for node in nodes)
+
+
 def _check_agreement(runs: Sequence[Finished], called: str, besides: str = "seed") -> None:
-    if differing := _differing(runs, besides):
-        told = [
-            f"{key} is " + " and ".join(f"{value} ({_some(names)})" for value, names in values.items())
-            for key, values in differing.items()
-        ]
-        key, values = next(iter(differing.items()))
-        most = max(values, key=lambda value: len(values[value]))
-        allowed = "seed" if besides == "seed" else f"seed and {besides}"
-        raise ConfigError(
-            f"{called}: found runs that differ in more than {allowed}, expected one configuration: "
-            f"{'; '.join(told)}. Choose among them, for example with {key}={most}"
+    differing = list(_differing(runs, besides))
+    if not differing:
+        return
+    keys = [key for key in differing if not _is_below(key, [MAKES_TEACHER])]  # its checksum tells
+    recipes: dict[tuple[str, ...], list[Finished]] = defaultdict(list)
+    for run in runs:
+        recipes[tuple(run.fact(key) for key in keys)].append(run)
+    told = [
+        f"  {' '.join(_selecting(keys, recipe, recipes))}   {_some([run.name for run in members])}"
+        for recipe, members in sorted(recipes.items(), key=lambda found: -len(found[1]))
+    ]
+    rest = [f"  … and {len(told) - LISTED} more"] if len(told) > LISTED else []
+    allowed = "seed" if besides == "seed" else f"seed and {besides}"
+    raise ConfigError(
+        "\n".join(
+            [
+                f"{called}: found runs of {len(recipes)} recipes, expected one, but for {allowed}; "
+                f"a filter chooses:",
+                *told[:LISTED],
+                *rest,
+                f"They differ in {_first(differing)}.",
+            ]
         )
+    )
+
+
+def _selecting(keys: Sequence[str], recipe: tuple[str, ...], recipes: Iterable[tuple[str, ...]]) -> list[str]:
+    """Filters, as few as may be and simple ones, that ``recipe`` fits and no other of ``recipes``."""
+    told = [f"{key}={'null' if value == ABSENT else value}" for key, value in zip(keys, recipe, strict=True)]
+    simplest_first = sorted(
+        range(len(keys)), key=lambda place: (shlex.quote(told[place]) != told[place], len(told[place]))
+    )
+    filters, others = [], [other for other in recipes if other != recipe]
+    while others:
+        apart = Counter(
+            place for other in others for place in simplest_first if other[place] != recipe[place]
+        )
+        best = max(simplest_first, key=apart.__getitem__)
+        filters.append(shlex.quote(told[best]))
+        others = [other for other in others if other[best] == recipe[best]]
+    return filters
 
 
 def _some(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _first(words: Sequence[str]) -> str:
+    return ", ".join(words[:LISTED]) + (f" and {len(words) - LISTED} more" if len(words) > LISTED else "")
 
 
 def _once(runs: Iterable[Finished]) -> list[Finished]:
@@ -282,14 +322,18 @@ def _doubts(runs: Sequence[Finished], metric: str) -> Iterator[str]:
         for key, values in _differing(rows, besides="spot_mode").items():
             if key.partition(".")[0] != "distiller":
                 by_value = {
-                    value: [run.facts["distiller"] for run in rows if run.facts.get(key, ABSENT) == value]
+                    value: [run.facts["distiller"] for run in rows if run.fact(key) == value]
                     for value in values
                 }
                 told = "; ".join(f"{value} for {', '.join(names)}" for value, names in by_value.items())
                 yield f"The distillers of {_called(pair)} do not share {key}: {told}."
-    commits = Counter((run.commit or "unknown")[:12] for run in runs)
+
+
+def _made_by(commits: Mapping[str, int]) -> Iterator[str]:
     if len(commits) > 1:
-        counted = ", ".join(f"{commit} ({count} runs)" for commit, count in commits.items())
+        counted = ", ".join(
+            f"{commit[:12]} ({count} {'run' if count == 1 else 'runs'})" for commit, count in commits.items()
+        )
         yield f"Made by different code: commits {counted}."
 
 

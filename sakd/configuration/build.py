@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sakd.configuration.prerequisites import TEACHER_KEYS, Config, needs_teacher
-from sakd.data import PROMISES, PROMISES_IN_MEMORY, Dataset, assemble, check_promises
+from sakd.data import PROMISES, PROMISES_IN_MEMORY, Dataset, assemble, check_promises, check_reader
 from sakd.distillers import Distiller
 from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.networks import StagedNet
@@ -251,7 +251,7 @@ ABOUT_DATA = ("_target_", "reads", "ignore_others", "recipe")
 def promises(config: Config) -> dict[str, Any]:
     """Keys and values in which the data set's node says what its images are.
 
-    Raises ConfigError if a key is missing, or nobody's, or no images could satisfy it.
+    Raises ConfigError if a key is missing, or nobody's, or no images, or not the reader's, could satisfy it.
     """
     node = config["dataset"]
     reads = _read_keys(node)
@@ -272,6 +272,7 @@ def promises(config: Config) -> dict[str, Any]:
     own = {key: node[key] for key in promised}
     check_promises(**own)
     check_node(_reader(node), "dataset")
+    check_reader(target_of(node, "dataset"), own)
     return own
 
 

@@ -31,13 +31,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
+from sakd.configuration.arguments import CONF, as_typed, choices, refuse_merged, understood
 from sakd.configuration.check import check, check_numbers
-from sakd.configuration.groups import CONF, as_typed, choices, refuse_merged, understood
 from sakd.configuration.identity import digest, flatten
 from sakd.configuration.prerequisites import Config
 from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.process import uncollected
 
+PATHS = (("dataset", "root"), ("teacher", "checkpoint"), ("runs",))  # keys with paths, which may begin with ~
 CELLS_WORTH_A_POOL = 64  # fewer are composed sooner than processes start
 
 # What Hydra raises for what a user wrote, in a command or in a file.
@@ -78,6 +79,10 @@ def resolve(cfg: DictConfig) -> Config:
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
         raise ConfigError(f"{key}{str(error).splitlines()[0]}") from error
+    for *parents, key in PATHS:
+        node = _find(config, ".".join(parents), {}) if parents else config
+        if isinstance(node, dict) and isinstance(node.get(key), str):
+            node[key] = os.path.expanduser(node[key])
     check(config)
     return config
 

@@ -45,6 +45,7 @@ NEUTRAL = {
     "dataset.val_fraction": 0,
     "dataset.train_samples": None,
     "dataset.test_samples": None,
+    "distiller.losses.cc.teacher_embedding": "learned",
     "distiller.pretraining": None,
     "distiller.pretraining.loss": None,
     "distiller.pretraining.schedule": None,

@@ -12,6 +12,7 @@ from sakd.data.sets import (
     Images,
     assemble,
     check_promises,
+    check_reader,
 )
 
 # Readers, and the module of each. No module has a reader's name: `sakd.data.digits` would be the module.
@@ -35,6 +36,7 @@ __all__ = [
     "Images",
     "assemble",
     "check_promises",
+    "check_reader",
     "cifar10",
     "cifar100",
     "digits",

@@ -7,10 +7,11 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
 from sakd.data.memory import ImageSet
-from sakd.data.sets import fetch
+from sakd.data.sets import always, fetch
 from sakd.errors import DataError
 
 
+@always(classes=10, channels=3, image_size=32)
 def cifar10(root: str, download: bool) -> tuple[ImageSet, ImageSet]:
     """CIFAR-10: 50,000 training and 10,000 test images of 3x32x32 in 10 classes.
 
@@ -19,6 +20,7 @@ def cifar10(root: str, download: bool) -> tuple[ImageSet, ImageSet]:
     return _read(CIFAR10, root, download)
 
 
+@always(classes=100, channels=3, image_size=32)
 def cifar100(root: str, download: bool) -> tuple[ImageSet, ImageSet]:
     """CIFAR-100: 50,000 training and 10,000 test images of 3x32x32 in 100 classes.
 

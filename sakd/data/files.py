@@ -1,12 +1,14 @@
 """Images in files: decoded, augmented and gathered by worker processes while the device trains."""
 
 import hashlib
+import logging
 import os
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,11 +17,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import v2
 
+from sakd.data.checked import are_remembered, fingerprints, remember
+from sakd.data.folders import images_of, subfolders, told
+from sakd.data.pictures import MODES, decode
+from sakd.data.sets import Counting
 from sakd.errors import ConfigError, DataError
 from sakd.streams import drawing_from
+
+log = logging.getLogger("sakd")
 
 Transform = Callable[[Image.Image], Image.Image | Tensor]
 
@@ -29,7 +36,8 @@ START = "fork" if sys.platform == "linux" else None
 
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
 
-MODES = {1: "L", 3: "RGB"}  # Pillow's names, by channels
+CHECKED_AT_ONCE = 64  # images
+TEST_NAMES = ("test", "val", "valid", "validation")  # of a folder of test images
 
 
 @dataclass(frozen=True)
@@ -87,11 +95,38 @@ class ImageFiles:
         total.update(f"{self.shape} {self.evaluation}".encode())
         return total.hexdigest()
 
+    def damaged(self, memory: Path, counting: Counting) -> list[str]:
+        prints = fingerprints(self.folder, self.paths)
+        (new,) = np.nonzero(~are_remembered(prints, memory))
+        if not len(new):
+            return []
+        text = f"reading files of {self.folder}, whether they are whole"
+        log.info("%s: %d, and not again until they change", text, len(new))
+        checker, errors, whole = _Checker(self.folder, self.paths, self.shape[0]), [], []
+        requests = (new[first : first + CHECKED_AT_ONCE] for first in range(0, len(new), CHECKED_AT_ONCE))
+        try:
+            with counting(text, len(new)) as advance, closing(self._worked(checker, requests)) as answers:
+                for places, found in answers:
+                    errors += [error for error in found if error is not None]
+                    whole += [place for place, error in zip(places, found, strict=True) if error is None]
+                    advance(len(places))
+        finally:
+            remember(prints[whole], memory)
+        return errors
+
     def _decoded(self, requests: Iterable[tuple[Tensor, Tensor]], transform: Transform) -> Iterator[Tensor]:
+        decoder = _Decoder(self.folder, self.paths, self.shape, transform)
+        for images in self._worked(decoder, ([part.tolist() for part in request] for request in requests)):
+            if isinstance(images, DataError):
+                raise images
+            yield images.to(self.labels.device, non_blocking=True)
+
+    def _worked(self, task: "_Decoder | _Checker", requests: Iterable) -> Iterator:
+        """What ``task`` makes of each request, in their order; the workers do it."""
         loader = DataLoader(
-            _Decoder(self.folder, self.paths, self.shape, transform),
+            task,
             batch_size=None,  # a request is a whole batch
-            sampler=([part.tolist() for part in request] for request in requests),
+            sampler=requests,
             num_workers=self.workers,
             pin_memory=self.pin_memory and self.labels.is_cuda,
             multiprocessing_context=START if self.workers else None,
@@ -102,10 +137,7 @@ class ImageFiles:
         try:
             with _interruptions_wait():
                 batches = iter(loader)
-            for images in batches:
-                if isinstance(images, DataError):
-                    raise images
-                yield images.to(self.labels.device, non_blocking=True)
+            yield from batches
         finally:
             if self.workers and batches is not None:
                 with _interruptions_wait():
@@ -185,16 +217,23 @@ class _Decoder:
         return transformed
 
 
-def decode(path: str | Path, channels: int) -> Image.Image:
-    """The image, converted to grey (1) or RGB (3).
+@dataclass(frozen=True)
+class _Checker:
+    """Image files as a worker checks them: places come back, and for each None, or why it cannot be read."""
 
-    Raises DataError naming the file if it is missing or damaged.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert(MODES[channels])
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more
-        raise DataError(f"{path}: cannot be read ({error}); expected a whole image file") from error
+    folder: str
+    paths: np.ndarray
+    channels: int
+
+    def __getitem__(self, places: np.ndarray) -> tuple[list[int], list[str | None]]:
+        return places.tolist(), [self._error(place) for place in places]
+
+    def _error(self, place: int) -> str | None:
+        try:
+            decode(os.path.join(self.folder, os.fsdecode(self.paths[place])), self.channels)
+        except DataError as error:
+            return str(error)
+        return None
 
 
 def _size(image: Image.Image) -> str:
@@ -227,6 +266,7 @@ def image_folder(
         raise ConfigError(f"dataset.workers: found {workers!r}, expected a whole number of at least 0")
     if not isinstance(pin_memory, bool):
         raise ConfigError(f"dataset.pin_memory: found {pin_memory!r}, expected true or false")
+    workers = _at_most_cores(workers)
     shape = (channels, image_size, image_size)
     transforms = [_composed("augmentation", augmentation, shape), _composed("evaluation", evaluation, shape)]
     folders = [Path(root) / own for own in (train, test)]
@@ -234,19 +274,46 @@ def image_folder(
         if not folder.is_dir():
             raise DataError(
                 f"dataset.root={root}: no folder {folder}; expected {train} and {test}, with a folder "
-                "for each class"
+                f"for each class{_other_name(Path(root), folder.name) if folder is folders[1] else ''}"
             )
     names = subfolders(folders[0])
     if len(names) != classes:
         raise DataError(
             f"{folders[0]}: found {len(names)} folders, expected one for each of dataset.classes={classes}"
         )
-    parts = []
+    parts, left_out = [], Counter()
     for folder in folders:
-        paths, labels = images_of(folder, names)
+        paths, labels, left_out_here = images_of(folder, names)
         relative = np.array([os.fsencode(os.path.relpath(path, folder)) for path in paths])
         parts.append(ImageFiles(str(folder), relative, labels, shape, *transforms, workers, pin_memory))
+        left_out += left_out_here
+    _say_once(
+        f"images of {root}",
+        f"{root}: {len(parts[0]):,} images to train on and {len(parts[1]):,} test images of {classes} classes"
+        f"{told(left_out)}",
+    )
     return tuple(parts)
+
+
+def _other_name(root: Path, test: str) -> str:
+    """A hint at a folder that may hold the test images under another name, or the empty string."""
+    there = [name for name in TEST_NAMES if name != test and (root / name).is_dir()]
+    return f" (dataset.test={there[0]} takes {there[0]}, which is there)" if there else ""
+
+
+def _at_most_cores(workers: int) -> int:
+    """As many workers as there are cores for this process, where more are asked for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers > cores:
+        _say_once(
+            "dataset.workers",
+            f"dataset.workers: found {workers}, this process has {cores} cores; {cores} decode images",
+        )
+    return min(workers, cores)
+
+
+def _say_once(topic: str, text: str) -> None:
+    log.info("%s", text, extra={"news": (topic, text)})
 
 
 def _composed(key: str, transforms: Mapping[str, Transform], shape: tuple[int, ...]) -> Transform:
@@ -271,36 +338,3 @@ def _composed(key: str, transforms: Mapping[str, Transform], shape: tuple[int, .
             f"expected {shape} of torch.uint8, as dataset.channels and dataset.image_size say"
         )
     return composed
-
-
-def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in ``folder``, sorted. Raises DataError if there are none."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected one with a folder for each class")
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    if not names:
-        raise DataError(f"{folder}: found no folders, expected one for each class")
-    return names
-
-
-def images_of(folder: Path, names: list[str]) -> tuple[list[str], Tensor]:
-    """Paths of the images in the folder of each class, at any depth, and their labels.
-
-    Labels: int64 [N], places in ``names``. Raises DataError unless ``folder`` has exactly those folders, with
-    images in each.
-    """
-    found = subfolders(folder)
-    for wrong, what in ((set(names) - set(found), "no"), (set(found) - set(names), "one more")):
-        if wrong:
-            raise DataError(
-                f"{folder}: found {what} folder {min(wrong)}, expected one for each of the {len(names)} "
-                "classes"
-            )
-    labelled = make_dataset(
-        str(folder), {name: label for label, name in enumerate(names)}, IMG_EXTENSIONS, allow_empty=True
-    )
-    labels = torch.tensor([label for _, label in labelled], dtype=torch.int64)
-    for name, count in zip(names, labels.bincount(minlength=len(names)).tolist(), strict=True):
-        if not count:
-            raise DataError(f"{folder / name}: found no images, expected some ({', '.join(IMG_EXTENSIONS)})")
-    return [path for path, _ in labelled], labels

@@ -10,11 +10,12 @@ import torch
 from torch.nn import functional as F
 
 from sakd.data.memory import ImageSet
-from sakd.data.sets import stratified
+from sakd.data.sets import always, stratified
 
 TEST_IMAGES = 360
 
 
+@always(classes=10, channels=1, image_size=8)
 def digits() -> tuple[ImageSet, ImageSet]:
     """The digits: 1,437 images to train on and 360 stratified test images, the same at every seed."""
     from sklearn.datasets import load_digits  # takes a second to import, and only this data set needs it

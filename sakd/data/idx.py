@@ -10,12 +10,13 @@ from torch import Tensor
 from torchvision.datasets import FashionMNIST
 
 from sakd.data.memory import ImageSet
-from sakd.data.sets import fetch
+from sakd.data.sets import always, fetch
 from sakd.errors import DataError
 
 UNSIGNED_BYTES = 0x08
 
 
+@always(classes=10, channels=1, image_size=28)
 def fashion_mnist(root: str, download: bool) -> tuple[ImageSet, ImageSet]:
     """Fashion-MNIST: 60,000 training and 10,000 test images of 28x28.
 

@@ -1,7 +1,7 @@
 """Data sets: parts with images and labels, and what is known of them."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -14,6 +14,11 @@ from torch import Tensor
 from sakd.data.memory import Augmentation
 from sakd.errors import ConfigError, DataError, check_number
 from sakd.streams import stream
+
+# Called with what is counted and how many there are; what it gives is called with how many more are done.
+Counting = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+Reader = Callable[..., tuple["Images", "Images"]]
+NAMED = 10  # files in an error
 
 
 class Images(Protocol):
@@ -51,6 +56,13 @@ class Images(Protocol):
         Another one for others, as far as that can be told quickly.
         """
 
+    def damaged(self, memory: Path, counting: Counting) -> list[str]:
+        """What is wrong with images that are read only when they are needed: a line for each that cannot be.
+
+        Each is read once; the file ``memory`` holds which were found whole, as long as they do not change.
+        ``counting`` shows how far this has come.
+        """
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -73,6 +85,21 @@ class Dataset:
         """Checksum of all parts: it tells two data sets of one name and shape apart."""
         parts = [part.checksum() for part in (self.train, self.val, self.test) if part is not None]
         return sha256(" ".join(parts).encode()).hexdigest()
+
+    def check_files(self, memory: Path, counting: Counting) -> None:
+        """Read every image file once, but for those that the file ``memory`` says are whole.
+
+        Raises DataError naming files that cannot be read; whatever is done then is remembered.
+        """
+        parts = [part for part in (self.train, self.val, self.test) if part is not None]
+        errors = [error for part in parts for error in part.damaged(memory, counting)]
+        if not errors:
+            return
+        first, *others = errors
+        names = [error.partition(": ")[0] for error in others[: NAMED - 1]]
+        more = f" and {len(others) - len(names)} more" if len(others) > len(names) else ""
+        likewise = f". In all {len(errors)} files cannot be read: also {', '.join(names)}{more}"
+        raise DataError(f"{first}{likewise if others else ''}")
 
     def to(self, device: torch.device) -> "Dataset":
         val = None if self.val is None else self.val.to(device)
@@ -104,6 +131,26 @@ PROMISES = (
 PROMISES_IN_MEMORY = ("crop_padding", "flip")
 
 
+def always(**facts: int) -> Callable[[Reader], Reader]:
+    """Say of a reader what its images always are, such as ``classes=10``: other promises are refused."""
+
+    def told(reader: Reader) -> Reader:
+        reader.always = facts
+        return reader
+
+    return told
+
+
+def check_reader(reader: Reader, promised: Mapping[str, object]) -> None:
+    """Raise ConfigError where something is promised that the reader's images never are."""
+    for key, expected in getattr(reader, "always", {}).items():
+        if promised[key] != expected:
+            raise ConfigError(
+                f"dataset.{key}: found {promised[key]}, expected {expected}, which all images of "
+                f"{reader.__name__} have"
+            )
+
+
 def check_promises(
     name: str,
     *,
@@ -127,6 +174,11 @@ def check_promises(
     ):
         if not isinstance(count, int) or isinstance(count, bool) or count < least:
             raise ConfigError(f"dataset.{key}: found {count!r}, expected a whole number of at least {least}")
+    if crop_padding > image_size:
+        raise ConfigError(
+            f"dataset.crop_padding: found {crop_padding}, expected at most dataset.image_size={image_size}: "
+            "crops beyond it show nothing of the image"
+        )
     for key, values in (("mean", mean), ("std", std)):
         if not isinstance(values, (list, tuple)) or len(values) != channels:
             raise ConfigError(

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from sakd.data.files import decode, images_of
+from sakd.data.folders import images_of
 from sakd.data.memory import ImageSet
+from sakd.data.pictures import decode
 from sakd.errors import DataError
 
 FOLDER = "tiny-imagenet-200"
@@ -30,7 +31,7 @@ def tiny_imagenet(root: str, classes: int, channels: int, image_size: int) -> tu
         raise DataError(
             f"{folder / 'wnids.txt'}: found {len(set(wnids))} wnids, expected dataset.classes={classes}"
         )
-    paths, labels = images_of(folder / "train", wnids)
+    paths, labels, _ = images_of(folder / "train", wnids)
     _check_even(labels, wnids, folder / "train")
     test_paths, test_labels = _annotated(folder / "val", wnids)
     _check_even(test_labels, wnids, folder / "val")

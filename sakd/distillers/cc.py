@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sakd.distillers.base import Distiller
+from sakd.errors import ConfigError, did_you_mean
 from sakd.networks import StagedNet
 from sakd.spots import Spot
+
+TEACHER_EMBEDDINGS = ("learned", "frozen")
 
 
 def neighbours_mean(differences: Tensor, keep: Tensor) -> Tensor:
@@ -28,7 +31,14 @@ def neighbours_mean(differences: Tensor, keep: Tensor) -> Tensor:
 class CC(Distiller):
     """Products of neighbouring rows' absolute differences between both networks' embeddings.
 
-    The embeddings are linear and learned, for both networks.
+    The embeddings are linear. The student's is learned; the teacher's is learned too, in every spot mode, or
+    with ``teacher_embedding`` "frozen" stays as it was drawn at random.
+
+    The authors of the spot modes learn it in fixed and leave it frozen in adaptive and anti, so that their
+    modes differ in more than in where they distil. Here modes differ in where alone, either way; "frozen" is
+    their adaptive and anti, "learned" their fixed.
+
+    Raises ConfigError for another ``teacher_embedding``.
     """
 
     takes = "vector"
@@ -40,15 +50,21 @@ class CC(Distiller):
         where: str | Sequence[str],
         weight: float,
         embedding_width: int,
+        teacher_embedding: str,
     ):
         super().__init__(student, teacher, where, weight)
+        if teacher_embedding not in TEACHER_EMBEDDINGS:
+            raise ConfigError(
+                f"teacher_embedding of CC: found {teacher_embedding!r}, expected one of "
+                f"{', '.join(TEACHER_EMBEDDINGS)}.{did_you_mean(teacher_embedding, TEACHER_EMBEDDINGS)}"
+            )
         widths = {spot.name: (spot.student_shape[0], spot.teacher_shape[0]) for spot in self.spots}
         self.embed_student = nn.ModuleDict(
             {name: nn.Linear(s, embedding_width) for name, (s, _) in widths.items()}
         )
         self.embed_teacher = nn.ModuleDict(
             {name: nn.Linear(t, embedding_width) for name, (_, t) in widths.items()}
-        )
+        ).requires_grad_(teacher_embedding == "learned")
 
     def spot_loss(
         self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor

@@ -35,7 +35,8 @@ def foreign(
 
     The network does in training and in evaluation what it did uncut, operation for operation.
 
-    Raises ConfigError if there is no such network, torch.fx cannot trace it, or it cannot be cut there.
+    Raises ConfigError if there is no such network, torch.fx cannot trace it, it cannot be cut there, or a map
+    there has its channels last.
     """
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     for key in passes:
@@ -53,6 +54,7 @@ def foreign(
         raise ConfigError(
             f"num_classes: found {num_classes}, {build} has {staged.classes} outputs (see `passes`)"
         )
+    _check_axes(staged, build)
     _keep_inputs(staged)
     return staged
 
@@ -258,6 +260,42 @@ def _adopt(stage: nn.Module, network: nn.Module, path: str) -> None:
     else:  # a buffer, or a constant that tracing found
         persistent = name in network._buffers and name not in network._non_persistent_buffers_set
         stage.register_buffer(name, value, persistent)
+
+
+# Which axes of a map are height and width: for a square image they are as long as each other, and the
+# channels mostly of another length. Where that leaves a doubt, a larger image tells, since its maps are
+# larger. A network that takes images of one size alone is judged by lengths: where all are equal, it passes.
+def _check_axes(staged: StagedNet, name: str) -> None:
+    """Raise ConfigError for a stage whose maps are not channels, height, width."""
+    shapes = {stage: shape for stage, shape in staged.shapes.items() if len(shape) == 3}
+    doubtful = {stage: (c, h, w) for stage, (c, h, w) in shapes.items() if h != w or c == h}
+    larger = _shapes_of_a_larger_image(staged) if doubtful else {}
+    for stage, (c, h, w) in doubtful.items():
+        if stage not in larger:
+            wrong = h != w
+        elif larger[stage] == (c, h, w):  # pooled to this size
+            wrong = c == h != w
+        else:
+            wrong = larger[stage][0] != c or larger[stage][2] == w
+        if wrong:
+            raise ConfigError(
+                f"cuts.{stage}: found maps of {c}x{h}x{w} in {name}, not channels x height x width; expected "
+                "the channels first, as convolutions have them"
+            )
+
+
+def _shapes_of_a_larger_image(staged: StagedNet) -> dict[str, tuple[int, ...]]:
+    """Shapes of all stages' outputs for an image of twice the size; none if the network does not take it."""
+    channels, height, width = staged.input_shape
+    training = staged.training
+    try:
+        with torch.no_grad():
+            outputs = staged.eval().features(torch.zeros(1, channels, 2 * height, 2 * width))
+    except Exception:  # of any kind: it is another package's
+        return {}
+    finally:
+        staged.train(training)
+    return {stage: tuple(output.shape[1:]) for stage, output in outputs.items()}
 
 
 @torch.no_grad()

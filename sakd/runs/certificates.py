@@ -11,6 +11,7 @@ from pathlib import Path
 from sakd.data import Dataset, evaluation_batches
 from sakd.files import read_json, write_whole
 from sakd.networks.checkpoints import load_weights, parse_weights
+from sakd.process import tf32
 from sakd.training import Certificate, Teacher, evaluate
 
 
@@ -24,8 +25,9 @@ def certify(
 ) -> None:
     """Load ``path`` into ``teacher``, measure it and give it its certificate.
 
-    It is not measured again where the folder ``certificates`` has a file's word for these very weights,
-    network and test images. ``accept`` raises what it has against the teacher; nothing is written then.
+    It is measured in float32, and not again where the folder ``certificates`` has a file's word for these
+    very weights, network and test images. ``accept`` raises what it has against the teacher; nothing is
+    written then.
 
     Raises CheckpointError if the file does not fit.
     """
@@ -40,7 +42,8 @@ def certify(
         accuracy = known["accuracy"]
     else:
         test = dataset.test.to(teacher.device)
-        accuracy = evaluate(teacher.network, evaluation_batches(test, dataset))["accuracy"]
+        with tf32(False):  # the same for every student, whatever its precision
+            accuracy = evaluate(teacher.network, evaluation_batches(test, dataset))["accuracy"]
     certificate = Certificate(name, accuracy, sha256, str(path))
     accept(certificate)
     if not measured:

@@ -16,14 +16,14 @@ from sakd.configuration import Config, build, prerequisites, require_accuracy
 from sakd.data import Dataset
 from sakd.errors import CheckpointError, DataError, RunError, RunHeldError, WithdrawnError, in_one_line
 from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
-from sakd.process import allow_tf32
+from sakd.process import tf32
 from sakd.runs.certificates import certify
 from sakd.runs.logs import OwnLog
 from sakd.runs.run import Run
 from sakd.runs.tracking import catch_up, start_mirror
 from sakd.runs.underway import Prepared, Result, UnderWay
 from sakd.signals import interruptible, uninterrupted
-from sakd.terminal import Watch, Watched
+from sakd.terminal import Watch, Watched, counting
 from sakd.training import Certificate, Cohort, Profile, Teacher
 
 log = logging.getLogger("sakd")
@@ -125,7 +125,8 @@ class Together:
     def _attempt(self, runs: Sequence[Run]) -> None:
         """Train ``runs``; afterwards each has an outcome, or is held by another process."""
         try:
-            with self._for_all(runs):
+            # Inside, a teacher may be trained, with a precision of its own.
+            with self._for_all(runs), tf32(runs[0].config["precision"] == "tf32"):
                 self._train(self._prepare(runs))
             return
         except torch.OutOfMemoryError as error:
@@ -153,7 +154,6 @@ class Together:
         trained."""
         shared = runs[0].config
         torch.set_num_threads(shared["threads"] or DEFAULT_THREADS)
-        allow_tf32(shared["precision"] == "tf32")
         device = build.device(shared["device"])
         build.promises(shared)
         teacher, built, trainers = None, {}, {}
@@ -171,7 +171,13 @@ class Together:
             _check_teacher(shared, teacher, device)
         if not runs:
             return []
-        dataset = self.dataset or build.dataset(shared)
+        dataset = self.dataset or _read_images(shared)
+        if shared["batch_size"] > len(dataset.train):
+            text = (
+                f"batch_size: found {shared['batch_size']}, more than the {len(dataset.train)} images to "
+                f"train {runs[0].name} on; each epoch is one batch of them all"
+            )
+            log.warning("%s", text, extra={"news": ("batch_size", text)})
         for run in runs:
             with self._alone(run):
                 trainers[run.name].prepare(dataset)
@@ -371,6 +377,13 @@ def _status(error: BaseException, together: int = 1) -> str:
         return "SCHEDULED"
     is_split = isinstance(error, torch.OutOfMemoryError) and together > 1
     return "SCHEDULED" if is_split else "FAILED"
+
+
+def _read_images(config: Config) -> Dataset:
+    """The data set, every file of which has been read once."""
+    dataset = build.dataset(config)
+    dataset.check_files(Path(config["runs"]) / ".checked_images", counting)
+    return dataset
 
 
 def _check_teacher(config: Config, teacher: Teacher, device: torch.device) -> None:

@@ -3,6 +3,7 @@
 Hydra takes a group's file by its name, or a list of names, which it merges key by key.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -36,12 +37,13 @@ def choices(group: str) -> list[str]:
 def understood(arguments: Sequence[str], multirun: bool = False) -> list[str]:
     """Arguments of a command line as Hydra is to read them.
 
-    ``distiller=kd,[at,sp]`` is ``distiller=kd,at+sp``. In a ``multirun`` what is set within a group counts
-    for the cells alone: Hydra would look for it in the default's file, too.
+    ``distiller=kd,[at,sp]`` is ``distiller=kd,at+sp``, and a ``~`` that begins a path the user's home. In a
+    ``multirun`` what is set within a group counts for the cells alone: Hydra would look for it in the
+    default's file, too.
 
     Raises ConfigError for a group that is chosen by anything but a name, and for a key with two values.
     """
-    arguments = [_with_names(argument) for argument in arguments]
+    arguments = [_with_names(_with_home(argument)) for argument in arguments]
     _refuse_two_values(arguments)
     return [_for_the_cells(argument) for argument in arguments] if multirun else arguments
 
@@ -58,6 +60,11 @@ def _parsed(argument: str) -> Override | None:
         return OverridesParser.create().parse_override(argument)
     except HydraException:
         return None
+
+
+def _with_home(argument: str) -> str:
+    """Shells leave ``dataset.root=~/photos`` as it is, and to Hydra it is no value."""
+    return re.sub(r"(?<=[=,])~(?=/)", lambda _: os.path.expanduser("~"), argument)
 
 
 def _with_names(argument: str) -> str:
