@@ -21,6 +21,7 @@ from sakd.errors import ConfigError, SakdError
 from sakd.process import set_up
 from sakd.runs import Run
 from sakd.runs.tracking import catch_up, open_command
+from sakd.signals import ended_in_order, told_if_finished
 from sakd.terminal import show_result, start_logging
 
 log = logging.getLogger("sakd")
@@ -34,13 +35,16 @@ def main(cfg: DictConfig) -> None:
         config = resolve(cfg)
         run = Run(config)
         result = run.result()
-        if result is None:
-            from sakd.runs.job import execute  # torch and the rest load only for a run that is not finished
+        with told_if_finished(lambda: (run.folder / "result.json").exists()):
+            if result is None:
+                from sakd.runs.job import (
+                    execute,
+                )  # torch and the rest load only for a run that is not finished
 
-            result = execute(config)
-        else:
-            log.info("finished before")
-            catch_up(run)
+                result = execute(config)
+            else:
+                log.info("finished before")
+                catch_up(run)
     except Exception as error:
         # By a foreign launcher: Hydra tells of the first failure only, and only at the end.
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -65,15 +69,12 @@ def run() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the handlers below whole
     set_up()
     try:
-        main()
+        with ended_in_order("the same command goes on from the last checkpoint"):
+            main()
     except SakdError as error:
         sys.exit(f"error: {error}")
     except HydraException as error:
         sys.exit(f"error: {explain(error)}")
-    except KeyboardInterrupt as interruption:
-        name = str(interruption) or "SIGINT"
-        log.warning("interrupted (%s); the same command goes on from the last checkpoint", name)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

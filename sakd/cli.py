@@ -3,18 +3,27 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sakd.errors import SakdError
+from sakd.signals import ended_in_order
 
 if TYPE_CHECKING:
     from sakd.compare import Finished
     from sakd.sweeps import Plan
 
 
-@click.group()
+class _Commands(click.Group):
+    """Commands that an interruption ends in order."""
+
+    def invoke(self, context: click.Context) -> Any:
+        with ended_in_order():
+            return super().invoke(context)
+
+
+@click.group(cls=_Commands)
 @click.version_option(package_name="sakd")
 def main() -> None:
     """Spot-adaptive knowledge distillation."""

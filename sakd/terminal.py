@@ -6,6 +6,7 @@ There is a line for each run that fits the terminal, or a line for each epoch wh
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -52,7 +53,8 @@ class _ConsoleHandler(logging.Handler):
             if self.latest.get(topic) == state:
                 return
             self.latest[topic] = state
-        console.print(record.getMessage(), markup=False)
+        with suppress(OSError):  # a terminal that is gone ends no training
+            console.print(record.getMessage(), markup=False)
 
 
 @dataclass(frozen=True)

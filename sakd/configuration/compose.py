@@ -35,6 +35,7 @@ from sakd.configuration.identity import digest, flatten
 from sakd.configuration.prerequisites import Config
 from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.process import uncollected
+from sakd.signals import as_by_default
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 CELLS_WORTH_A_POOL = 64  # fewer are composed sooner than processes start
@@ -272,7 +273,7 @@ def _in_processes(function: Callable[..., T], tasks: Sequence[tuple], cells: int
     can_fork = "fork" in multiprocessing.get_all_start_methods()
     if cells < CELLS_WORTH_A_POOL or processes == 1 or not can_fork:
         return list(itertools.starmap(function, tasks))
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), as_by_default) as pool:
         chunk = max(1, len(tasks) // (8 * processes))
         return list(pool.map(function, *zip(*tasks, strict=True), chunksize=chunk))
 

@@ -11,6 +11,7 @@ import yaml
 
 from sakd.errors import ConfigError, SlurmError
 from sakd.runs import code, tracking
+from sakd.signals import told_if_finished, uninterrupted
 from sakd.sweeps import submissions
 from sakd.sweeps.cohorts import cohorts
 from sakd.sweeps.launchers import Launcher, launcher_of
@@ -46,9 +47,10 @@ def launch(planned: Plan, only: Collection[str] = ("missing", "failed", "lost"))
             _submit(submission, launcher, standings)
             log.info("submitted %s", _told(submission))
     log.info("how it goes: sakd status %s", " ".join(map(shlex.quote, planned.sweep.overrides)))
-    if submission is not None:
-        launcher.carry_out(submission)
-    return _awaited(planned) if launcher.waits else None
+    with told_if_finished(lambda: all((cell.run.folder / "result.json").exists() for cell in planned.cells)):
+        if submission is not None:
+            launcher.carry_out(submission)
+        return _awaited(planned) if launcher.waits else None
 
 
 def as_before(planned: Plan, changes: Sequence[str] = ()) -> Plan:
@@ -194,7 +196,8 @@ def _submit(submission: Submission, launcher: Launcher, standings: Standings) ->
     try:
         launcher.submit(submission, under_way)
     except BaseException:
-        submission.withdraw()
+        with uninterrupted():
+            submission.withdraw()
         raise
 
 
