@@ -5,6 +5,7 @@ The first raises KeyboardInterrupt with the signal's name, so that all is left i
 below nohup, stays ignored.
 """
 
+import atexit
 import logging
 import os
 import signal
@@ -29,6 +30,8 @@ def ended_in_order(otherwise: str = "") -> Iterator[None]:
     this block, ends the process at once: files are whole and locks are the kernel's.
     """
     before = _handled_by(_Interruptions(), INTERRUPTIONS)
+    if before:
+        atexit.register(_ignore)  # before others, so that it comes last
     try:
         yield
     except KeyboardInterrupt as interruption:
@@ -37,6 +40,8 @@ def ended_in_order(otherwise: str = "") -> Iterator[None]:
         raise SystemExit(EXIT_CODE) from None
     for number, handler in before.items():
         signal.signal(number, handler)
+    if before:
+        atexit.register(_handled_by, _end_at_once, INTERRUPTIONS)  # after others, so that it comes first
 
 
 @contextmanager
@@ -102,10 +107,7 @@ class _Interruptions:
             self.first = time.monotonic()
             _interrupt(number, frame)
         elif time.monotonic() - self.first >= SECONDS_OF_ONE:
-            name = signal.Signals(number).name
-            with suppress(OSError):
-                os.write(2, f"interrupted again ({name}); `sakd sync` sends what MLflow lacks\n".encode())
-            os._exit(EXIT_CODE)
+            _end_at_once(number, frame)
 
 
 def _handled_by(handler: Callable[[int, object], None], numbers: tuple[int, ...]) -> dict[int, object]:
@@ -121,6 +123,19 @@ def _handled_by(handler: Callable[[int, object], None], numbers: tuple[int, ...]
     for number in before:
         signal.signal(number, handler)
     return before
+
+
+def _end_at_once(number: int, frame: object) -> None:
+    name = signal.Signals(number).name
+    with suppress(OSError):
+        os.write(2, f"interrupted ({name}) at the end; `sakd sync` sends what MLflow lacks\n".encode())
+    os._exit(EXIT_CODE)
+
+
+def _ignore() -> None:
+    """Let nothing disturb the interpreter's last moments, in which no handler would be called."""
+    for number in INTERRUPTIONS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -6,7 +6,6 @@ from sakd.configuration.compose import Sweep
 from sakd.errors import SakdError, in_one_line
 from sakd.runs import Run
 from sakd.runs.tracking import catch_up
-from sakd.signals import told_if_finished
 from sakd.sweeps import report
 from sakd.sweeps.cohorts import cohorts
 from sakd.sweeps.plan import PlannedRun
@@ -27,25 +26,19 @@ def train(sweep: Sweep) -> None:
                 errors[name] += f" (traceback in {cells[name].run.folder / 'run.log'})"
             log.error("%s failed: %s", " ".join(cells[name].overrides), errors[name])
 
-    def all_finished() -> bool:
-        return all((cell.run.folder / "result.json").exists() for cell in cells.values())
-
     waiting = []
-    with told_if_finished(all_finished):
-        for cell in cells.values():
-            try:
-                if cell.run.result() is None:
-                    waiting.append(cell)
-                else:
-                    catch_up(cell.run)
-            except SakdError as error:
-                ended(cell.name, error)
-        if waiting:
-            from sakd.runs.job import (
-                execute_together,
-            )  # torch loads only for what is not finished
+    for cell in cells.values():
+        try:
+            if cell.run.result() is None:
+                waiting.append(cell)
+            else:
+                catch_up(cell.run)
+        except SakdError as error:
+            ended(cell.name, error)
+    if waiting:
+        from sakd.runs.job import execute_together  # torch and the rest load only for what is not finished
 
-            for cohort in cohorts(waiting):
-                execute_together([cell.run.config for cell in cohort], leave_failures=True, ended=ended)
+        for cohort in cohorts(waiting):
+            execute_together([cell.run.config for cell in cohort], leave_failures=True, ended=ended)
     states = {name: "failed" if name in errors else "finished" for name in cells}
     report.conclude(list(cells.values()), sweep.overrides, states, errors)

@@ -11,7 +11,7 @@ import yaml
 
 from sakd.errors import ConfigError, SlurmError
 from sakd.runs import code, tracking
-from sakd.signals import told_if_finished, uninterrupted
+from sakd.signals import uninterrupted
 from sakd.sweeps import submissions
 from sakd.sweeps.cohorts import cohorts
 from sakd.sweeps.launchers import Launcher, launcher_of
@@ -47,10 +47,9 @@ def launch(planned: Plan, only: Collection[str] = ("missing", "failed", "lost"))
             _submit(submission, launcher, standings)
             log.info("submitted %s", _told(submission))
     log.info("how it goes: sakd status %s", " ".join(map(shlex.quote, planned.sweep.overrides)))
-    with told_if_finished(lambda: all((cell.run.folder / "result.json").exists() for cell in planned.cells)):
-        if submission is not None:
-            launcher.carry_out(submission)
-        return _awaited(planned) if launcher.waits else None
+    if submission is not None:
+        launcher.carry_out(submission)
+    return _awaited(planned) if launcher.waits else None
 
 
 def as_before(planned: Plan, changes: Sequence[str] = ()) -> Plan:
