@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sakd.configuration.compose import CONF, explain, register_resolvers, resolve
+from sakd.credentials import hidden, remember_typed
 from sakd.errors import ConfigError, SakdError
 from sakd.process import set_up
 from sakd.runs import Run
@@ -65,6 +66,7 @@ def _check_mode(hydra_config: DictConfig) -> None:
 def run() -> None:
     """Run ``main``; what the user can mend ends as one message and exit code 1."""
     register_resolvers()
+    sys.argv[1:] = map(remember_typed, sys.argv[1:])
     start_logging()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the handlers below whole
     set_up()
@@ -72,9 +74,9 @@ def run() -> None:
         with ended_in_order("the same command goes on from the last checkpoint"):
             main()
     except SakdError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(hidden(f"error: {error}"))
     except HydraException as error:
-        sys.exit(f"error: {explain(error)}")
+        sys.exit(hidden(f"error: {explain(error)}"))
 
 
 if __name__ == "__main__":

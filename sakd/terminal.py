@@ -16,6 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sakd.credentials import hidden
+
 # Between two looks at the device's measurements: each waits for it, and stops a run whose loss is not finite.
 SECONDS_BETWEEN, SECONDS_WITHOUT_TERMINAL = 0.5, 10.0
 BAR = 20  # columns
@@ -54,7 +56,7 @@ class _ConsoleHandler(logging.Handler):
                 return
             self.latest[topic] = state
         with suppress(OSError):  # a terminal that is gone ends no training
-            console.print(record.getMessage(), markup=False)
+            console.print(hidden(record.getMessage()), markup=False)
 
 
 @dataclass(frozen=True)

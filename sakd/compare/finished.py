@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from sakd import credentials
 from sakd.configuration import check_choice, parameters
 from sakd.errors import ConfigError, RunError, did_you_mean
 from sakd.files import read_json
@@ -42,12 +43,12 @@ def read(source: str) -> list[Finished]:
     are left out. Raises RunError for what cannot be read.
     """
     if source == "mlflow":
-        source = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+        source = os.environ.get(credentials.STORE, "sqlite:///mlflow.db")
     elif not STORES.match(source) and not Path(source).is_dir():
         raise RunError(
             f"--from: found {source!r}, expected a folder of runs, an MLflow store's URI, or mlflow"
         )
-    found = _from_store(source) if STORES.match(source) else _from_folders(Path(source))
+    found = _from_store(credentials.remember(source)) if STORES.match(source) else _from_folders(Path(source))
     return sorted(found, key=lambda run: run.name)
 
 

@@ -30,6 +30,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sakd import credentials
 from sakd.configuration.check import check, check_numbers
 from sakd.configuration.identity import digest, flatten
 from sakd.configuration.prerequisites import Config
@@ -52,9 +53,10 @@ def register_resolvers() -> None:
 
     ``${times:a,b}`` multiplies; ``${share_of:n,[0.5, …]}`` gives whole numbers at those shares of n;
     ``${last_of:path}`` is its last part; ``${choose:name,{at: 2.0, …},1.0}`` is the table's value for a name,
-    or the last where it has none.
+    or the last where it has none; ``${without_password:uri}`` is a URI as it may be shown.
     """
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("without_password", credentials.remember, replace=True)
     OmegaConf.register_new_resolver("share_of", _share_of, replace=True)
     OmegaConf.register_new_resolver("last_of", lambda path: Path(path).absolute().name, replace=True)
     OmegaConf.register_new_resolver(
@@ -79,6 +81,9 @@ def resolve(cfg: DictConfig) -> Config:
         key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
         raise ConfigError(f"{key}{str(error).splitlines()[0]}") from error
     check(config)
+    if (uri := config["tracking"].get("uri")) is not None:
+        config["tracking"]["uri"] = credentials.remember(uri)
+        credentials.revealed(config["tracking"]["uri"])
     return config
 
 
