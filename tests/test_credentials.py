@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 from click.testing import CliRunner
@@ -161,7 +162,7 @@ def test_a_link_among_what_is_sent_is_refused(name, tmp_path):
 @pytest.mark.parametrize("how", ["environment", "typed"])
 def test_a_password_reaches_the_store_and_nothing_else(how, launch, tmp_path):
     store = MlflowServer(tmp_path / "server")
-    secret = "s3cretPassw0rd"
+    secret = token_hex(8)
     uri = store.uri.replace("://", f"://user:{secret}@")
     named = {STORE: uri} if how == "environment" else {}
     typed = () if how == "environment" else (f"tracking.uri={uri}",)
