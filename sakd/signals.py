@@ -32,16 +32,19 @@ def ended_in_order(otherwise: str = "") -> Iterator[None]:
     before = _handled_by(_Interruptions(), INTERRUPTIONS)
     if before:
         atexit.register(_ignore)  # before others, so that it comes last
+    interrupted = False
     try:
         yield
     except KeyboardInterrupt as interruption:
+        interrupted = True
         what = next(iter(getattr(interruption, "__notes__", [])), otherwise)
         log.warning("interrupted (%s)%s", str(interruption) or "SIGINT", f"; {what}" * bool(what))
         raise SystemExit(EXIT_CODE) from None
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    if before:
-        atexit.register(_handled_by, _end_at_once, INTERRUPTIONS)  # after others, so that it comes first
+    finally:
+        if before and not interrupted:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            atexit.register(_handled_by, _end_at_once, INTERRUPTIONS)  # after others, so that it comes first
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from filelock import FileLock
 from mlflow.tracking import MlflowClient
 
 from sakd.runs import is_locked, last_words
-from sakd.signals import INTERRUPTIONS, interruptible, uninterrupted
+from sakd.signals import INTERRUPTIONS, ended_in_order, interruptible, uninterrupted
 from tests.conftest import ROOT, TINY
 from tests.test_local_launcher import workers
 from tests.test_sweeps import SMALL, until
@@ -155,6 +155,8 @@ def test_handlers_are_as_before_once_nothing_is_to_be_interrupted():
 
     with interruptible(), pytest.raises(KeyboardInterrupt, match="SIGHUP"):
         told_twice()
+    with pytest.raises(SystemExit), ended_in_order():
+        sys.exit("another error")
     assert [signal.getsignal(number) for number in INTERRUPTIONS] == before
 
 
