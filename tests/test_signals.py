@@ -267,6 +267,25 @@ def test_a_second_ctrl_c_ends_the_wait_for_the_store(training, launch, tmp_path)
 
 
 @pytest.mark.slow
+def test_a_second_ctrl_c_ends_a_sweep_of_processes_that_end_by_themselves(training, tmp_path):
+    local = ("hydra/launcher=local", "hydra.launcher.processes=2", "device=cpu", "threads=1")
+    process = training("epochs=1000", "seed=0,1,2", sweep=("-m", *local))
+    until(lambda: len(list(tmp_path.glob("runs/*/last.pt"))) == 2, 120)
+    with FileLock(tmp_path / "mlflow.db.lock"):
+        process.send_signal(signal.SIGINT)
+        time.sleep(2)
+        assert process.poll() is None, "it waits for what it has ended"
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "Traceback" not in output
+    until(lambda: workers(tmp_path) == {}, 60)
+    folders = list((tmp_path / "runs").glob("digits-*"))
+    assert [last_words(folder) for folder in folders] == ["ended by SIGTERM"] * 2
+    assert not any(is_locked(folder / ".lock") for folder in folders)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", [(), ("-m", "seed=0,1")])
 def test_who_is_interrupted_once_all_is_finished_is_told_so(sweep, training, launch, tmp_path):
     process = training("epochs=300", sweep=sweep)

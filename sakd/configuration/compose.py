@@ -183,6 +183,8 @@ def sweep_of(master: DictConfig, overrides: Sequence[str]) -> Sweep:
                 cells = compose_cells(lines, OmegaConf.to_container(master.hydra.overrides.hydra))
         except HYDRAS as error:
             raise ConfigError(explain(error)) from error
+        # Cells may have been composed in other processes, and of a file's password these alone know.
+        credentials.remember(OmegaConf.select(master, "tracking.uri") or "")
         try:
             launcher = OmegaConf.to_container(master.hydra.launcher, resolve=True)
         except OmegaConfBaseException as error:
