@@ -17,6 +17,7 @@ from sakd.cli import main as cli
 from sakd.configuration import parameters
 from sakd.credentials import STORE, hidden, remember, remember_typed, revealed
 from sakd.errors import ConfigError
+from sakd.runs.tracking.store import reason
 from tests.conftest import TINY, compose_config, compose_lazily
 from tests.servers import MlflowServer, free_port
 from tests.test_tracking import a_folder
@@ -55,6 +56,11 @@ def test_a_password_is_hidden_wherever_its_uri_is_shown(uri):
 def test_a_known_password_is_hidden_also_without_its_uri():
     remember("postgresql://user:p%40ssword@host/db")
     assert hidden("no user with p@ssword or p%40ssword") == "no user with *** or ***"
+
+
+def test_a_password_is_hidden_before_a_message_is_cut():
+    told = reason(OSError("x" * 130 + " http://user:not-yet-known@host"))
+    assert told.endswith("http://user:***@host")
 
 
 def test_what_is_typed_names_stores_in_any_form():
