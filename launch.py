@@ -38,9 +38,7 @@ def main(cfg: DictConfig) -> None:
         result = run.result()
         with told_if_finished(lambda: (run.folder / "result.json").exists()):
             if result is None:
-                from sakd.runs.job import (
-                    execute,
-                )  # torch and the rest load only for a run that is not finished
+                from sakd.runs.job import execute  # torch loads only for a run that is not finished
 
                 result = execute(config)
             else:
