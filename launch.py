@@ -19,10 +19,12 @@ from yaml import YAMLError
 
 from sakd.configuration.arguments import CONF, refuse_merged, understood
 from sakd.configuration.compose import explain, register_resolvers, resolve
+from sakd.credentials import hidden, remember_typed
 from sakd.errors import ConfigError, SakdError
 from sakd.process import set_up
 from sakd.runs import Run
 from sakd.runs.tracking import catch_up, open_command
+from sakd.signals import ended_in_order, told_if_finished
 from sakd.terminal import show_result, start_logging
 
 log = logging.getLogger("sakd")
@@ -36,19 +38,20 @@ def main(cfg: DictConfig) -> None:
         config = resolve(cfg)
         run = Run(config)
         result = run.result()
-        if result is None:
-            from sakd.runs.job import execute  # torch and the rest load only for a run that is not finished
+        with told_if_finished(lambda: (run.folder / "result.json").exists()):
+            if result is None:
+                from sakd.runs.job import execute  # torch loads only for a run that is not finished
 
-            result = execute(config)
-        else:
-            log.info("finished before")
-            catch_up(run)
+                result = execute(config)
+            else:
+                log.info("finished before")
+                catch_up(run)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             # By a foreign launcher: Hydra tells of the first failure only, and only at the end.
             log.error("%s failed: %s", " ".join(HydraConfig.get().overrides.task), error)
         elif isinstance(error, SakdError):
-            sys.exit(f"error: {error}")  # here: an error that passes Hydra gets a line of Hydra's before it
+            sys.exit(hidden(f"error: {error}"))  # here: what passes Hydra gets a line of Hydra's before it
         raise
     uri = config["tracking"].get("uri")
     show_result(result, str(run.folder), None if uri is None else open_command(uri))
@@ -69,20 +72,18 @@ def _check_mode(hydra_config: DictConfig) -> None:
 def run() -> None:
     """Run ``main``; what the user can mend ends as one message and exit code 1."""
     register_resolvers()
+    sys.argv[1:] = map(remember_typed, sys.argv[1:])
     start_logging()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the handlers below whole
     set_up()
     try:
-        sys.argv[1:] = understood(sys.argv[1:], multirun=not {"-m", "--multirun"}.isdisjoint(sys.argv))
-        main()
+        with ended_in_order("the same command goes on from the last checkpoint"):
+            sys.argv[1:] = understood(sys.argv[1:], multirun=not {"-m", "--multirun"}.isdisjoint(sys.argv))
+            main()
     except SakdError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(hidden(f"error: {error}"))
     except (HydraException, YAMLError) as error:
-        sys.exit(f"error: {explain(error)}")
-    except KeyboardInterrupt as interruption:
-        name = str(interruption) or "SIGINT"
-        log.warning("interrupted (%s); the same command goes on from the last checkpoint", name)
-        sys.exit(130)
+        sys.exit(hidden(f"error: {explain(error)}"))
 
 
 if __name__ == "__main__":

@@ -3,18 +3,31 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from sakd.credentials import hidden, remember, remember_typed
 from sakd.errors import SakdError
+from sakd.signals import ended_in_order
 
 if TYPE_CHECKING:
     from sakd.compare import Finished
     from sakd.sweeps import Plan
 
 
-@click.group()
+class _Commands(click.Group):
+    """Commands that an interruption ends in order, and that show no password that was typed."""
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        return super().parse_args(context, list(map(remember_typed, arguments)))
+
+    def invoke(self, context: click.Context) -> Any:
+        with ended_in_order():
+            return super().invoke(context)
+
+
+@click.group(cls=_Commands)
 @click.version_option(package_name="sakd")
 def main() -> None:
     """Spot-adaptive knowledge distillation."""
@@ -22,16 +35,26 @@ def main() -> None:
 
 @main.command()
 @click.argument("runs", type=click.Path(exists=True, file_okay=False, path_type=Path), default="runs")
-def sync(runs: Path) -> None:
-    """Send to MLflow what it lacks of the runs in RUNS, each epoch exactly once."""
+@click.option("--uri", help="A server that may be sent to, beside the configured one.")
+def sync(runs: Path, uri: str | None) -> None:
+    """Send to MLflow what it lacks of the runs in RUNS, each epoch exactly once.
+
+    To files, and to the servers that MLFLOW_TRACKING_URI, the configuration or --uri names, the latter with
+    its password where it has one: credentials go to no server that the runs alone name.
+    """
+    from sakd.configuration.compose import compose_one
     from sakd.runs.tracking import synchronise_all
 
+    remember(uri or "")
+    with _errors_told():
+        compose_one(())  # the store that the configuration names is known from here on
     outcomes = synchronise_all(runs)
     failures = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Exception)}
     sent = sum(outcome for outcome in outcomes.values() if isinstance(outcome, int))
     click.echo(f"{len(outcomes)} runs, {sent} epochs sent, {len(failures)} runs failed")
     for name, error in failures.items():
-        click.echo(f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}", err=True)
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        click.echo(hidden(f"{name}: {told}"), err=True)
     if failures:
         raise SystemExit(1)
 
@@ -148,7 +171,7 @@ def _errors_told() -> Iterator[None]:
     try:
         yield
     except SakdError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(hidden(str(error))) from error
 
 
 @main.command()

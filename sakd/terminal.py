@@ -6,7 +6,7 @@ There is a line for each run that fits the terminal, or a line for each epoch wh
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,6 +15,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from sakd.credentials import hidden
 
 # Between two looks at the device's measurements: each waits for it, and stops a run whose loss is not finite.
 SECONDS_BETWEEN, SECONDS_WITHOUT_TERMINAL = 0.5, 10.0
@@ -53,7 +55,8 @@ class _ConsoleHandler(logging.Handler):
             if self.latest.get(topic) == state:
                 return
             self.latest[topic] = state
-        console.print(record.getMessage(), markup=False)
+        with suppress(OSError):  # a terminal that is gone ends no training
+            console.print(hidden(record.getMessage()), markup=False)
 
 
 @dataclass(frozen=True)

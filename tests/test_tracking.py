@@ -330,7 +330,9 @@ def test_a_real_server_that_goes_away_and_comes_back_has_each_epoch_once(tmp_pat
     server = store.start()
     try:
         assert job.wait(200) == 0
-        subprocess.run([sys.executable, "-m", "sakd.cli", "sync", "runs"], cwd=tmp_path, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "sakd.cli", "sync", "runs", "--uri", uri], cwd=tmp_path, check=True
+        )
         (run,) = runs_of(uri, "sakd")
         assert run.info.status == "FINISHED"
         assert steps(uri, run.info.run_id, "test/accuracy") == list(range(1, 61))

@@ -30,17 +30,24 @@ class Sweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from sakd.configuration.compose import sweep_of
+        from sakd.runs import Run
+        from sakd.signals import told_if_finished
         from sakd.sweeps import here, launch, plan, report
+
+        def is_finished() -> bool:
+            return all((Run(config).folder / "result.json").exists() for _, config in sweep.cells)
 
         sweep = sweep_of(self.config, arguments)
         if self.launcher is None:
             planned = plan(sweep)
-            standings = launch(planned)
+            with told_if_finished(is_finished):
+                standings = launch(planned)
             if standings is not None:
                 report.conclude_launch(planned, standings)
             return []
         if isinstance(self.launcher, BasicLauncher):
-            here.train(sweep)
+            with told_if_finished(is_finished):
+                here.train(sweep)
             return []
         # A launcher that is neither ours nor Hydra's own gets the cells one by one.
         cells = [list(overrides) for overrides, _ in sweep.cells]

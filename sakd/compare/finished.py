@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from sakd import credentials
 from sakd.configuration import NEUTRAL, check_choice, parameters
 from sakd.errors import ConfigError, RunError, did_you_mean
 from sakd.files import read_json
@@ -47,19 +48,23 @@ def read(source: str) -> list[Finished]:
     are left out. Raises RunError for what cannot be read, ConfigError where all that is finished is left out.
     """
     if source == "mlflow":
-        source = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+        source = os.environ.get(credentials.STORE, "sqlite:///mlflow.db")
     elif not STORES.match(source) and not Path(source).is_dir():
         raise RunError(
             f"--from: found {source!r}, expected a folder of runs, an MLflow store's URI, or mlflow"
         )
     left_out: Counter[str] = Counter()
     from_source = (
-        _from_store(source, left_out) if STORES.match(source) else _from_folders(Path(source), left_out)
+        _from_store(credentials.remember(source), left_out)
+        if STORES.match(source)
+        else _from_folders(Path(source), left_out)
     )
     found = sorted(from_source, key=lambda run: run.name)
     if left_out and not found:
         told = ", ".join(f"{count} {what}" for what, count in left_out.most_common())
-        raise ConfigError(f"{source}: found no finished student to compare, expected some; left out: {told}")
+        raise ConfigError(
+            f"{credentials.hidden(source)}: found no finished student to compare, expected some; left out: {told}"
+        )
     return found
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sakd import names
 from sakd.configuration.prerequisites import Config, needs_teacher
 from sakd.errors import CheckpointError, ConfigError, check_number, did_you_mean
 
@@ -67,6 +68,7 @@ def check(config: Config) -> None:
         raise ConfigError(f"runs: found {config['runs']!r}, expected the path of a folder")
     _check_tracking(config["tracking"])
     _check_distiller(config["distiller"])
+    _check_names(config)
     if config["threads"] is not None:
         _check_whole("threads", config["threads"], 1)
     _check_whole("cohort", config["cohort"], 1)
@@ -119,8 +121,7 @@ def _check_tracking(tracking: Config) -> None:
             f"tracking.uri: found {uri!r}, expected a store such as sqlite:///mlflow.db or http://host:5000 "
             "(it comes from MLFLOW_TRACKING_URI where that is set)"
         )
-    if not isinstance(experiment, str) or not experiment:
-        raise ConfigError(f"tracking.experiment: found {experiment!r}, expected a name")
+    names.check_name("tracking.experiment", experiment)
 
 
 def _check_distiller(distiller: Config) -> None:
@@ -134,6 +135,15 @@ def _check_distiller(distiller: Config) -> None:
         )
     if distiller.get("pretraining") is not None:
         _check_pretraining(distiller["pretraining"], losses)
+
+
+def _check_names(config: Config) -> None:
+    """Check what folders, metrics and parameters are called by."""
+    for node in ("dataset", "student", "teacher", "distiller", "spot_mode"):
+        names.check_name(f"{node}.name", config[node].get("name"))
+    for loss in config["distiller"]["losses"]:
+        names.check_name("distiller.losses", loss)
+    names.check_distinct("distiller.losses", config["distiller"]["losses"])
 
 
 def _check_pretraining(pretraining: Config, losses: Config) -> None:

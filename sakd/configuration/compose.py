@@ -31,12 +31,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
+from sakd import credentials
 from sakd.configuration.arguments import CONF, as_typed, choices, refuse_merged, understood
 from sakd.configuration.check import check, check_numbers
 from sakd.configuration.identity import digest, flatten
 from sakd.configuration.prerequisites import Config
 from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.process import uncollected
+from sakd.signals import as_by_default
 
 PATHS = (("dataset", "root"), ("teacher", "checkpoint"), ("runs",))  # keys with paths, which may begin with ~
 CELLS_WORTH_A_POOL = 64  # fewer are composed sooner than processes start
@@ -53,9 +55,10 @@ def register_resolvers() -> None:
 
     ``${times:a,b}`` multiplies; ``${share_of:n,[0.5, …]}`` gives whole numbers at those shares of n;
     ``${last_of:path}`` is its last part; ``${choose:name,{at: 2.0, …},1.0}`` is the table's value for a name,
-    or the last where it has none.
+    or the last where it has none; ``${without_password:uri}`` is a URI as it may be shown.
     """
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("without_password", credentials.remember, replace=True)
     OmegaConf.register_new_resolver("share_of", _share_of, replace=True)
     OmegaConf.register_new_resolver("last_of", lambda path: Path(path).absolute().name, replace=True)
     OmegaConf.register_new_resolver(
@@ -84,6 +87,9 @@ def resolve(cfg: DictConfig) -> Config:
         if isinstance(node, dict) and isinstance(node.get(key), str):
             node[key] = os.path.expanduser(node[key])
     check(config)
+    if (uri := config["tracking"].get("uri")) is not None:
+        config["tracking"]["uri"] = credentials.remember(uri)
+        credentials.revealed(config["tracking"]["uri"])
     return config
 
 
@@ -193,6 +199,8 @@ def sweep_of(master: DictConfig, overrides: Sequence[str]) -> Sweep:
                 cells = compose_cells(lines, OmegaConf.to_container(master.hydra.overrides.hydra))
         except HYDRAS as error:
             raise ConfigError(explain(error)) from error
+        # Cells may have been composed in other processes, and of a file's password these alone know.
+        credentials.remember(OmegaConf.select(master, "tracking.uri") or "")
         try:
             launcher = OmegaConf.to_container(master.hydra.launcher, resolve=True)
         except OmegaConfBaseException as error:
@@ -289,7 +297,7 @@ def _in_processes(function: Callable[..., T], tasks: Sequence[tuple], cells: int
     can_fork = "fork" in multiprocessing.get_all_start_methods()
     if cells < CELLS_WORTH_A_POOL or processes == 1 or not can_fork:
         return list(itertools.starmap(function, tasks))
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), as_by_default) as pool:
         chunk = max(1, len(tasks) // (8 * processes))
         return list(pool.map(function, *zip(*tasks, strict=True), chunksize=chunk))
 

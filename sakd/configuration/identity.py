@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sakd import names
 from sakd.configuration.prerequisites import Config, needs_teacher
 
 # What a run's identity leaves out, and why. config.yaml's comment and the README's table follow from it, by
@@ -128,12 +129,14 @@ def parameters(config: Config) -> dict[str, str]:
 
     MLflow shows them of a run, and runs are chosen by them.
     """
-    return short_names(config) | {key: str(value) for key, value in flatten(config) if key != "seed"}
+    own = {names.safe(key): str(value) for key, value in flatten(config) if key != "seed"}
+    return short_names(config) | own
 
 
 def run_name(config: Config, digest: str) -> str:
-    names = short_names(config)
-    return "-".join([*list(names.values())[:-1], f"seed{names['seed']}", digest])
+    """Name of the run's folder, which lies in the folder of runs whatever its parts are called."""
+    *parts, seed = short_names(config).values()
+    return names.folder(*parts, f"seed{seed}", digest)
 
 
 def flatten(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -34,7 +34,7 @@ Transform = Callable[[Image.Image], Image.Image | Tensor]
 # PyTorch for seconds.
 START = "fork" if sys.platform == "linux" else None
 
-INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 CHECKED_AT_ONCE = 64  # images
 TEST_NAMES = ("test", "val", "valid", "validation")  # of a folder of test images
@@ -147,10 +147,10 @@ class ImageFiles:
 
 @contextmanager
 def _interruptions_wait() -> Iterator[None]:
-    """Hold back Ctrl-C and SIGTERM until the block is left.
+    """Hold back Ctrl-C, SIGTERM and SIGHUP until the block is left.
 
-    What a handler raises inside fork's callbacks or a ``__del__`` is lost. Workers started inside get neither
-    at first, and Ctrl-C never: it is for this process, which ends its workers.
+    What a handler raises inside fork's callbacks or a ``__del__`` is lost. Workers started inside get none
+    at first, and SIGTERM alone later: the others are for this process, which ends its workers.
     """
     arrived, before = [], {}
     if threading.current_thread() is threading.main_thread():  # no other may set handlers

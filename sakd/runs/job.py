@@ -40,8 +40,8 @@ def execute(config: Config, dataset: Dataset | None = None, leave_failure: bool 
 
     All that can be wrong with the configuration is found before any data is read; such a run leaves nothing,
     or, with ``leave_failure``, what a run that failed in training leaves: its folder with the traceback, and
-    a FAILED run in MLflow. Raises a SakdError for what the user can mend; an interruption (SIGINT, SIGTERM)
-    ends as KeyboardInterrupt with the run marked KILLED.
+    a FAILED run in MLflow. Raises a SakdError for what the user can mend; an interruption (SIGINT, SIGTERM,
+    SIGHUP) ends as KeyboardInterrupt with the run marked KILLED.
     """
     (outcome,) = Together([Run(config)], dataset, leave_failure).outcomes().values()
     if isinstance(outcome, Exception):

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from sakd.credentials import hidden
 from sakd.errors import in_one_line
 from sakd.files import explained
 from sakd.runs import code
@@ -37,7 +38,7 @@ class OwnLog:
             file = logging.FileHandler(self.path, encoding="utf-8")
         file.handleError = _ignore
         file.addFilter(lambda record: _speaking.get() is self)
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        file.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
         _messages.addHandler(file)
         self._file, self._told_end = file, False
         self.note(f"begins, with the code of {code.of_this_process()[0]}")
@@ -88,6 +89,13 @@ class OwnLog:
         if self._file is not None:
             with self.speaking():
                 self._file.handle(record)
+
+
+class _Formatter(logging.Formatter):
+    """Writes messages and tracebacks, without passwords."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hidden(super().format(record))
 
 
 def _ignore(record: logging.LogRecord) -> None:

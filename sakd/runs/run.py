@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from sakd import configuration
+from sakd import configuration, credentials
 from sakd.errors import CheckpointError, RunError, RunHeldError
 from sakd.files import explained, read_json, write_whole
 from sakd.runs import code
@@ -34,6 +34,7 @@ class Run:
 
     def __init__(self, config: configuration.Config):
         self.config = config
+        credentials.remember(config["tracking"].get("uri") or "")  # who has the configuration names its store
         self.digest = configuration.digest(config)  # once: a teacher's file counts by what it held then
         self.name = configuration.run_name(config, self.digest)
         self.folder = Path(config["runs"]) / self.name

@@ -11,6 +11,7 @@ import yaml
 
 from sakd.errors import ConfigError, SlurmError
 from sakd.runs import code, tracking
+from sakd.signals import uninterrupted
 from sakd.sweeps import submissions
 from sakd.sweeps.cohorts import cohorts
 from sakd.sweeps.launchers import Launcher, launcher_of
@@ -194,7 +195,8 @@ def _submit(submission: Submission, launcher: Launcher, standings: Standings) ->
     try:
         launcher.submit(submission, under_way)
     except BaseException:
-        submission.withdraw()
+        with uninterrupted():
+            submission.withdraw()
         raise
 
 

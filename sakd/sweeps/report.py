@@ -15,6 +15,7 @@ from rich.table import Table
 
 from sakd.configuration import Config, flatten, needs_teacher, short_names
 from sakd.configuration.compose import Overrides
+from sakd.credentials import hidden
 from sakd.files import read_json
 from sakd.runs import read_metrics
 from sakd.sweeps.launching import summary
@@ -87,7 +88,7 @@ def conclude(
     if unfinished:
         sys.stdout.flush()
         lines = (f"{_label(cell)}: {errors.get(cell.name) or states[cell.name]}" for cell in unfinished)
-        raise SystemExit("\n".join(f"error: {line}" for line in lines))
+        raise SystemExit(hidden("\n".join(f"error: {line}" for line in lines)))
 
 
 def conclude_launch(planned: Plan, standings: Standings) -> None:

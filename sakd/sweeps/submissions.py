@@ -23,6 +23,7 @@ from typing import Any
 from filelock import FileLock
 
 from sakd.configuration import Config
+from sakd.credentials import hidden
 from sakd.errors import RunError
 from sakd.files import read_json, write_whole
 
@@ -158,7 +159,8 @@ def needs_of(job: Sequence[str], needs: Mapping[str, Sequence[str]]) -> tuple[li
 def note_failure(folder: Path, run: str, error: str, traceback: str = "", interrupted: bool = False) -> None:
     """Note that a run failed, in its submission's folder. ``interrupted``: it goes on in its job's next
     turn."""
-    told = {"error": error, "traceback": traceback, "time": time.time(), "interrupted": interrupted}
+    told = {"error": hidden(error), "traceback": hidden(traceback)}
+    told |= {"time": time.time(), "interrupted": interrupted}
     write_whole(folder / "failures" / f"{run}.json", (json.dumps(told, indent=1) + "\n").encode())
 
 

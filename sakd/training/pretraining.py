@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sakd.distillers import Distiller
+from sakd.names import safe
 from sakd.networks import StagedNet
 from sakd.spots import Fixed
 from sakd.training.execution import Execution
@@ -53,7 +54,7 @@ class Pretraining(Trainer):
 
     @property
     def measurements(self) -> tuple[str, ...]:
-        return (f"loss/{self.name}",)
+        return (safe(f"loss/{self.name}"),)
 
     @property
     def product(self) -> nn.Module:

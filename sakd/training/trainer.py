@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from sakd.data import Dataset
 from sakd.distillers import Distiller, distinct_spots
 from sakd.errors import CheckpointError, ConfigError, NonFiniteLossError
+from sakd.names import safe
 from sakd.networks import StagedNet
 from sakd.networks.folded import refold
 from sakd.plugin import Plugin
@@ -110,9 +111,10 @@ class Trainer:
     @property
     def measurements(self) -> tuple[str, ...]:
         """Names of what a step measures, in order."""
-        kept = [f"kept/{spot.name}" for spot in self.spots]
+        kept = [safe(f"kept/{spot.name}") for spot in self.spots]
         policy = [] if self.policy_optimizer is None else ["loss/policy"]
-        return ("loss/task", *(f"loss/{name}" for name in self.distillers), "train/accuracy", *kept, *policy)
+        losses = [safe(f"loss/{name}") for name in self.distillers]
+        return ("loss/task", *losses, "train/accuracy", *kept, *policy)
 
     @property
     def product(self) -> nn.Module:

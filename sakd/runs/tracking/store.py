@@ -12,7 +12,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from sakd.errors import RunError
+from sakd import credentials, names
+from sakd.errors import RunError, SakdError
 
 PARAMETERS_AT_ONCE, METRICS_AT_ONCE = 100, 1000  # MLflow's limits of one batch
 PARAMETER = 6000  # characters, MLflow's limit
@@ -28,11 +29,12 @@ class Store:
     def __init__(self, uri: str):
         self.uri = uri
         self.path = sqlite_path(uri)
+        revealed = credentials.revealed(uri)
         client = _client_class()
         with self.alone():
             if self.path is not None and not self.path.exists():
                 _set_up(self.path, client)
-            self.client = client(uri)
+            self.client = client(revealed)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -53,7 +55,9 @@ class Store:
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return found.experiment_id
-        location = None if self.path is None else (self.path.parent / "mlartifacts" / name).as_uri()
+        location = None
+        if self.path is not None:
+            location = (self.path.parent / "mlartifacts" / names.folder(name)).as_uri()
         try:
             return self.client.create_experiment(name, artifact_location=location)
         except MlflowException:
@@ -162,8 +166,6 @@ def finished_runs(uri: str) -> Iterator[tuple[str, dict[str, str], dict[str, flo
     path = sqlite_path(uri)
     if path is not None and not path.exists():
         raise RunError(f"{uri}: found no file {path}, expected an MLflow store")
-    from mlflow.exceptions import MlflowException
-
     try:
         client = Store(uri).client
         experiments = [
@@ -174,7 +176,9 @@ def finished_runs(uri: str) -> Iterator[tuple[str, dict[str, str], dict[str, flo
             for run in page:
                 name = Path(run.data.tags["sakd.folder"]).name
                 yield name, run.data.params, run.data.metrics, run.data.tags
-    except MlflowException as error:
+    except SakdError:
+        raise
+    except Exception as error:  # of MLflow, or a database's driver
         raise RunError(f"{uri}: cannot be read ({reason(error)}); expected an MLflow store") from error
 
 
@@ -189,7 +193,7 @@ def _pages(search: Any, *arguments: Any) -> Iterator[Any]:
 
 def reason(error: Exception) -> str:
     """The first line of what MLflow says, 160 characters at most: it may go on for pages."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return credentials.hidden((str(error).splitlines() or [type(error).__name__])[0])[:160]
 
 
 def open_command(uri: str) -> str:

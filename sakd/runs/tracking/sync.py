@@ -25,6 +25,9 @@ log = logging.getLogger("sakd")
 
 TRACEBACK = 4000  # characters of it that a run's page shows
 
+# What is sent of a run's folder, as it is or in parts.
+SENT = ("config.yaml", "metrics.jsonl", "result.json", "code.diff", "run.log")
+
 _state_lock = threading.Lock()  # a run's mirror and the run itself both note what they know
 
 
@@ -35,6 +38,7 @@ def synchronise(folder: Path, status: str | None = None) -> int:
     or refuses.
     """
     with FileLock(folder / ".mirror.lock"):  # a run's own thread and `sakd sync` must not send the same
+        _check_regular(folder)
         state = _read_state(folder)
         status = status or state["status"]
         config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -78,6 +82,14 @@ def _send_end(store: Store, run: Any, folder: Path, status: str) -> None:
     if told or status == "FINISHED":
         tags["mlflow.note.content"] = told  # what the run's page shows
     store.send_tags(run, tags)
+
+
+def _check_regular(folder: Path) -> None:
+    """Raise RunError for what is sent of a run and is no regular file: a link may lead to anybody's."""
+    for path in (folder / name for name in SENT):
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            kind = "a link" if path.is_symlink() else "no regular file"
+            raise RunError(f"{path}: found {kind}, expected a regular file; nothing of this run is sent")
 
 
 def _checksums(result: dict[str, Any] | None) -> dict[str, str]:

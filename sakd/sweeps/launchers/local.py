@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from filelock import FileLock
 
 from sakd.runs import is_locked
-from sakd.signals import interruptible
+from sakd.signals import interruptible, uninterrupted
 from sakd.sweeps.launchers.base import Launcher, Queue, Queued, check_whole
 from sakd.sweeps.plan import Plan
 from sakd.sweeps.submissions import Place, Submission, cancelled, needs_of
@@ -185,11 +185,12 @@ class _Processes:
 
     def end(self) -> None:
         """End all of them, and let none start any more."""
-        with self.starting:
-            self.ending = True
-            living = list(self.living)
-        for process in living:
-            process.terminate()
+        with uninterrupted():  # whatever else comes, all are told
+            with self.starting:
+                self.ending = True
+                living = list(self.living)
+            for process in living:
+                process.terminate()
         deadline = time.monotonic() + SECONDS_TO_END
         for process in living:
             try:
