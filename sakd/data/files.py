@@ -19,6 +19,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import v2
 
 from sakd.errors import ConfigError, DataError
+from sakd.ranges import Processes, Text
 from sakd.streams import drawing_from
 
 Transform = Callable[[Image.Image], Image.Image | Tensor]
@@ -202,15 +203,15 @@ def _size(image: Image.Image) -> str:
 
 
 def image_folder(
-    root: str,
-    train: str,
-    test: str,
+    root: Text,
+    train: Text,
+    test: Text,
     classes: int,
     channels: int,
     image_size: int,
     augmentation: Mapping[str, Transform],
     evaluation: Mapping[str, Transform],
-    workers: int,
+    workers: Processes,
     pin_memory: bool,
 ) -> tuple[ImageFiles, ImageFiles]:
     """Images in ``root/train/<class>/…`` and ``root/test/<class>/…``, as torchvision's ImageFolder has it.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sakd.distillers.base import Distiller
 from sakd.networks import StagedNet
+from sakd.ranges import NotNegative, Width
 from sakd.spots import Spot
 
 
@@ -38,8 +39,8 @@ class CC(Distiller):
         student: StagedNet,
         teacher: StagedNet,
         where: str | Sequence[str],
-        weight: float,
-        embedding_width: int,
+        weight: NotNegative,
+        embedding_width: Width,
     ):
         super().__init__(student, teacher, where, weight)
         widths = {spot.name: (spot.student_shape[0], spot.teacher_shape[0]) for spot in self.spots}
