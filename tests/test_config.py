@@ -525,7 +525,12 @@ def raising(error: str) -> None:
         ("ours", DataError, "wrong"),
         ("config", ConfigError, "part.inner: wrong"),
         ("named", ConfigError, "part.inner: wrong"),
-        ("other", ConfigError, "part.inner: wrong"),
+        (
+            "other",
+            ConfigError,
+            "part.inner: found part.inner.error='other', which tests.test_config.raising refuses "
+            "(RuntimeError: wrong)",
+        ),
     ],
 )
 def test_what_goes_wrong_in_building_names_the_node(error, kind, message):
