@@ -14,9 +14,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from sakd.configuration.compose import CONF, explain, register_resolvers, resolve
+from sakd.configuration.fits import check_node
 from sakd.errors import ConfigError, SakdError
 from sakd.process import set_up
 from sakd.runs import Run
@@ -56,6 +57,7 @@ def _check_mode(hydra_config: DictConfig) -> None:
     if hydra_config.mode == RunMode.RUN and (sweep is not None or launcher != "basic"):
         found = f"hydra/launcher: found {launcher}" if sweep is None else f"sweeps: found {sweep}"
         raise ConfigError(f"{found} for one run, expected -m before it, for a sweep's cells")
+    check_node(OmegaConf.to_container(hydra_config.launcher), "hydra.launcher")
 
 
 def run() -> None:
