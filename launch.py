@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from sakd.configuration import without_effect
 from sakd.configuration.compose import CONF, explain, register_resolvers, resolve
 from sakd.configuration.fits import check_node
 from sakd.errors import ConfigError, SakdError
@@ -33,6 +34,8 @@ def main(cfg: DictConfig) -> None:
     try:
         _check_mode(HydraConfig.get())
         config = resolve(cfg)
+        for line in without_effect(config, HydraConfig.get().overrides.task):
+            log.warning("%s: without effect, distiller=none learns from no teacher", line)
         run = Run(config)
         result = run.result()
         if result is None:

@@ -6,7 +6,7 @@ there so that a slip of the finger is found by its key and not, epochs later, by
 
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen, Predicate
+from annotated_types import Ge, Gt, Le, Lt, MinLen, Predicate, doc
 
 LARGEST = 3.4028234e38  # that float32 holds
 LARGEST_RATE = 1e6
@@ -18,7 +18,7 @@ Positive = Annotated[float, Gt(0), Le(1e9)]
 Factor = Annotated[float, Gt(0), Le(64)]  # of widths
 Share = Annotated[float, Ge(0), Le(1)]
 BelowOne = Annotated[float, Ge(0), Lt(1)]
-Percent = Annotated[float, Ge(0), Le(100)]
+Percent = Annotated[float, Ge(0), Le(100), doc("percent, from 0 to 100")]
 
 Natural = Annotated[int, Ge(0), Le(2**31 - 1)]
 Count = Annotated[int, Ge(1), Le(2**31 - 1)]
@@ -30,6 +30,9 @@ Processes = Annotated[int, Ge(0), Le(1024)]
 Threads = Annotated[int, Ge(1), Le(1024)]  # many more end the process
 
 Text = Annotated[str, MinLen(1)]
+Name = Annotated[str, MinLen(1), doc("a name")]
+File = Annotated[str, MinLen(1), doc("the path of a file")]
+Folder = Annotated[str, MinLen(1), doc("the path of a folder")]
 
 
 def is_sorted(values: list[float]) -> bool:

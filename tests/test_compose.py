@@ -178,7 +178,7 @@ NAMED = {  # what is told of the cell, and of the mistake
     ),
     ("teacher.min_accuracy=50,101",): (
         "cell teacher.min_accuracy=101",
-        "teacher.min_accuracy: found 101, expected a number from 0 to 100",
+        "teacher.min_accuracy: found 101, expected percent",
     ),
     ("dataset.classes=10,7", "student.num_classes=10"): (
         "cell dataset.classes=7",

@@ -21,6 +21,7 @@ from sakd.configuration import (
     digest,
     flatten,
     prerequisites,
+    without_effect,
 )
 from sakd.configuration.check import KEYS
 from sakd.configuration.compose import sweep
@@ -304,6 +305,12 @@ def test_a_target_counts_as_its_text():
 def test_without_distillers_neither_teacher_nor_spot_mode_counts(override):
     assert digest_of("distiller=none", override) == digest_of("distiller=none")
     assert digest_of("distiller=none", "student=resnet14") != digest_of("distiller=none")
+
+
+def test_what_has_no_effect_without_distillers_is_told():
+    lines = ["distiller=none", "spot_mode=adaptive", "teacher=wrn_16_2", "teacher.training.seed=1", "seed=1"]
+    assert without_effect(compose_config(*lines), lines) == lines[1:4]
+    assert without_effect(compose_config(*lines[1:]), lines[1:]) == []
 
 
 def test_digest_leaves_the_configuration_as_it_was():

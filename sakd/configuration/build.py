@@ -319,7 +319,7 @@ def _try_training(nodes: str, epochs: int, key: str = "optimizer", schedule_key:
             return
         _try_step(schedule, schedule_node, schedule_key)
         rate = optimizer.param_groups[0]["lr"]
-        if not 0 <= rate <= LARGEST_RATE:
+        if epoch < epochs and not 0 <= rate <= LARGEST_RATE:
             values = ", ".join(f"{schedule_key}.{name}={value!r}" for name, value in schedule_node.items())
             raise ConfigError(
                 f"{schedule_key}: found {values}, with which {key}.lr is {rate:g} after epoch {epoch}; "

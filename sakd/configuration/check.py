@@ -15,7 +15,7 @@ from sakd.configuration.fits import check_schema, kind_of
 from sakd.configuration.prerequisites import Config, needs_teacher
 from sakd.configuration.schema import Pixels, Precision, Whole
 from sakd.errors import CheckpointError, ConfigError, did_you_mean
-from sakd.ranges import BatchSize, Epochs, Rate, Seed, Text
+from sakd.ranges import BatchSize, Epochs, Folder, Name, Rate, Seed
 
 KEYS = tuple(Whole.__annotations__)  # of a run
 PRECISIONS = get_args(Precision)
@@ -26,9 +26,9 @@ SOURCES = {
     "dataset.recipe.batch_size": BatchSize,
     "dataset.recipe.pretraining_epochs": Epochs,
     "dataset.image_size": Pixels,
-    "dataset.root": Text,
-    "student.name": Text,
-    "distiller.name": Text,
+    "dataset.root": Folder,
+    "student.name": Name,
+    "distiller.name": Name,
     "seed": Seed,
     "epochs": Epochs,
     "batch_size": BatchSize,

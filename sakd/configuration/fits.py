@@ -378,6 +378,9 @@ def _plural(words: str) -> str:
 
 def _bounded(inner: Any, constraints: Sequence[Any], in_full: bool) -> str:
     """Words for a kind with a range."""
+    for constraint in constraints:
+        if isinstance(constraint, annotated_types.DocInfo):
+            return constraint.documentation
     if get_origin(inner) is Annotated:
         inner, constraints = get_args(inner)[0], (*get_args(inner)[1:], *constraints)
     low = high = order = ""

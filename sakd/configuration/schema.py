@@ -5,14 +5,17 @@ A key that is not here is refused, with ``+`` as well; a node with a ``_target_`
 
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from annotated_types import Ge, Le, MinLen
+from annotated_types import Ge, Le, MinLen, doc
 
 from sakd.ranges import (
     BatchSize,
     BelowOne,
     Count,
     Epochs,
+    File,
     Finite,
+    Folder,
+    Name,
     Percent,
     Positive,
     Seed,
@@ -25,6 +28,7 @@ Precision = Literal["fp32", "tf32", "bf16"]
 Channels = Annotated[int, Ge(1), Le(2**16)]
 Pixels = Annotated[int, Ge(1), Le(2**14)]  # of a side
 Classes = Annotated[int, Ge(2), Le(10**7)]
+Store = Annotated[str, MinLen(1), doc("a store such as sqlite:///mlflow.db or http://host:5000")]
 Part = Annotated[int, Ge(2), Le(2**31 - 1)]  # of a data set's images
 
 
@@ -41,7 +45,7 @@ class Data(TypedDict):
     """``dataset``: what it promises of its images, and what is said of its reader."""
 
     _target_: Any  # checked where it is imported
-    name: Text
+    name: Name
     classes: Classes
     channels: Channels
     image_size: Pixels
@@ -61,7 +65,7 @@ class Network(TypedDict):
     """``student``."""
 
     _target_: Any
-    name: Text
+    name: Name
     num_classes: NotRequired[Classes]
     in_channels: NotRequired[Channels]
     image_size: NotRequired[Pixels]
@@ -81,7 +85,7 @@ class Training(TypedDict):
 class TeacherNetwork(Network):
     """``teacher``."""
 
-    checkpoint: Text | None
+    checkpoint: File | None
     min_accuracy: Percent
     training: Training
 
@@ -89,7 +93,7 @@ class TeacherNetwork(Network):
 class Pretraining(TypedDict):
     """``distiller.pretraining``."""
 
-    name: Text
+    name: Name
     loss: NotRequired[Node | None]  # its own; else it is the one of the distiller's that ``name`` names
     seed: Seed
     epochs: Epochs
@@ -111,7 +115,7 @@ class Reference(TypedDict):
 class Losses(TypedDict):
     """``distiller``."""
 
-    name: Text
+    name: Name
     losses: dict[str, Node]
     reference: NotRequired[Reference | None]
     alpha: NotRequired[Annotated[float, Ge(0), Le(1e9)]]  # what losses take their weights from
@@ -124,7 +128,7 @@ class Mode(TypedDict):
     """``spot_mode``."""
 
     _target_: Any
-    name: Text
+    name: Name
     optimizer: NotRequired[Node]
 
 
@@ -132,8 +136,8 @@ class Tracking(TypedDict):
     """``tracking``."""
 
     name: Literal["mlflow", "none"]
-    uri: NotRequired[Text]
-    experiment: NotRequired[Text]
+    uri: NotRequired[Store]
+    experiment: NotRequired[Name]
 
 
 class Whole(TypedDict):
@@ -158,4 +162,4 @@ class Whole(TypedDict):
     compile: Literal["none", "default", "graph"]
     cohort: Count
     profile: bool
-    runs: Text
+    runs: Folder

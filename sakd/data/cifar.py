@@ -9,9 +9,10 @@ from torchvision.datasets.utils import check_integrity
 from sakd.data.memory import ImageSet
 from sakd.data.sets import fetch
 from sakd.errors import DataError
+from sakd.ranges import Folder
 
 
-def cifar10(root: str, download: bool) -> tuple[ImageSet, ImageSet]:
+def cifar10(root: Folder, download: bool) -> tuple[ImageSet, ImageSet]:
     """CIFAR-10: 50,000 training and 10,000 test images of 3x32x32 in 10 classes.
 
     Raises DataError naming the file that is missing or whose checksum is wrong.
@@ -19,7 +20,7 @@ def cifar10(root: str, download: bool) -> tuple[ImageSet, ImageSet]:
     return _read(CIFAR10, root, download)
 
 
-def cifar100(root: str, download: bool) -> tuple[ImageSet, ImageSet]:
+def cifar100(root: Folder, download: bool) -> tuple[ImageSet, ImageSet]:
     """CIFAR-100: 50,000 training and 10,000 test images of 3x32x32 in 100 classes.
 
     Raises DataError naming the file that is missing or whose checksum is wrong.

@@ -19,7 +19,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import v2
 
 from sakd.errors import ConfigError, DataError
-from sakd.ranges import Processes, Text
+from sakd.ranges import Folder, Processes
 from sakd.streams import drawing_from
 
 Transform = Callable[[Image.Image], Image.Image | Tensor]
@@ -203,9 +203,9 @@ def _size(image: Image.Image) -> str:
 
 
 def image_folder(
-    root: Text,
-    train: Text,
-    test: Text,
+    root: Folder,
+    train: Folder,
+    test: Folder,
     classes: int,
     channels: int,
     image_size: int,
