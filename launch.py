@@ -14,11 +14,13 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
+from sakd.configuration import without_effect
 from sakd.configuration.arguments import CONF, refuse_merged, understood
 from sakd.configuration.compose import explain, register_resolvers, resolve
+from sakd.configuration.fits import check_node
 from sakd.credentials import hidden, remember_typed
 from sakd.errors import ConfigError, SakdError
 from sakd.process import set_up
@@ -36,6 +38,8 @@ def main(cfg: DictConfig) -> None:
     try:
         _check_mode(HydraConfig.get())
         config = resolve(cfg)
+        for line in without_effect(config, HydraConfig.get().overrides.task):
+            log.warning("%s: without effect, distiller=none learns from no teacher", line)
         run = Run(config)
         result = run.result()
         with told_if_finished(lambda: (run.folder / "result.json").exists()):
@@ -67,6 +71,7 @@ def _check_mode(hydra_config: DictConfig) -> None:
     if hydra_config.mode == RunMode.RUN and (sweep is not None or launcher != "basic"):
         found = f"hydra/launcher: found {launcher}" if sweep is None else f"sweeps: found {sweep}"
         raise ConfigError(f"{found} for one run, expected -m before it, for a sweep's cells")
+    check_node(OmegaConf.to_container(hydra_config.launcher), "hydra.launcher")
 
 
 def run() -> None:

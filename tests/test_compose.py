@@ -174,7 +174,7 @@ NAMED = {  # what is told of the cell, and of the mistake
     ("spot_mode=fixed,adaptve", "seed=0,1"): ("cell spot_mode=adaptve seed=0", "Did you mean 'adaptive'?"),
     ("student=resnet8", "optimizer.lr=0.1,abc"): (
         "cell student=resnet8 optimizer.lr=abc",
-        "lr: found 'abc', expected a finite",
+        "lr: found 'abc', expected a number of at least 0",
     ),
     ("teacher.min_accuracy=50,101",): (
         "cell teacher.min_accuracy=101",

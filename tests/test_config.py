@@ -21,6 +21,7 @@ from sakd.configuration import (
     digest,
     flatten,
     prerequisites,
+    without_effect,
 )
 from sakd.configuration.check import KEYS
 from sakd.configuration.compose import sweep
@@ -308,6 +309,12 @@ def test_without_distillers_neither_teacher_nor_spot_mode_counts(override):
     assert digest_of("distiller=none", "student=resnet14") != digest_of("distiller=none")
 
 
+def test_what_has_no_effect_without_distillers_is_told():
+    lines = ["distiller=none", "spot_mode=adaptive", "teacher=wrn_16_2", "teacher.training.seed=1", "seed=1"]
+    assert without_effect(compose_config(*lines), lines) == lines[1:4]
+    assert without_effect(compose_config(*lines[1:]), lines[1:]) == []
+
+
 def test_digest_leaves_the_configuration_as_it_was():
     config = compose_config(*BASE)
     before = deepcopy(config)
@@ -527,7 +534,12 @@ def raising(error: str) -> None:
         ("ours", DataError, "wrong"),
         ("config", ConfigError, "part.inner: wrong"),
         ("named", ConfigError, "part.inner: wrong"),
-        ("other", ConfigError, "part.inner: wrong"),
+        (
+            "other",
+            ConfigError,
+            "part.inner: found part.inner.error='other', which tests.test_config.raising refuses "
+            "(RuntimeError: wrong)",
+        ),
     ],
 )
 def test_what_goes_wrong_in_building_names_the_node(error, kind, message):

@@ -411,15 +411,18 @@ def test_workers_can_be_started_afresh(folder):
         ),
         (
             "dataset.augmentation=null",
-            r"dataset\.augmentation: found None, expected torchvision's transforms",
+            r"dataset\.augmentation: found None, expected keys, each with keys and values with a _target_",
         ),
-        ("dataset.augmentation.flip=3", r"dataset\.augmentation: found .* expected torchvision's transforms"),
+        ("dataset.augmentation.flip=3", r"dataset\.augmentation\.flip: found 3, expected .* with a _target_"),
         (
             "dataset.augmentation.crop.size=12",
             r"dataset\.augmentation: found .*\(3, 12, 12\).* expected \(3, 16, 16\)",
         ),
         ("~dataset.evaluation.crop", r"dataset\.evaluation: found .*\(3, 26, 18\).* expected \(3, 16, 16\)"),
-        ("dataset.augmentation.flip.p=2", r"dataset\.augmentation\.flip: `p` should be"),
+        (
+            "dataset.augmentation.flip.p=2",
+            r"dataset\.augmentation\.flip\.p: found 2, expected a number from 0 to 1",
+        ),
         (
             "+dataset.augmentation.crop.scal=3",
             r"dataset\.augmentation\.crop\.scal: no such key; .*Did you mean 'scale'",

@@ -356,14 +356,15 @@ def test_students_of_a_teacher_that_fails_never_start_and_say_why(login):
         "distiller=kd,sp",
         "seed=0,1",
         "epochs=2",
-        "teacher.training.optimizer.lr=-1",
+        "teacher.training.optimizer.lr=1000000",
         "tracking=none",
     )
     login.launch(*sweep)
     status = login.until_done(*sweep)
     assert status["counts"]["failed"] == 4
     (teacher,) = status["first"]
-    assert (teacher["state"], teacher["error"]) == ("failed", "optimizer: Invalid learning rate: -1")
+    assert teacher["state"] == "failed"
+    assert "became NaN" in teacher["error"]
     for cell in status["cells"]:
         assert cell["error"] == f"{teacher['name']}, which it needs, failed: {teacher['error']}"
         assert cell["log"] == teacher["log"]

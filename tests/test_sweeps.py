@@ -158,10 +158,12 @@ def work(submission: Submission, name: str) -> None:
 
 LOCAL = (*TINY, "tracking=none", "hydra/launcher=local")
 FAILING = (*LOCAL, "distiller=none")
+# What a launch would refuse, and a job that gets it all the same.
+MOMENTUM, EXPECTED = "optimizer.momentum", "expected a number from 0 to below 1"
 
 
 def test_cells_that_fail_alike_are_told_together_with_their_logs(as_a_job):
-    overrides = (*FAILING, "optimizer.lr=-1,-2", "seed=range(7)")
+    overrides = (*FAILING, "optimizer.momentum=-1,-2", "seed=range(7)")
     sweep = planned(*overrides)
     submission = hand_over(sweep)
     alike = [job.name for job in sweep.cells[:7]]
@@ -170,13 +172,13 @@ def test_cells_that_fail_alike_are_told_together_with_their_logs(as_a_job):
     told = cells(*overrides)
     assert [told[job.name]["state"] for job in sweep.cells] == ["failed"] * 8 + ["lost"] * 6
     for name in alike:
-        assert told[name]["error"] == "optimizer: Invalid learning rate: -1"
+        assert told[name]["error"] == f"{MOMENTUM}: found -1, {EXPECTED}"
         assert (as_a_job / told[name]["log"]).read_text() == f"what {name} said"
     text = status(*overrides)
-    assert text.count("Invalid learning rate: -1") == 1
-    assert text.count("Invalid learning rate: -2") == 1
-    assert "failed (1): optimizer: Invalid learning rate: -2" in text
-    told_together = text[text.index("failed (7): optimizer: Invalid learning rate: -1\n") :].splitlines()
+    assert text.count("found -1, ") == 1
+    assert text.count("found -2, ") == 1
+    assert f"failed (1): {MOMENTUM}: found -2, {EXPECTED}" in text
+    told_together = text[text.index(f"failed (7): {MOMENTUM}: found -1, {EXPECTED}\n") :].splitlines()
     assert [line.split()[0] for line in told_together[1:6]] == alike[:5]
     assert [line.split()[1] for line in told_together[1:6]] == [told[name]["log"] for name in alike[:5]]
     assert told_together[6] == "  and 2 more"
@@ -200,7 +202,7 @@ def test_a_failure_is_forgotten_when_the_cell_finishes(as_a_job):
 def test_what_needs_a_failed_teacher_failed_too_and_says_why_and_what_waits_for_a_living_launcher_is_queued(
     as_a_job,
 ):
-    overrides = (*LOCAL, "distiller=kd", "spot_mode=fixed,anti", "teacher.training.optimizer.lr=-1")
+    overrides = (*LOCAL, "distiller=kd", "spot_mode=fixed,anti", "teacher.training.optimizer.momentum=-1")
     sweep = planned(*overrides)
     (teacher,) = sweep.first
     submission = hand_over(sweep)
@@ -210,9 +212,7 @@ def test_what_needs_a_failed_teacher_failed_too_and_says_why_and_what_waits_for_
     work(submission, teacher.name)
     for cell in cells(*overrides).values():
         assert cell["state"] == "failed"
-        assert (
-            cell["error"] == f"{teacher.name}, which it needs, failed: optimizer: Invalid learning rate: -1"
-        )
+        assert cell["error"] == f"{teacher.name}, which it needs, failed: {MOMENTUM}: found -1, {EXPECTED}"
         assert (as_a_job / cell["log"]).read_text() == f"what {teacher.name} said"
     text = status(*overrides)
     assert re.search(rf"^{teacher.name} +failed", text, re.MULTILINE)
@@ -220,7 +220,7 @@ def test_what_needs_a_failed_teacher_failed_too_and_says_why_and_what_waits_for_
 
 
 def test_a_later_submission_is_what_counts(as_a_job):
-    overrides = (*FAILING, "optimizer.lr=-1", "seed=0,1")
+    overrides = (*FAILING, "optimizer.momentum=-1", "seed=0,1")
     sweep = planned(*overrides)
     first = hand_over(sweep)
     work(first, sweep.cells[0].name)
@@ -302,7 +302,9 @@ def test_a_job_does_not_train_what_was_cancelled_before_and_ends_well(as_a_job):
 
 
 def test_members_of_a_job_whose_need_failed_are_left_out_and_the_others_train(as_a_job):
-    sweep = planned(*LOCAL, "distiller=ft", "spot_mode=fixed,anti", "distiller.pretraining.optimizer.lr=-1")
+    sweep = planned(
+        *LOCAL, "distiller=ft", "spot_mode=fixed,anti", "distiller.pretraining.optimizer.momentum=-1"
+    )
     teacher, pretraining = sweep.first
     (kd,) = planned(*LOCAL, "distiller=kd", "spot_mode=fixed").cells
     names = [kd.name, *(cell.name for cell in sweep.cells)]
@@ -314,7 +316,7 @@ def test_members_of_a_job_whose_need_failed_are_left_out_and_the_others_train(as
         Work(submission.folder, names)()
     standings = survey(mixed.everything, mixed.runs)
     assert [standings[name].state for name in names] == ["finished", "failed", "failed"]
-    why = f"{pretraining.name}, which it needs, failed: optimizer: Invalid learning rate: -1"
+    why = f"{pretraining.name}, which it needs, failed: {MOMENTUM}: found -1, {EXPECTED}"
     assert {standings[name].error for name in names[1:]} == {why}
 
 

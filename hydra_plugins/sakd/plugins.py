@@ -22,10 +22,12 @@ class Sweeper(BasicSweeper):
         super().__init__(None, params)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from sakd.configuration.fits import check_node
         from sakd.sweeps.launchers import is_launcher
 
         self.config, self.launcher = config, None
         if not is_launcher(config.hydra.launcher._target_):
+            check_node(OmegaConf.to_container(config.hydra.launcher), "hydra.launcher")
             super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -33,6 +35,7 @@ class Sweeper(BasicSweeper):
         from sakd.runs import Run
         from sakd.signals import told_if_finished
         from sakd.sweeps import here, launch, plan, report
+        from sakd.sweeps.plan import PlannedRun, check_parts
 
         def is_finished() -> bool:
             return all((Run(config).folder / "result.json").exists() for _, config in sweep.cells)
@@ -50,6 +53,7 @@ class Sweeper(BasicSweeper):
                 here.train(sweep)
             return []
         # A launcher that is neither ours nor Hydra's own gets the cells one by one.
+        check_parts([PlannedRun(Run(config), (), overrides) for overrides, config in sweep.cells])
         cells = [list(overrides) for overrides, _ in sweep.cells]
         for result in (results := self.launcher.launch(cells, initial_job_idx=0)):
             _ = result.return_value  # raises what a cell raised

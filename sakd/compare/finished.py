@@ -63,7 +63,8 @@ def read(source: str) -> list[Finished]:
     if left_out and not found:
         told = ", ".join(f"{count} {what}" for what, count in left_out.most_common())
         raise ConfigError(
-            f"{credentials.hidden(source)}: found no finished student to compare, expected some; left out: {told}"
+            f"{credentials.hidden(source)}: found no finished student to compare, expected some; "
+            f"left out: {told}"
         )
     return found
 

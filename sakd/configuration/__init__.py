@@ -14,6 +14,7 @@ from sakd.configuration.identity import (
     run_name,
     sha256_of,
     short_names,
+    without_effect,
 )
 from sakd.configuration.prerequisites import (
     TEACHER_KEYS,
@@ -44,4 +45,5 @@ __all__ = [
     "sha256_of",
     "short_names",
     "teacher_of",
+    "without_effect",
 ]

@@ -4,35 +4,57 @@ Each ``_target_`` is called with its keys, once they fit its signature. Needs to
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from pkgutil import resolve_name
-from typing import Any
+from functools import lru_cache, partial
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le, MaxLen, MinLen
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
+from sakd.configuration.fits import check_node, target_of
 from sakd.configuration.prerequisites import TEACHER_KEYS, Config, needs_teacher
 from sakd.data import PROMISES, PROMISES_IN_MEMORY, Dataset, assemble, check_promises, check_reader
 from sakd.distillers import Distiller
 from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.networks import StagedNet
+from sakd.ranges import (
+    LARGEST_RATE,
+    BelowOne,
+    Count,
+    Natural,
+    NotNegative,
+    Positive,
+    Rate,
+    Share,
+    in_order,
+)
 from sakd.spots import SpotMode
 from sakd.streams import initialising
 from sakd.training import Execution, Pretraining, Teacher, Trainer, spots_of
 
 
-def make(node: Config, key: str, *arguments: object, leave: tuple[str, ...] = ()) -> Any:
+def make(node: Config, key: str, *arguments: object, leave: tuple[str, ...] = (), kind: type = object) -> Any:
     """Call ``node``'s ``_target_`` with ``arguments`` and its keys.
 
     Left out are ``name`` and the keys to ``leave``. Nodes with a ``_target_`` among their values are built
     first; lists and dictionaries are copies.
 
-    Raises ConfigError naming ``key`` if there is no such target, or it does not take the keys or their
-    values.
+    Raises ConfigError naming ``key`` if there is no such target, it does not take the keys or their values,
+    or what it makes is not of the ``kind``.
     """
     check_node(node, key, len(arguments), leave)
-    return _called(node, key, arguments, ("name", *leave))
+    made = _called(node, key, arguments, ("name", *leave))
+    if not isinstance(made, kind):
+        raise ConfigError(
+            f"{key}._target_: found {node['_target_']}, which makes a {type(made).__name__}, expected a "
+            f"{kind.__name__}"
+        )
+    return made
 
 
 def _called(node: Config, key: str, arguments: tuple[object, ...], left: tuple[str, ...]) -> Any:
@@ -46,11 +68,30 @@ def _called(node: Config, key: str, arguments: tuple[object, ...], left: tuple[s
     except ConfigError as error:
         if key in str(error):
             raise
-        raise ConfigError(f"{key}: {error}") from error
+        raise ConfigError(f"{key}{_joint(str(error), node)}{error}") from error
     except SakdError:
         raise
     except Exception as error:  # any class may be configured
-        raise ConfigError(f"{key}: {error}") from error
+        raise ConfigError(_refused(node, key, keys, error)) from error
+
+
+def _joint(message: str, node: Config) -> str:
+    """A dot where a message begins with one of the node's own keys, so that its dotted name stands there."""
+    first = re.match(r"\w*", message)[0]
+    return "." if first in node else ": "
+
+
+def _refused(node: Config, key: str, keys: Mapping[str, Any], error: Exception) -> str:
+    """What a constructor's own error says, in one line, with the key that it speaks of, or else with all."""
+    text = " ".join(str(error).split())
+    named = [name for name in keys if re.search(rf"\b{re.escape(name)}\b", text)]
+    if len(named) == 1:
+        (name,) = named
+        found = f"{key}.{name}: found {node[name]!r}"
+    else:
+        values = ", ".join(f"{key}.{name}={node[name]!r}" for name in keys)
+        found = f"{key}: found {values or node['_target_']}"
+    return f"{found}, which {node['_target_']} refuses ({type(error).__name__}: {text})"
 
 
 def _built(value: Any, key: str) -> Any:
@@ -61,89 +102,6 @@ def _built(value: Any, key: str) -> Any:
     if isinstance(value, list):
         return [_built(inner, f"{key}.{place}") for place, inner in enumerate(value)]
     return value
-
-
-def check_node(node: Config, key: str, positional: int = 0, leave: tuple[str, ...] = ()) -> None:
-    """Raise ConfigError, as ``make`` does, for what can be wrong before anything is built.
-
-    That is a target, or a key that it does not take. ``positional``: so many arguments stand before the keys.
-    """
-    _check_call(node, key, positional, ("name", *leave))
-
-
-def _check_call(node: Config, key: str, positional: int, left: tuple[str, ...]) -> None:
-    target = target_of(node, key)
-    own = {name: value for name, value in node.items() if name not in left}
-    for name in own:
-        if name.startswith("_") and name != "_target_":
-            raise ConfigError(
-                f"{key}.{name}: found a key of Hydra's instantiation, expected _target_ and what it takes"
-            )
-    _check_keys(target, own, key, positional, besides=[name for name in left if name != "name"])
-    for name, value in own.items():
-        _check_inner(value, f"{key}.{name}")
-
-
-def _check_inner(value: Any, key: str) -> None:
-    if isinstance(value, dict) and "_target_" in value:
-        _check_call(value, key, 0, ())
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            _check_inner(inner, f"{key}.{name}")
-    elif isinstance(value, list):
-        for place, inner in enumerate(value):
-            _check_inner(inner, f"{key}.{place}")
-
-
-def target_of(node: Config, key: str) -> Callable[..., Any]:
-    """The callable that a node's ``_target_`` names.
-
-    Raises ConfigError if that is nothing, or nothing to call.
-    """
-    if not isinstance(node, dict):
-        raise ConfigError(f"{key}: found {node!r}, expected keys and values")
-    path = node.get("_target_")
-    if not isinstance(path, str):
-        raise ConfigError(f"{key}._target_: found {path!r}, expected the import path of what to build")
-    try:
-        target = resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key}._target_: cannot import {path}.{nearest_target(path)}") from error
-    if not callable(target):
-        raise ConfigError(
-            f"{key}._target_: found {path}, a {type(target).__name__}, expected what can be called"
-        )
-    return target
-
-
-def nearest_target(path: str) -> str:
-    """A hint for a path that cannot be imported: ``" Did you mean 'resnet8'?"``, or the empty string."""
-    module, _, name = path.rpartition(".")
-    try:
-        return did_you_mean(name, dir(resolve_name(module)))
-    except (ImportError, AttributeError, ValueError):  # the module itself cannot be imported
-        return ""
-
-
-def _check_keys(
-    target: Callable[..., Any], node: Config, key: str, positional: int, besides: Sequence[str]
-) -> None:
-    try:
-        parameters = list(inspect.signature(target).parameters.values())[positional:]
-    except ValueError:  # some built-in callables do not tell
-        return
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    names = [*(parameter.name for parameter in parameters), *besides]
-    for name in node:
-        if name != "_target_" and name not in names:
-            near = did_you_mean(name, names)
-            raise ConfigError(
-                f"{key}.{name}: no such key; expected {', '.join(names)}.{near} (~{key}.{name} removes it)"
-            )
-    for parameter in parameters:
-        if parameter.default is parameter.empty and parameter.name not in node:
-            raise ConfigError(f"{key}.{parameter.name}: found nothing, {node['_target_']} needs it")
 
 
 @dataclass(frozen=True)
@@ -165,19 +123,21 @@ def parts(config: Config, teacher: StagedNet | None = None) -> Parts:
     """
     seed = config["seed"]
     with initialising(seed, "student"):
-        student = make(config["student"], "student")
+        student = make(config["student"], "student", kind=StagedNet)
     if not needs_teacher(config):
         return Parts(student, None, {}, None)
     if teacher is None:
         with initialising(seed, "teacher"):
-            teacher = make(config["teacher"], "teacher", leave=TEACHER_KEYS)
+            teacher = make(config["teacher"], "teacher", leave=TEACHER_KEYS, kind=StagedNet)
     distillers = {}
     for name, node in config["distiller"]["losses"].items():
         with initialising(seed, f"distiller/{name}"):
-            distillers[name] = make(node, f"distiller.losses.{name}", student, teacher)
+            distillers[name] = make(node, f"distiller.losses.{name}", student, teacher, kind=Distiller)
     with initialising(seed, "spot_mode"):
         spots = spots_of(student, teacher, distillers.values())
-        spot_mode = make(config["spot_mode"], "spot_mode", spots, student, teacher, leave=("optimizer",))
+        spot_mode = make(
+            config["spot_mode"], "spot_mode", spots, student, teacher, leave=("optimizer",), kind=SpotMode
+        )
     return Parts(student, teacher, distillers, spot_mode, _pretraining(config, student, teacher, distillers))
 
 
@@ -187,7 +147,7 @@ def _pretraining(
     node = config["distiller"].get("pretraining")
     if node is None or node.get("loss") is None:
         return None if node is None else distillers[node["name"]]
-    return make(node["loss"], "distiller.pretraining.loss", student, teacher)
+    return make(node["loss"], "distiller.pretraining.loss", student, teacher, kind=Distiller)
 
 
 def shared_stages(student: Config, teacher: Config, loss: Config, key: str) -> list[str] | None:
@@ -196,8 +156,8 @@ def shared_stages(student: Config, teacher: Config, loss: Config, key: str) -> l
     All are given as nodes; ``key`` is the loss's.
     """
     with initialising(0, "shared_stages"):
-        networks = make(student, "student"), make(teacher, "teacher")
-        built = make(loss, key, *networks)
+        networks = make(student, "student", kind=StagedNet), make(teacher, "teacher", kind=StagedNet)
+        built = make(loss, key, *networks, kind=Distiller)
     return [spot.teacher for spot in built.spots] if built.pretraining_shared else None
 
 
@@ -205,43 +165,182 @@ def execution(config: Config) -> Execution:
     return Execution(*(config[key] for key in ("precision", "memory_format", "compile", "fold_batch_norm")))
 
 
-def trainer(config: Config, built: Parts, device: torch.device, teacher: Teacher | None = None) -> Trainer:
+def trainer(
+    config: Config,
+    built: Parts,
+    device: torch.device,
+    teacher: Teacher | None = None,
+    within: str = "",
+) -> Trainer:
     """A trainer of what was built.
 
-    ``teacher`` is ``built.teacher`` made ready; by default it is made here. Raises ConfigError for an
-    optimizer or a schedule whose step needs an argument.
+    ``teacher`` is ``built.teacher`` made ready; by default it is made here. ``within``: the node, with a dot,
+    that its optimizer and schedule are written in, where that is not the configuration itself. Raises
+    ConfigError for an optimizer or a schedule that cannot be built.
     """
     if teacher is None and built.teacher is not None:
         teacher = Teacher(built.teacher, device=device, execution=execution(config))
     policy, schedule = config["spot_mode"].get("optimizer"), config["schedule"]
     keys = {
-        "optimizer": partial(make, config["optimizer"], "optimizer"),
-        "schedule": None if schedule is None else partial(make, schedule, "schedule"),
+        "optimizer": partial(make, config["optimizer"], f"{within}optimizer", kind=Optimizer),
+        "schedule": None
+        if schedule is None
+        else partial(make, schedule, f"{within}schedule", kind=LRScheduler),
         "seed": config["seed"],
         "device": device,
         "execution": execution(config),
     }
     pretrains = config["distiller"].get("pretrains")
     if pretrains is not None:
-        built_trainer = Pretraining(built.student, teacher, pretrains, built.distillers[pretrains], **keys)
-    else:
-        policy_optimizer = None if policy is None else partial(make, policy, "spot_mode.optimizer")
-        built_trainer = Trainer(
-            built.student,
-            teacher,
-            built.distillers,
-            built.spot_mode,
-            policy_optimizer=policy_optimizer,
-            **keys,
-        )
-    steps = {"optimizer": built_trainer.optimizer, "schedule": built_trainer.schedules.get("student")}
-    for key, part in steps.items():
-        takes = [] if part is None else list(inspect.signature(type(part).step).parameters.values())[1:]
-        if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in takes):
+        return Pretraining(built.student, teacher, pretrains, built.distillers[pretrains], **keys)
+    policy_optimizer = None
+    if policy is not None:
+        policy_optimizer = partial(make, policy, "spot_mode.optimizer", kind=Optimizer)
+    return Trainer(
+        built.student, teacher, built.distillers, built.spot_mode, policy_optimizer=policy_optimizer, **keys
+    )
+
+
+# What constructors of optimizers, schedules and transforms take, whose packages tell no range.
+TRAINING_RANGES = {
+    "lr": Rate,
+    "max_lr": Rate,
+    "base_lr": Rate,
+    "eta_min": Rate,
+    "momentum": BelowOne,
+    "max_momentum": BelowOne,
+    "base_momentum": BelowOne,
+    "weight_decay": NotNegative,
+    "dampening": Share,
+    "betas": tuple[BelowOne, BelowOne],
+    "alpha": Share,
+    "rho": Share,
+    "eps": float | None | tuple[float | None, float],  # the last: Adafactor's
+    "gamma": NotNegative,
+    "factor": Share,
+    "start_factor": Share,
+    "end_factor": Share,
+    "pct_start": Share,
+    "power": NotNegative,
+    "milestones": in_order(Natural),
+    "step_size": Count,
+    "T_max": Count,
+    "T_0": Count,
+    "T_mult": Count,
+    "total_iters": Natural,
+    "total_steps": Count | None,
+    "epochs": Count | None,
+    "steps_per_epoch": Count | None,
+    "last_epoch": Literal[-1],
+}
+Side = Annotated[int, Ge(1), Le(2**14)]  # of an image, in pixels
+TRANSFORM_RANGES = {
+    "p": Share,
+    "size": Side | Annotated[list[Side], MinLen(1), MaxLen(2)],
+    "scale": Annotated[in_order(Positive), MinLen(2), MaxLen(2)],
+    "ratio": Annotated[in_order(Positive), MinLen(2), MaxLen(2)],
+}
+TRIED_EPOCHS = 1000  # no more are walked through
+
+
+def check_parts(config: Config) -> None:
+    """Raise ConfigError unless every node can be imported and takes its keys and their values.
+
+    Networks are not built, and no data is read. Each node is looked at once, however many cells of a sweep
+    have it.
+    """
+    _check_once(json.dumps(config["student"]), "student", 0, ())
+    _check_once(json.dumps(config["teacher"]), "teacher", 0, TEACHER_KEYS)
+    losses = {f"distiller.losses.{name}": node for name, node in config["distiller"]["losses"].items()}
+    pretraining = config["distiller"].get("pretraining")
+    if pretraining is not None and pretraining.get("loss") is not None:
+        losses["distiller.pretraining.loss"] = pretraining["loss"]
+    for key, node in losses.items():
+        _check_once(json.dumps(node), key, 2, ())
+    _check_once(json.dumps(config["spot_mode"]), "spot_mode", 3, ("optimizer",))
+    _check_data(json.dumps(config["dataset"]))
+    _try_training(json.dumps([config["optimizer"], config["schedule"]]), config["epochs"])
+    policy = config["spot_mode"].get("optimizer")
+    if policy is not None:
+        nodes = json.dumps([policy, config["schedule"]])
+        _try_training(nodes, config["epochs"], "spot_mode.optimizer")
+    recipes = {"teacher.training": config["teacher"]["training"], "distiller.pretraining": pretraining}
+    for key, recipe in recipes.items():
+        if recipe is not None:
+            nodes = json.dumps([recipe["optimizer"], recipe["schedule"]])
+            _try_training(nodes, recipe["epochs"], f"{key}.optimizer", f"{key}.schedule")
+
+
+def check_networks(config: Config) -> None:
+    """Raise ConfigError unless the networks can be built, which is tried once for each, without memory."""
+    _try_network(json.dumps(config["student"]), "student", ())
+    if needs_teacher(config):
+        _try_network(json.dumps(config["teacher"]), "teacher", TEACHER_KEYS)
+
+
+@lru_cache(maxsize=4096)
+def _check_once(node: str, key: str, positional: int, leave: tuple[str, ...]) -> None:
+    check_node(json.loads(node), key, positional, leave)
+
+
+@lru_cache(maxsize=4096)
+def _check_data(node: str) -> None:
+    promises({"dataset": json.loads(node)})
+
+
+@lru_cache(maxsize=4096)
+def _try_network(node: str, key: str, leave: tuple[str, ...]) -> None:
+    with torch.device("meta"), initialising(0, key):
+        make(json.loads(node), key, leave=leave, kind=StagedNet)
+
+
+@lru_cache(maxsize=4096)
+def _try_training(nodes: str, epochs: int, key: str = "optimizer", schedule_key: str = "schedule") -> None:
+    """Let an optimizer and its schedule, as JSON, go through the epochs with a weight of their own.
+
+    So what their constructors let pass is found, too: a step that divides by a zero, a learning rate that
+    leaves all bounds.
+    """
+    optimizer_node, schedule_node = json.loads(nodes)
+    check_node(optimizer_node, key, 1, ranges=TRAINING_RANGES)
+    if schedule_node is not None:
+        check_node(schedule_node, schedule_key, 1, ranges=TRAINING_RANGES)
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    weight.grad = torch.zeros(2, 2)
+    optimizer = make(optimizer_node, key, [weight], kind=Optimizer)
+    _check_steps_alone(optimizer, key)
+    schedule = None
+    if schedule_node is not None:
+        schedule = make(schedule_node, schedule_key, optimizer, kind=LRScheduler)
+        _check_steps_alone(schedule, schedule_key)
+    for epoch in range(1, 1 + min(epochs, TRIED_EPOCHS)):
+        _try_step(optimizer, optimizer_node, key)
+        if schedule is None:
+            return
+        _try_step(schedule, schedule_node, schedule_key)
+        rate = optimizer.param_groups[0]["lr"]
+        if epoch < epochs and not 0 <= rate <= LARGEST_RATE:
+            values = ", ".join(f"{schedule_key}.{name}={value!r}" for name, value in schedule_node.items())
             raise ConfigError(
-                f"{key}._target_: found {type(part).__name__}, expected one whose step() needs no argument"
+                f"{schedule_key}: found {values}, with which {key}.lr is {rate:g} after epoch {epoch}; "
+                f"expected at least 0 and at most {LARGEST_RATE:g}"
             )
-    return built_trainer
+
+
+def _check_steps_alone(part: Optimizer | LRScheduler, key: str) -> None:
+    takes = list(inspect.signature(type(part).step).parameters.values())[1:]
+    if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in takes):
+        raise ConfigError(
+            f"{key}._target_: found {type(part).__name__}, expected one whose step() needs no argument"
+        )
+
+
+def _try_step(part: Optimizer | LRScheduler, node: Config, key: str) -> None:
+    try:
+        part.step()
+    except Exception as error:  # any class may be configured
+        keys = {name: value for name, value in node.items() if name != "_target_"}
+        raise ConfigError(_refused(node, key, keys, error)) from error
 
 
 # Keys of a data set's node that are neither for its reader nor promises.
@@ -271,8 +370,11 @@ def promises(config: Config) -> dict[str, Any]:
             )
     own = {key: node[key] for key in promised}
     check_promises(**own)
-    check_node(_reader(node), "dataset")
+    reader = _reader(node)
+    check_node(reader, "dataset", ranges=TRANSFORM_RANGES)
     check_reader(target_of(node, "dataset"), own)
+    for key in reads:  # transforms say themselves what they refuse
+        _built(node[key], f"dataset.{key}")
     return own
 
 

@@ -1,89 +1,89 @@
-"""Checks of a configuration's keys and values, before any work is done."""
+"""Checks of a configuration's keys and values, before any work is done.
+
+These are quick and need neither torch nor what is configured: a sweep's thousands of cells pass them one by
+one. What constructors take is held to their annotations in `sakd.configuration.build`.
+"""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sakd import names
+from sakd.configuration.fits import check_schema, kind_of
 from sakd.configuration.prerequisites import Config, needs_teacher
-from sakd.errors import CheckpointError, ConfigError, check_number, did_you_mean
+from sakd.configuration.schema import Pixels, Precision, Whole
+from sakd.errors import CheckpointError, ConfigError, did_you_mean
+from sakd.ranges import BatchSize, Epochs, Folder, Name, Rate, Seed
 
-KEYS = (  # of a run
-    "seed",
-    "epochs",
-    "batch_size",
-    "optimizer",
-    "schedule",
-    "precision",
-    "student",
-    "teacher",
-    "dataset",
-    "distiller",
-    "spot_mode",
-    "tracking",
-    "device",
-    "threads",
-    "memory_format",
-    "fold_batch_norm",
-    "compile",
-    "cohort",
-    "profile",
-    "runs",
-)
-WHOLE_NUMBERS = {  # and the least that each may be
-    f"{of}{key}": least
-    for of in ("", "teacher.training.")
-    for key, least in (("seed", 0), ("epochs", 1), ("batch_size", 2))
+KEYS = tuple(Whole.__annotations__)  # of a run
+PRECISIONS = get_args(Precision)
+NODES = ("dataset", "student", "teacher", "distiller", "spot_mode", "tracking", "optimizer")
+# What other values are computed from, in this order: a mistake in one is to be told by its own name.
+SOURCES = {
+    "dataset.recipe.epochs": Epochs,
+    "dataset.recipe.batch_size": BatchSize,
+    "dataset.recipe.pretraining_epochs": Epochs,
+    "dataset.image_size": Pixels,
+    "dataset.root": Folder,
+    "student.name": Name,
+    "distiller.name": Name,
+    "seed": Seed,
+    "epochs": Epochs,
+    "batch_size": BatchSize,
+    "teacher.training.seed": Seed,
+    "teacher.training.epochs": Epochs,
+    "teacher.training.batch_size": BatchSize,
+    "optimizer.lr": Rate,
 }
-PRECISIONS = ("fp32", "tf32", "bf16")
-TRAINING_KEYS = ("seed", "epochs", "batch_size", "optimizer", "schedule", "precision")
-PRETRAINING_KEYS = ("name", "loss", "seed", "epochs", "batch_size", "optimizer", "schedule")
+ABSENT = object()
+OPTIMIZERS = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "NAdam", "RAdam")
+SCHEDULES = ("MultiStepLR", "StepLR", "CosineAnnealingLR", "ExponentialLR", "LinearLR", "PolynomialLR")
+# MLflow's own; others come with plug-ins.
+STORES = (
+    *("sqlite", "postgresql", "mysql", "mssql", "http", "https", "file", "databricks", "databricks-uc", "uc"),
+)
 
 
 def check_numbers(value_of: Callable[[str, Any], Any]) -> None:
-    """Raise ConfigError for numbers with which nothing can be computed.
+    """Raise ConfigError for values with which others cannot be computed.
 
     ``value_of(key, otherwise)`` looks a key up: an optimizer may have no learning rate.
     """
-    for key, least in WHOLE_NUMBERS.items():
-        _check_whole(key, value_of(key, None), least)
-    check_number("optimizer.lr", value_of("optimizer.lr", 0.0))
+    for key in NODES:
+        _check_is_node(key, value_of(key, ABSENT))
+    schedule = value_of("schedule", None)
+    if schedule is not None:
+        _check_is_node("schedule", schedule)
+    for key, kind in SOURCES.items():
+        value = value_of(key, ABSENT)
+        if value is not ABSENT:
+            kind_of(kind).check(key, value)
+
+
+def _check_is_node(key: str, value: object) -> None:
+    if value is ABSENT or isinstance(value, Mapping):
+        return
+    hint = ""
+    for group, module, classes in (
+        ("optimizer", "torch.optim", OPTIMIZERS),
+        ("schedule", "torch.optim.lr_scheduler", SCHEDULES),
+    ):
+        if key == group and isinstance(value, str):
+            alike = [name for name in classes if name.lower().startswith(value.lower()[:4])]
+            hint = f"; another class: {group}._target_={module}.{(alike or classes)[0]}"
+    raise ConfigError(f"{key}: found {value!r}, expected keys and values{hint}")
 
 
 def check(config: Config) -> None:
     """Raise an error for values that cannot be used, or that contradict each other."""
-    for key in KEYS:
-        if key not in config:
-            raise ConfigError(f"{key}: found nothing, a run needs it")
-    for key in config:
-        if key not in KEYS:
-            raise ConfigError(
-                f"{key}: no such key; expected one of {', '.join(KEYS)}.{did_you_mean(key, KEYS)}"
-            )
-    for key in ("dataset", "student", "teacher", "distiller", "spot_mode", "tracking", "optimizer"):
-        if not isinstance(config[key], dict):
-            raise ConfigError(f"{key}: found {config[key]!r}, expected keys and values")
-    if not isinstance(config["runs"], str) or not config["runs"]:
-        raise ConfigError(f"runs: found {config['runs']!r}, expected the path of a folder")
+    check_schema(config, Whole)
     _check_tracking(config["tracking"])
     _check_distiller(config["distiller"])
     _check_names(config)
-    if config["threads"] is not None:
-        _check_whole("threads", config["threads"], 1)
-    _check_whole("cohort", config["cohort"], 1)
-    check_choice("precision", config["precision"], PRECISIONS)
-    _check_training(config["teacher"]["training"])
-    check_choice("teacher.training.precision", config["teacher"]["training"]["precision"], PRECISIONS)
-    check_choice("memory_format", config["memory_format"], ("contiguous", "channels_last"))
-    check_choice("compile", config["compile"], ("none", "default", "graph"))
-    for key in ("fold_batch_norm", "profile"):
-        if not isinstance(config[key], bool):
-            raise ConfigError(f"{key}: found {config[key]!r}, expected true or false")
-    percent = config["teacher"]["min_accuracy"]
-    if not isinstance(percent, (int, float)) or isinstance(percent, bool) or not 0 <= percent <= 100:
-        raise ConfigError(f"teacher.min_accuracy: found {percent!r}, expected percent, from 0 to 100")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(config["device"])):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", config["device"]):
         raise ConfigError(f"device: found {config['device']!r}, expected auto, cpu, cuda or cuda:N")
     for network in ("student", "teacher"):
         for key, of_data in (
@@ -97,44 +97,45 @@ def check(config: Config) -> None:
                     f"{network}.{key}: found {found!r}, expected dataset.{of_data}, which is {expected!r}"
                 )
     checkpoint = config["teacher"]["checkpoint"]
-    if not isinstance(checkpoint, (str, type(None))):
-        raise ConfigError(f"teacher.checkpoint: found {checkpoint!r}, expected the path of a file, or null")
     if needs_teacher(config) and checkpoint is not None and not Path(checkpoint).is_file():
         raise CheckpointError(f"teacher.checkpoint: no file {checkpoint}; expected the teacher's weights")
 
 
-def _check_training(training: Config) -> None:
-    for key in TRAINING_KEYS:
-        if key not in training:
-            raise ConfigError(f"teacher.training.{key}: found nothing, the teacher's training needs it")
-    for key in training:
-        check_choice(f"teacher.training.{key}: the key", key, TRAINING_KEYS)
-
-
 def _check_tracking(tracking: Config) -> None:
-    check_choice("tracking.name", tracking.get("name"), ("mlflow", "none"))
     if tracking["name"] == "none":
         return
-    uri, experiment = tracking.get("uri"), tracking.get("experiment")
-    if not isinstance(uri, str) or not re.match(r"[a-z0-9+]+://|databricks", uri):
+    for key in ("uri", "experiment"):
+        if key not in tracking:
+            raise ConfigError(f"tracking.{key}: found nothing, tracking=mlflow needs it")
+    uri = tracking["uri"]
+    scheme = re.match(r"([a-z0-9-]+)(\+[a-z0-9]+)?://|databricks$|databricks-uc$", uri)
+    if scheme is None or (scheme[1] is not None and scheme[1] not in STORES and scheme[1] not in _plugins()):
         raise ConfigError(
             f"tracking.uri: found {uri!r}, expected a store such as sqlite:///mlflow.db or http://host:5000 "
-            "(it comes from MLFLOW_TRACKING_URI where that is set)"
+            f"(one of {', '.join(STORES)}; it comes from MLFLOW_TRACKING_URI where that is set)"
         )
-    names.check_name("tracking.experiment", experiment)
+    names.check_name("tracking.experiment", tracking["experiment"])
+
+
+@cache
+def _plugins() -> tuple[str, ...]:
+    """Schemes of stores that other packages add to MLflow."""
+    return tuple(found.name for found in entry_points(group="mlflow.tracking_store"))
 
 
 def _check_distiller(distiller: Config) -> None:
-    losses = distiller.get("losses")
-    if not isinstance(losses, dict) or not all(isinstance(node, dict) for node in losses.values()):
-        raise ConfigError(f"distiller.losses: found {losses!r}, expected distillers by name")
+    losses, pretraining = distiller["losses"], distiller.get("pretraining")
     if not losses and distiller["name"] != "none":
         raise ConfigError(
             f"distiller.losses: found none, expected some for distiller={distiller['name']}, or "
             "distiller=none"
         )
-    if distiller.get("pretraining") is not None:
-        _check_pretraining(distiller["pretraining"], losses)
+    if pretraining is not None and pretraining.get("loss") is None and pretraining["name"] not in losses:
+        near = did_you_mean(pretraining["name"], losses)
+        raise ConfigError(
+            f"distiller.pretraining.name: found {pretraining['name']!r}, expected one of "
+            f"{', '.join(losses)}, or a distiller.pretraining.loss.{near}"
+        )
 
 
 def _check_names(config: Config) -> None:
@@ -144,22 +145,6 @@ def _check_names(config: Config) -> None:
     for loss in config["distiller"]["losses"]:
         names.check_name("distiller.losses", loss)
     names.check_distinct("distiller.losses", config["distiller"]["losses"])
-
-
-def _check_pretraining(pretraining: Config, losses: Config) -> None:
-    if not isinstance(pretraining, dict):
-        raise ConfigError(
-            f"distiller.pretraining: found {pretraining!r}, expected {', '.join(PRETRAINING_KEYS)}, or null"
-        )
-    for key in PRETRAINING_KEYS:
-        if key not in pretraining and key != "loss":
-            raise ConfigError(f"distiller.pretraining.{key}: found nothing, a pretraining needs it")
-    for key in pretraining:
-        check_choice(f"distiller.pretraining.{key}: the key", key, PRETRAINING_KEYS)
-    if pretraining.get("loss") is None:
-        check_choice("distiller.pretraining.name", pretraining["name"], list(losses))
-    for key, least in (("seed", 0), ("epochs", 1), ("batch_size", 2)):
-        _check_whole(f"distiller.pretraining.{key}", pretraining[key], least)
 
 
 def check_choice(key: str, value: object, options: Sequence[str]) -> None:
@@ -180,8 +165,3 @@ def require_accuracy(least: float, accuracy: float, source: str) -> None:
             f"teacher.min_accuracy: found {accuracy:.2f} % on the test images with {source}, expected "
             f"at least {least} %"
         )
-
-
-def _check_whole(key: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{key}: found {value!r}, expected a whole number of at least {least}")

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,14 @@ def identity(config: Config) -> Config:
         if key in node and _is_same(node[key], value):
             del node[key]
     return own
+
+
+def without_effect(config: Config, overrides: Iterable[str]) -> list[str]:
+    """Those overrides, as on a command line, that change nothing: of teacher and spot mode where none is
+    used."""
+    if needs_teacher(config):
+        return []
+    return [line for line in overrides if re.match(r"[+~]*(teacher|spot_mode)\b", line)]
 
 
 def _plain(value: Any) -> Any:

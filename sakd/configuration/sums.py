@@ -64,7 +64,7 @@ def sum_of(path: str, load: Load, options: Sequence[str]) -> Node:
         raise ConfigError(f"{whole}: found {len(pretrainings)} with a pretraining, expected at most one")
     summed: Node = {
         "name": PLUS.join(str(node["name"]) for node in own.values()),
-        "reference": {name: node.get("reference") for name, node in own.items()},
+        "reference": None,  # each has its own
     }
     for node in shared.values():  # their keys, as distiller.alpha, act on all
         summed |= {key: value for key, value in node.items() if key not in (*summed, "pretraining")}

@@ -9,10 +9,11 @@ from torchvision.datasets.utils import check_integrity
 from sakd.data.memory import ImageSet
 from sakd.data.sets import always, fetch
 from sakd.errors import DataError
+from sakd.ranges import Folder
 
 
 @always(classes=10, channels=3, image_size=32)
-def cifar10(root: str, download: bool) -> tuple[ImageSet, ImageSet]:
+def cifar10(root: Folder, download: bool) -> tuple[ImageSet, ImageSet]:
     """CIFAR-10: 50,000 training and 10,000 test images of 3x32x32 in 10 classes.
 
     Raises DataError naming the file that is missing or whose checksum is wrong.
@@ -21,7 +22,7 @@ def cifar10(root: str, download: bool) -> tuple[ImageSet, ImageSet]:
 
 
 @always(classes=100, channels=3, image_size=32)
-def cifar100(root: str, download: bool) -> tuple[ImageSet, ImageSet]:
+def cifar100(root: Folder, download: bool) -> tuple[ImageSet, ImageSet]:
     """CIFAR-100: 50,000 training and 10,000 test images of 3x32x32 in 100 classes.
 
     Raises DataError naming the file that is missing or whose checksum is wrong.

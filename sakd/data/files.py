@@ -24,6 +24,7 @@ from sakd.data.folders import images_of, subfolders, told
 from sakd.data.pictures import MODES, decode
 from sakd.data.sets import Counting
 from sakd.errors import ConfigError, DataError
+from sakd.ranges import Folder, Processes
 from sakd.streams import drawing_from
 
 log = logging.getLogger("sakd")
@@ -241,15 +242,15 @@ def _size(image: Image.Image) -> str:
 
 
 def image_folder(
-    root: str,
-    train: str,
-    test: str,
+    root: Folder,
+    train: Folder,
+    test: Folder,
     classes: int,
     channels: int,
     image_size: int,
     augmentation: Mapping[str, Transform],
     evaluation: Mapping[str, Transform],
-    workers: int,
+    workers: Processes,
     pin_memory: bool,
 ) -> tuple[ImageFiles, ImageFiles]:
     """Images in ``root/train/<class>/…`` and ``root/test/<class>/…``, as torchvision's ImageFolder has it.

@@ -11,11 +11,12 @@ from sakd.data.folders import images_of
 from sakd.data.memory import ImageSet
 from sakd.data.pictures import decode
 from sakd.errors import DataError
+from sakd.ranges import Folder
 
 FOLDER = "tiny-imagenet-200"
 
 
-def tiny_imagenet(root: str, classes: int, channels: int, image_size: int) -> tuple[ImageSet, ImageSet]:
+def tiny_imagenet(root: Folder, classes: int, channels: int, image_size: int) -> tuple[ImageSet, ImageSet]:
     """Tiny-ImageNet: 100,000 training images, and the 10,000 official validation images as test images.
 
     They are in the order of their paths. Labels follow the sorted wnids, as in the field. Some of the files

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sakd.errors import ConfigError, check_number
 from sakd.networks import StagedNet
 from sakd.plugin import Plugin
+from sakd.ranges import NotNegative
 from sakd.spots import Spot, spots_at
 
 Features = Mapping[str, Tensor]
@@ -39,8 +40,8 @@ class Distiller(Plugin):
         student: StagedNet,
         teacher: StagedNet,
         where: str | Sequence[str],
-        weight: float,
-        ramp_epochs: float = 0,
+        weight: NotNegative,
+        ramp_epochs: NotNegative = 0,
     ):
         super().__init__()
         check_number(f"weight of {type(self).__name__}", weight, least=0)

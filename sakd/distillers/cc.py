@@ -4,16 +4,15 @@ Peng, Jin, Liu, Li, Wu, Liu, Zhou, Zhang, "Correlation Congruence for Knowledge 
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from sakd.distillers.base import Distiller
-from sakd.errors import ConfigError, did_you_mean
 from sakd.networks import StagedNet
+from sakd.ranges import NotNegative, Width
 from sakd.spots import Spot
-
-TEACHER_EMBEDDINGS = ("learned", "frozen")
 
 
 def neighbours_mean(differences: Tensor, keep: Tensor) -> Tensor:
@@ -37,8 +36,6 @@ class CC(Distiller):
     The authors of the spot modes learn it in fixed and leave it frozen in adaptive and anti, so that their
     modes differ in more than in where they distil. Here modes differ in where alone, either way; "frozen" is
     their adaptive and anti, "learned" their fixed.
-
-    Raises ConfigError for another ``teacher_embedding``.
     """
 
     takes = "vector"
@@ -48,16 +45,11 @@ class CC(Distiller):
         student: StagedNet,
         teacher: StagedNet,
         where: str | Sequence[str],
-        weight: float,
-        embedding_width: int,
-        teacher_embedding: str,
+        weight: NotNegative,
+        embedding_width: Width,
+        teacher_embedding: Literal["learned", "frozen"],
     ):
         super().__init__(student, teacher, where, weight)
-        if teacher_embedding not in TEACHER_EMBEDDINGS:
-            raise ConfigError(
-                f"teacher_embedding of CC: found {teacher_embedding!r}, expected one of "
-                f"{', '.join(TEACHER_EMBEDDINGS)}.{did_you_mean(teacher_embedding, TEACHER_EMBEDDINGS)}"
-            )
         widths = {spot.name: (spot.student_shape[0], spot.teacher_shape[0]) for spot in self.spots}
         self.embed_student = nn.ModuleDict(
             {name: nn.Linear(s, embedding_width) for name, (s, _) in widths.items()}

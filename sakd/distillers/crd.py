@@ -5,14 +5,17 @@ Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020.
 
 from collections.abc import Callable, Sequence
 from math import log, sqrt
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sakd.distillers.base import Distiller, kept_mean
 from sakd.errors import ConfigError, check_number
 from sakd.networks import StagedNet
+from sakd.ranges import BelowOne, NotNegative, Positive, Width
 from sakd.spots import Spot
 
 PRODUCTS = 2**24  # the most inner products held at once
@@ -108,11 +111,11 @@ class CRD(Distiller):
         student: StagedNet,
         teacher: StagedNet,
         where: str | Sequence[str],
-        weight: float,
-        embedding_width: int,
-        negatives: int,
-        temperature: float,
-        momentum: float,
+        weight: NotNegative,
+        embedding_width: Width,
+        negatives: Annotated[int, Ge(1), Le(2**20)],
+        temperature: Positive,
+        momentum: BelowOne,
     ):
         super().__init__(student, teacher, where, weight)
         for key, count in (("embedding_width", embedding_width), ("negatives", negatives)):

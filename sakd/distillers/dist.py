@@ -8,6 +8,7 @@ from torch import Tensor
 from sakd.distillers.base import Distiller, kept_mean
 from sakd.errors import check_number
 from sakd.networks import StagedNet
+from sakd.ranges import NotNegative, Positive
 from sakd.spots import Spot
 
 EPSILON = 1e-8  # the published code's
@@ -39,10 +40,10 @@ class DIST(Distiller):
         student: StagedNet,
         teacher: StagedNet,
         where: str | Sequence[str],
-        weight: float,
-        inter_weight: float,
-        intra_weight: float,
-        temperature: float,
+        weight: NotNegative,
+        inter_weight: NotNegative,
+        intra_weight: NotNegative,
+        temperature: Positive,
     ):
         super().__init__(student, teacher, where, weight)
         check_number("inter_weight of DIST", inter_weight, least=0)

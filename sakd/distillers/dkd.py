@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from sakd.distillers.base import Distiller, kept_mean
 from sakd.errors import ConfigError, check_number
 from sakd.networks import StagedNet
+from sakd.ranges import NotNegative, Positive
 from sakd.spots import Spot
 
 
@@ -46,11 +47,11 @@ class DKD(Distiller):
         student: StagedNet,
         teacher: StagedNet,
         where: str | Sequence[str],
-        weight: float,
-        target_weight: float,
-        others_weight: float,
-        temperature: float,
-        ramp_epochs: float,
+        weight: NotNegative,
+        target_weight: NotNegative,
+        others_weight: NotNegative,
+        temperature: Positive,
+        ramp_epochs: NotNegative,
     ):
         super().__init__(student, teacher, where, weight, ramp_epochs)
         for spot in self.spots:

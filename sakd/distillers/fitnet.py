@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sakd.distillers.base import Distiller, kept_mean
 from sakd.networks import StagedNet
+from sakd.ranges import NotNegative
 from sakd.spots import Spot, adapter
 
 
@@ -18,7 +19,9 @@ class FitNet(Distiller):
     The regressor's batch norm sees the whole batch; rows are masked behind it.
     """
 
-    def __init__(self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float):
+    def __init__(
+        self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: NotNegative
+    ):
         super().__init__(student, teacher, where, weight)
         self.regressors = nn.ModuleDict(
             {spot.name: adapter(spot.student_shape, spot.teacher_shape) for spot in self.spots}

@@ -14,6 +14,7 @@ from sakd.distillers.at import to_common_size
 from sakd.distillers.base import Distiller, Features, at_least_float32, kept_mean
 from sakd.errors import ConfigError
 from sakd.networks import StagedNet
+from sakd.ranges import NotNegative
 from sakd.spots import Spot, spots_at
 
 
@@ -37,7 +38,9 @@ class FSP(Distiller):
 
     takes = "map"
 
-    def __init__(self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: float):
+    def __init__(
+        self, student: StagedNet, teacher: StagedNet, where: str | Sequence[str], weight: NotNegative
+    ):
         super().__init__(student, teacher, where, weight)
         self.spots.sort(key=lambda spot: student.index(spot.student))
         stem = [spot for spot in spots_at("stem", student, teacher) if spot not in self.spots]

@@ -12,6 +12,7 @@ from sakd.distillers.at import attention_maps, to_common_size
 from sakd.distillers.base import Distiller, Features, at_least_float32, kept_mean
 from sakd.errors import ConfigError, check_number
 from sakd.networks import StagedNet
+from sakd.ranges import Factor, NotNegative
 from sakd.spots import Spot
 
 SLOPE = 0.1  # of the leaky ReLUs, the published code's
@@ -66,8 +67,8 @@ class FT(Distiller):
         student: StagedNet,
         teacher: StagedNet,
         where: str | Sequence[str],
-        weight: float,
-        factor_share: float,
+        weight: NotNegative,
+        factor_share: Factor,
     ):
         super().__init__(student, teacher, where, weight)
         check_number("factor_share of FT", factor_share, least=0, above=True)

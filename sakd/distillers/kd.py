@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from sakd.distillers.base import Distiller, kept_mean
 from sakd.errors import check_number
 from sakd.networks import StagedNet
+from sakd.ranges import NotNegative, Positive
 from sakd.spots import Spot
 
 
@@ -31,8 +32,8 @@ class KD(Distiller):
         student: StagedNet,
         teacher: StagedNet,
         where: str | Sequence[str],
-        weight: float,
-        temperature: float,
+        weight: NotNegative,
+        temperature: Positive,
     ):
         super().__init__(student, teacher, where, weight)
         check_number("temperature of KD", temperature, least=0, above=True)

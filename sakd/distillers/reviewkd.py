@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from sakd.distillers.base import Distiller, Features, at_least_float32, kept_mean
 from sakd.errors import check_number
 from sakd.networks import Shape, StagedNet
+from sakd.ranges import NotNegative, Width
 from sakd.spots import Spot
 
 POOLED = (4, 2, 1)  # heights and widths; each counts half of the one before
@@ -81,9 +82,9 @@ class ReviewKD(Distiller):
         student: StagedNet,
         teacher: StagedNet,
         where: str | Sequence[str],
-        weight: float,
-        max_width: int,
-        ramp_epochs: float,
+        weight: NotNegative,
+        max_width: Width,
+        ramp_epochs: NotNegative,
     ):
         super().__init__(student, teacher, where, weight, ramp_epochs)
         check_number("max_width of ReviewKD", max_width, least=1, whole=True)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from sakd.distillers.base import Distiller, kept_pair_mean
 from sakd.networks import StagedNet
+from sakd.ranges import NotNegative
 from sakd.spots import Spot
 
 
@@ -38,9 +39,9 @@ class RKD(Distiller):
         student: StagedNet,
         teacher: StagedNet,
         where: str | Sequence[str],
-        weight: float,
-        distance_weight: float,
-        angle_weight: float,
+        weight: NotNegative,
+        distance_weight: NotNegative,
+        angle_weight: NotNegative,
     ):
         super().__init__(student, teacher, where, weight)
         self.distance_weight, self.angle_weight = distance_weight, angle_weight

@@ -14,6 +14,7 @@ from sakd.distillers.at import to_common_size
 from sakd.distillers.base import Distiller, Features, at_least_float32, kept_mean
 from sakd.errors import ConfigError, check_number
 from sakd.networks import StagedNet
+from sakd.ranges import BatchSize, Factor, NotNegative, Width
 from sakd.spots import Spot
 
 
@@ -74,10 +75,10 @@ class SemCKD(Distiller):
         student: StagedNet,
         teacher: StagedNet,
         where: str | Sequence[str],
-        weight: float,
-        batch_size: int,
-        reduction: int,
-        widening: float,
+        weight: NotNegative,
+        batch_size: BatchSize,
+        reduction: Width,
+        widening: Factor,
     ):
         super().__init__(student, teacher, where, weight)
         check_number("reduction of SemCKD", reduction, least=1, whole=True)

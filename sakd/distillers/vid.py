@@ -5,14 +5,17 @@ Ahn, Hu, Damianou, Lawrence, Dai, "Variational Information Distillation for Know
 
 from collections.abc import Sequence
 from math import expm1, log
+from typing import Annotated
 
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sakd.distillers.at import to_common_size
 from sakd.distillers.base import Distiller, kept_mean
 from sakd.networks import StagedNet
+from sakd.ranges import NotNegative
 from sakd.spots import Spot
 
 EPSILON = 1e-5  # the least variance
@@ -57,8 +60,8 @@ class VID(Distiller):
         student: StagedNet,
         teacher: StagedNet,
         where: str | Sequence[str],
-        weight: float,
-        initial_variance: float,
+        weight: NotNegative,
+        initial_variance: Annotated[float, Gt(EPSILON), Le(500)],
     ):
         super().__init__(student, teacher, where, weight)
         self.bounds = nn.ModuleDict(

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from pkgutil import resolve_name
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from sakd.errors import ConfigError, did_you_mean
+from sakd.imports import find
 from sakd.networks.staged import StagedNet
 from sakd.networks.tracing import LayerTracer
 
@@ -61,13 +61,16 @@ def foreign(
 
 def _call(path: str, arguments: Mapping[str, object]) -> nn.Module:
     try:
-        build = resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"build: cannot import {path} ({error})") from error
+        build = find(path)
+    except ImportError as error:
+        raise ConfigError(f"build: {error}") from error
+    if not callable(build):
+        raise ConfigError(f"build: found {path}, a {type(build).__name__}, expected a function or a class")
     try:
         network = build(**arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise ConfigError(f"arguments: {path} does not take {arguments} ({error})") from error
+        told = ", ".join(f"arguments.{name}={value!r}" for name, value in arguments.items())
+        raise ConfigError(f"arguments: {path} does not take {told} ({error})") from error
     if not isinstance(network, nn.Module):
         raise ConfigError(f"build: {path} made a {type(network).__name__}, expected a network")
     return network

@@ -6,6 +6,7 @@ One form is that of the distillation field, for small images, the other is for l
 from torch import Tensor, nn
 
 from sakd.networks.staged import Pooled, Renames, StagedNet, initialise_convolutions
+from sakd.ranges import Share, Width
 
 WIDTHS = (64, 128, 256, 512, 512)
 CONVOLUTIONS = {  # by depth: of the stem and of each stage
@@ -76,7 +77,7 @@ def vgg(depth: int, num_classes: int, in_channels: int, image_size: int) -> Stag
 
 
 def large_vgg(
-    depth: int, num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float
+    depth: int, num_classes: int, in_channels: int, image_size: int, hidden: Width, dropout: Share
 ) -> StagedNet:
     """VGG for images of 32x32 and larger, as the paper has it for 224x224.
 
@@ -121,30 +122,30 @@ def vgg19(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
 
 
 def vgg8_imagenet(
-    num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float
+    num_classes: int, in_channels: int, image_size: int, hidden: Width, dropout: Share
 ) -> StagedNet:
     return large_vgg(8, num_classes, in_channels, image_size, hidden, dropout)
 
 
 def vgg11_imagenet(
-    num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float
+    num_classes: int, in_channels: int, image_size: int, hidden: Width, dropout: Share
 ) -> StagedNet:
     return large_vgg(11, num_classes, in_channels, image_size, hidden, dropout)
 
 
 def vgg13_imagenet(
-    num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float
+    num_classes: int, in_channels: int, image_size: int, hidden: Width, dropout: Share
 ) -> StagedNet:
     return large_vgg(13, num_classes, in_channels, image_size, hidden, dropout)
 
 
 def vgg16_imagenet(
-    num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float
+    num_classes: int, in_channels: int, image_size: int, hidden: Width, dropout: Share
 ) -> StagedNet:
     return large_vgg(16, num_classes, in_channels, image_size, hidden, dropout)
 
 
 def vgg19_imagenet(
-    num_classes: int, in_channels: int, image_size: int, hidden: int, dropout: float
+    num_classes: int, in_channels: int, image_size: int, hidden: Width, dropout: Share
 ) -> StagedNet:
     return large_vgg(19, num_classes, in_channels, image_size, hidden, dropout)

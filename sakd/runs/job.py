@@ -24,7 +24,7 @@ from sakd.runs.tracking import catch_up, start_mirror
 from sakd.runs.underway import Prepared, Result, UnderWay
 from sakd.signals import interruptible, uninterrupted
 from sakd.terminal import Watch, Watched, counting
-from sakd.training import Certificate, Cohort, Profile, Teacher
+from sakd.training import Certificate, Cohort, Profile, Teacher, Trainer
 
 log = logging.getLogger("sakd")
 
@@ -70,6 +70,14 @@ def execute_together(
         if not isinstance(outcomes[run.name], Exception):
             catch_up(run)
     return outcomes
+
+
+def check_before_work(config: Config) -> None:
+    """Do what ``execute`` does before any data is read, and nothing else. Raises as it does."""
+    together = Together([Run(config)])
+    together.build(list(together.runs.values()))
+    for outcome in together.ended.values():
+        raise outcome
 
 
 class Together:
@@ -154,21 +162,8 @@ class Together:
         trained."""
         shared = runs[0].config
         torch.set_num_threads(shared["threads"] or DEFAULT_THREADS)
-        device = build.device(shared["device"])
-        build.promises(shared)
-        teacher, built, trainers = None, {}, {}
-        for run in runs:
-            with self._alone(run):
-                built[run.name] = build.parts(run.config, None if teacher is None else teacher.network)
-                if teacher is None and built[run.name].teacher is not None:
-                    teacher = Teacher(
-                        built[run.name].teacher, device=device, execution=build.execution(shared)
-                    )
-                trainers[run.name] = build.trainer(run.config, built[run.name], device, teacher)
-                _check_pretraining_can_be_built(run.config, device)
+        teacher, built, trainers = self.build(runs)
         runs = self._open(runs)
-        if teacher is not None and runs:
-            _check_teacher(shared, teacher, device)
         if not runs:
             return []
         dataset = self.dataset or _read_images(shared)
@@ -190,6 +185,30 @@ class Together:
                 pretraining = _take_over_pretraining(run.config, built[run.name], dataset)
                 prepared.append(Prepared(run, trainers[run.name], dataset, pretraining))
         return prepared
+
+    def build(self, runs: Sequence[Run]) -> tuple[Teacher | None, dict[str, build.Parts], dict[str, Trainer]]:
+        """Build all that runs are made of, before data is read: their teacher; parts and trainers by name.
+
+        A run of which something is wrong ends.
+        """
+        shared = runs[0].config
+        device = build.device(shared["device"])
+        build.promises(shared)
+        teacher, built, trainers = None, {}, {}
+        for run in runs:
+            with self._alone(run):
+                build.check_parts(run.config)
+                built[run.name] = build.parts(run.config, None if teacher is None else teacher.network)
+                if teacher is None and built[run.name].teacher is not None:
+                    teacher = Teacher(
+                        built[run.name].teacher, device=device, execution=build.execution(shared)
+                    )
+                trainers[run.name] = build.trainer(run.config, built[run.name], device, teacher)
+                _check_pretraining_can_be_built(run.config, device)
+        runs = self._open(runs)
+        if teacher is not None and runs:
+            _check_teacher(shared, teacher, device)
+        return teacher, built, trainers
 
     def _certify(self, teacher: Teacher, runs: Sequence[Run], dataset: Dataset) -> None:
         """Load and measure the teacher; a run that expects more of it ends."""
@@ -393,14 +412,14 @@ def _check_teacher(config: Config, teacher: Teacher, device: torch.device) -> No
         path = Path(config["teacher"]["checkpoint"])
         load_weights(teacher.network, read_weights(path), config["teacher"]["name"], path)
     elif Run(own).result() is None:
-        build.trainer(own, build.parts(own), device)
+        build.trainer(own, build.parts(own), device, within="teacher.training.")
 
 
 def _check_pretraining_can_be_built(config: Config, device: torch.device) -> None:
     """Check that the training of what is pretrained can be built."""
     own = prerequisites(config).pretraining
     if own is not None and Run(own).result() is None:
-        build.trainer(own, build.parts(own), device)
+        build.trainer(own, build.parts(own), device, within="distiller.pretraining.")
 
 
 def _teacher_weights(config: Config, dataset: Dataset) -> tuple[Path, str | None]:

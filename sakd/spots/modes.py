@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from sakd.errors import ConfigError, check_number, did_you_mean
 from sakd.networks import StagedNet
 from sakd.plugin import Plugin
+from sakd.ranges import Finite, Positive, Share
 from sakd.spots.grafts import Grafts
 from sakd.spots.spot import Spot
 
@@ -66,7 +67,7 @@ class Random(SpotMode):
     """
 
     def __init__(
-        self, spots: Sequence[Spot], student: StagedNet, teacher: StagedNet, p: float | Mapping[str, float]
+        self, spots: Sequence[Spot], student: StagedNet, teacher: StagedNet, p: Share | Mapping[str, Share]
     ):
         super().__init__(spots, student, teacher)
         names = [spot.name for spot in self.spots]
@@ -108,10 +109,10 @@ class Adaptive(SpotMode):
         spots: Sequence[Spot],
         student: StagedNet,
         teacher: StagedNet,
-        temperature: float,
-        gamma: float,
-        same_family_bias: float,
-        other_family_bias: float,
+        temperature: Positive,
+        gamma: Positive,
+        same_family_bias: Finite,
+        other_family_bias: Finite,
     ):
         super().__init__(spots, student, teacher)
         check_number("spot_mode.temperature", temperature, least=0, above=True)

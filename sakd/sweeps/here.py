@@ -8,7 +8,7 @@ from sakd.runs import Run
 from sakd.runs.tracking import catch_up
 from sakd.sweeps import report
 from sakd.sweeps.cohorts import cohorts
-from sakd.sweeps.plan import PlannedRun
+from sakd.sweeps.plan import PlannedRun, check_parts
 
 log = logging.getLogger("sakd")
 
@@ -26,6 +26,7 @@ def train(sweep: Sweep) -> None:
                 errors[name] += f" (traceback in {cells[name].run.folder / 'run.log'})"
             log.error("%s failed: %s", " ".join(cells[name].overrides), errors[name])
 
+    check_parts(cells.values())
     waiting = []
     for cell in cells.values():
         try:

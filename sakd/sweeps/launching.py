@@ -15,7 +15,7 @@ from sakd.signals import uninterrupted
 from sakd.sweeps import submissions
 from sakd.sweeps.cohorts import cohorts
 from sakd.sweeps.launchers import Launcher, launcher_of
-from sakd.sweeps.plan import Plan, PlannedRun
+from sakd.sweeps.plan import Plan, PlannedRun, check_parts
 from sakd.sweeps.state import ON_THEIR_WAY, STATES, Standing, needed_elsewhere, open_jobs, survey
 from sakd.sweeps.submissions import Array, Place, Submission, needs_of
 
@@ -35,6 +35,7 @@ def launch(planned: Plan, only: Collection[str] = ("missing", "failed", "lost"))
     """
     launcher = launcher_of(planned.sweep.launcher)
     launcher.check(planned)
+    check_parts(planned.cells)
     with submissions.deciding(planned.runs):
         standings = survey(planned.everything, planned.runs)
         settle(planned, standings)

@@ -2,13 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from sakd.configuration import Config, prerequisites
 from sakd.configuration.compose import Overrides, Sweep
-from sakd.errors import ConfigError
+from sakd.errors import ConfigError, SakdError
 from sakd.process import uncollected
 from sakd.runs import Run
 
@@ -54,6 +54,25 @@ class KnownRuns:
         if key not in self.known:
             self.known[key] = Run(config)
         return self.known[key]
+
+
+def check_parts(cells: Iterable[PlannedRun]) -> None:
+    """Raise ConfigError, naming the cell, for what no cell could be built of, before any is launched.
+
+    Each node of those that are not finished is looked at once, with torch; networks are built once.
+    """
+    open_cells = [cell for cell in cells if not (cell.run.folder / "result.json").exists()]
+    if not open_cells:
+        return
+    from sakd.configuration import build  # with torch, which takes seconds
+
+    for cell in open_cells:
+        try:
+            build.check_parts(cell.run.config)
+            build.check_networks(cell.run.config)
+        except SakdError as error:
+            line = f" (cell {' '.join(cell.overrides)})" if cell.overrides else ""
+            raise type(error)(f"{error}{line}") from error
 
 
 @uncollected()

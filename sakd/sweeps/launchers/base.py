@@ -1,14 +1,14 @@
 """What a launcher is: it hands the jobs of a submission over, and knows what has become of them."""
 
-import dataclasses
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from sakd.errors import ConfigError, check_number, did_you_mean
+from sakd.configuration.fits import check_keys
+from sakd.errors import ConfigError
+from sakd.imports import find
 from sakd.sweeps.plan import Plan
 from sakd.sweeps.submissions import Place, Submission
 
@@ -33,16 +33,7 @@ class Launcher(ABC):
 
     def __init__(self, **keys: Any):
         """Raises ConfigError naming the key at fault."""
-        names = [field.name for field in dataclasses.fields(self.Settings)]
-        for key in keys:
-            if key not in names:
-                raise ConfigError(
-                    f"hydra.launcher.{key}: no such key; expected one of {', '.join(names)}."
-                    f"{did_you_mean(key, names)}"
-                )
-        for name in names:
-            if name not in keys:
-                raise ConfigError(f"hydra.launcher.{name}: found nothing, expected the key with its value")
+        check_keys(keys, self.Settings, "hydra.launcher")
         self.settings = self.Settings(**keys)
 
     @property
@@ -85,10 +76,9 @@ class Launcher(ABC):
 
 def launcher_class(target: str) -> type | None:
     """The class that a ``_target_`` names; None where there is none."""
-    module, _, name = str(target).rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name, None)
-    except (ImportError, ValueError):
+        return find(str(target))
+    except ImportError:
         return None
 
 
@@ -104,16 +94,3 @@ def launcher_of(keys: Mapping[str, Any]) -> Launcher:
     if not is_launcher(target):
         raise ConfigError(f"hydra/launcher: found {target}, expected slurm or local")
     return launcher_class(target)(**{key: value for key, value in keys.items() if key != "_target_"})
-
-
-def check_whole(key: str, value: object, least: int, optional: bool = False) -> None:
-    """Raise ConfigError unless ``value``, of ``hydra.launcher.key``, is whole and at least ``least``."""
-    if not (optional and value is None):
-        check_number(f"hydra.launcher.{key}", value, least, whole=True)
-
-
-def check_kind(key: str, value: object, kind: type, expected: str, optional: bool = False) -> None:
-    """Raise ConfigError unless ``value``, of ``hydra.launcher.key``, is of this ``kind``."""
-    if not isinstance(value, kind) and not (optional and value is None):
-        expected += " or null" if optional else ""
-        raise ConfigError(f"hydra.launcher.{key}: found {value!r}, expected {expected}")

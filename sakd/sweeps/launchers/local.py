@@ -12,12 +12,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Annotated
 
+from annotated_types import Ge, Le
 from filelock import FileLock
 
 from sakd.runs import is_locked
 from sakd.signals import interruptible, uninterrupted
-from sakd.sweeps.launchers.base import Launcher, Queue, Queued, check_whole
+from sakd.sweeps.launchers.base import Launcher, Queue, Queued
 from sakd.sweeps.plan import Plan
 from sakd.sweeps.submissions import Place, Submission, cancelled, needs_of
 
@@ -32,11 +34,8 @@ ALIVE = ".alive"  # in a submission's folder: locked by the launch that starts i
 class LocalSettings:
     """The keys of hydra/launcher=local."""
 
-    processes: int | None  # at a time; None: as many as there are GPUs, or without any as there are cores
-
-    def __post_init__(self):
-        """Raise ConfigError naming the key at fault."""
-        check_whole("processes", self.processes, 1, optional=True)
+    # At a time; None: as many as there are GPUs, or without any as there are cores.
+    processes: Annotated[int, Ge(1), Le(1024)] | None
 
 
 class LocalLauncher(Launcher):

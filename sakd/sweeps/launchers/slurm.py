@@ -10,9 +10,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sakd.errors import ConfigError, SlurmError, check_number
+from sakd.errors import ConfigError, SlurmError
+from sakd.ranges import Count, Natural, Positive, Processes, Text, Threads
 from sakd.runs import tracking
-from sakd.sweeps.launchers.base import Launcher, Queue, Queued, check_kind, check_whole
+from sakd.sweeps.launchers.base import Launcher, Queue, Queued
 from sakd.sweeps.plan import Plan
 from sakd.sweeps.submissions import Array, Place, Submission, needs_of
 
@@ -37,38 +38,25 @@ class SlurmSettings:
     """The keys of hydra/launcher=slurm; what may be None is then left to the cluster, or to sbatch's own
     variables."""
 
-    partition: str | None  # one, or several with commas
-    account: str | None  # that pays
-    qos: str | None  # quality of service
-    constraint: str | None  # features that a node must have
-    nodelist: str | None  # nodes that must be among a job's
-    exclude: str | None  # nodes that must not
-    gpus_per_node: int | None  # None: no GPU
-    cpus_per_task: int | None  # of a job, which is one task
-    mem_gb: float | None  # of a job
-    timeout_min: int  # of a turn
-    signal_delay_s: int  # so long before the limit a job is told
-    max_num_timeout: int  # so many turns
-    array_parallelism: int  # jobs of one array at a time
+    partition: Text | None  # one, or several with commas
+    account: Text | None  # that pays
+    qos: Text | None  # quality of service
+    constraint: Text | None  # features that a node must have
+    nodelist: Text | None  # nodes that must be among a job's
+    exclude: Text | None  # nodes that must not
+    gpus_per_node: Processes | None  # None: no GPU
+    cpus_per_task: Threads | None  # of a job, which is one task
+    mem_gb: Positive | None  # of a job
+    timeout_min: Count  # of a turn
+    signal_delay_s: Natural  # so long before the limit a job is told
+    max_num_timeout: Natural  # so many turns
+    array_parallelism: Count  # jobs of one array at a time
     setup: list[str]  # shell commands before a job
     additional_parameters: dict[str, object]  # any other option of sbatch
     wait: bool  # True: a launch is over once its runs are
 
     def __post_init__(self):
-        """Raise ConfigError naming the key at fault."""
-        for key in ("partition", "account", "qos", "constraint", "nodelist", "exclude"):
-            check_kind(key, getattr(self, key), str, "text", optional=True)
-        check_whole("gpus_per_node", self.gpus_per_node, 0, optional=True)
-        check_whole("cpus_per_task", self.cpus_per_task, 1, optional=True)
-        check_whole("timeout_min", self.timeout_min, 1)
-        check_whole("signal_delay_s", self.signal_delay_s, 0)
-        check_whole("max_num_timeout", self.max_num_timeout, 0)
-        check_whole("array_parallelism", self.array_parallelism, 1)
-        if self.mem_gb is not None:
-            check_number("hydra.launcher.mem_gb", self.mem_gb, 0, above=True)
-        check_kind("wait", self.wait, bool, "true or false")
-        check_kind("setup", self.setup, list, "a list of shell commands")
-        check_kind("additional_parameters", self.additional_parameters, dict, "options of sbatch by name")
+        """Raise ConfigError for an option of sbatch that has a key of its own, or that sakd sets."""
         for key in self.additional_parameters:
             plain = str(key).replace("_", "-")
             if plain in OURS or hasattr(self, str(key)):

@@ -1,0 +1,167 @@
+"""Keys and values of the nodes that no constructor takes.
+
+A key that is not here is refused, with ``+`` as well; a node with a ``_target_`` has its constructor's, too.
+"""
+
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+from annotated_types import Ge, Le, MinLen, doc
+
+from sakd.ranges import (
+    BatchSize,
+    BelowOne,
+    Count,
+    Epochs,
+    File,
+    Finite,
+    Folder,
+    Name,
+    Percent,
+    Positive,
+    Rate,
+    Seed,
+    Text,
+    Threads,
+)
+
+Node = dict[str, Any]  # with a _target_
+Precision = Literal["fp32", "tf32", "bf16"]
+Channels = Annotated[int, Ge(1), Le(2**16)]
+Pixels = Annotated[int, Ge(1), Le(2**14)]  # of a side
+Classes = Annotated[int, Ge(2), Le(10**7)]
+Store = Annotated[str, MinLen(1), doc("a store such as sqlite:///mlflow.db or http://host:5000")]
+Part = Annotated[int, Ge(2), Le(2**31 - 1)]  # of a data set's images
+
+
+class Recipe(TypedDict):
+    """``dataset.recipe``: other keys' defaults."""
+
+    epochs: NotRequired[Epochs]
+    batch_size: NotRequired[BatchSize]
+    pretraining_epochs: NotRequired[Epochs]
+    pretraining_lr: NotRequired[Rate]
+    gamma: NotRequired[Positive]
+
+
+class Data(TypedDict):
+    """``dataset``: what it promises of its images, and what is said of its reader."""
+
+    _target_: Any  # checked where it is imported
+    name: Name
+    classes: Classes
+    channels: Channels
+    image_size: Pixels
+    mean: Annotated[list[Finite], MinLen(1)]
+    std: Annotated[list[Positive], MinLen(1)]
+    crop_padding: NotRequired[Annotated[int, Ge(0), Le(2**14)]]
+    flip: NotRequired[bool]
+    val_fraction: BelowOne
+    train_samples: Part | None
+    test_samples: Part | None
+    reads: NotRequired[list[str]]
+    ignore_others: NotRequired[bool]
+    recipe: NotRequired[Recipe | None]
+
+
+class Network(TypedDict):
+    """``student``."""
+
+    _target_: Any
+    name: Name
+    num_classes: NotRequired[Classes]
+    in_channels: NotRequired[Channels]
+    image_size: NotRequired[Pixels]
+
+
+class Training(TypedDict):
+    """``teacher.training``."""
+
+    seed: Seed
+    epochs: Epochs
+    batch_size: BatchSize
+    precision: Precision
+    optimizer: Node
+    schedule: Node | None
+
+
+class TeacherNetwork(Network):
+    """``teacher``."""
+
+    checkpoint: File | None
+    min_accuracy: Percent
+    training: Training
+
+
+class Pretraining(TypedDict):
+    """``distiller.pretraining``."""
+
+    name: Name
+    loss: NotRequired[Node | None]  # its own; else it is the one of the distiller's that ``name`` names
+    seed: Seed
+    epochs: Epochs
+    batch_size: BatchSize
+    optimizer: Node
+    schedule: Node | None
+
+
+class Reference(TypedDict):
+    """``distiller.reference``: the paper."""
+
+    method: Text
+    authors: list[Text]
+    title: Text
+    venue: Text
+    year: Count
+
+
+class Losses(TypedDict):
+    """``distiller``."""
+
+    name: Name
+    losses: dict[str, Node]
+    reference: NotRequired[Reference | None]
+    alpha: NotRequired[Annotated[float, Ge(0), Le(1e9)]]  # what losses take their weights from
+    beta: NotRequired[Annotated[float, Ge(0), Le(1e9)]]
+    pretraining: NotRequired[Pretraining | None]
+    pretrains: NotRequired[Text]  # in a pretraining's own run: which of the losses
+
+
+class Mode(TypedDict):
+    """``spot_mode``."""
+
+    _target_: Any
+    name: Name
+    optimizer: NotRequired[Node]
+
+
+class Tracking(TypedDict):
+    """``tracking``."""
+
+    name: Literal["mlflow", "none"]
+    uri: NotRequired[Store]
+    experiment: NotRequired[Name]
+
+
+class Whole(TypedDict):
+    """The configuration of a run; what other values are copied from comes before them."""
+
+    dataset: Data
+    seed: Seed
+    epochs: Epochs
+    batch_size: BatchSize
+    optimizer: Node
+    schedule: Node | None
+    precision: Precision
+    student: Network
+    teacher: TeacherNetwork
+    distiller: Losses
+    spot_mode: Mode
+    tracking: Tracking
+    device: Text
+    threads: Threads | None
+    memory_format: Literal["contiguous", "channels_last"]
+    fold_batch_norm: bool
+    compile: Literal["none", "default", "graph"]
+    cohort: Count
+    profile: bool
+    runs: Folder
