@@ -12,6 +12,7 @@ from sakd.configuration.identity import (
     identity,
     parameters,
     run_name,
+    sha256_as_of,
     sha256_of,
     short_names,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "prerequisites",
     "require_accuracy",
     "run_name",
+    "sha256_as_of",
     "sha256_of",
     "short_names",
     "teacher_of",

@@ -2,14 +2,14 @@
 
 ``config.yaml``, ``metrics.jsonl`` (a line per epoch, the truth), ``last.pt`` (resume from here),
 ``student.safetensors``, ``result.json`` (only once finished), ``run.log``, ``code.diff`` (if the code is not
-its commit's). Files appear whole or not at all.
+its commit's). Files appear whole or not at all; what a run goes on from, or answers from, has a checksum.
 """
 
 import fcntl
 import io
 import json
-import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +20,12 @@ from filelock import FileLock, Timeout
 
 from sakd import configuration
 from sakd.errors import CheckpointError, RunError, RunHeldError
-from sakd.files import explained, read_json, write_whole
+from sakd.files import append, is_sealed, read_whole, seal, with_checksum, write_whole
 from sakd.runs import code
-
-Metrics = dict[str, float]
+from sakd.runs.stored import Metrics, read_metrics, read_result
 
 ENDED_EARLY = "ended early: "
+START_ANEW = "move it away to train from the start"
 LAST_BYTES = 1 << 16  # of a run.log hold its last message, with a traceback
 
 
@@ -45,15 +45,18 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """The result that a finished run stored; None while it is not finished.
 
-        Raises RunError if the file is damaged, CheckpointError if the teacher falls short of what the config
-        expects.
+        Raises RunError if the file is damaged or another run's, CheckpointError if the weights are not those
+        that it stored, or the teacher falls short of what the config expects.
         """
-        path = self.folder / "result.json"
-        result = read_json(path)
+        result = read_result(self.folder)
         if result is None:
             return None
-        if not {"student", "teacher", "kept", "seconds", "student_sha256"} <= result.keys():
-            raise RunError(f"{path}: is not a run's result; move the file away to finish the run again")
+        if result["run"] != self.name:
+            raise RunError(
+                f"{self.folder / 'result.json'}: found the result of {result['run']!r:.120}, expected this "
+                "run's; move the file away to finish the run again"
+            )
+        self._check_weights(result["student_sha256"])
         if result["teacher"] is not None:
             configuration.require_accuracy(
                 self.config["teacher"]["min_accuracy"],
@@ -61,6 +64,22 @@ class Run:
                 result["teacher"]["source"],
             )
         return result
+
+    def _check_weights(self, expected: str) -> None:
+        try:
+            status = self.weights.lstat()
+            is_file = stat.S_ISREG(status.st_mode)
+            found = configuration.sha256_as_of(self.weights, status) if is_file else "of no file"
+        except FileNotFoundError:
+            found = "of nothing"
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self.weights}: {error.strerror}") from error
+        if found != expected:
+            raise CheckpointError(
+                f"{self.weights}: found checksum {found}, expected {expected} as in result.json beside it; "
+                "the file was changed. Bring it back, or move result.json away: the same command then stores "
+                "the weights again, from last.pt"
+            )
 
     @property
     def is_held(self) -> bool:
@@ -114,22 +133,19 @@ class Run:
         to ``epochs``.
         """
         path = self.folder / "metrics.jsonl"
-        if not path.exists() and not epochs:
-            return
-        kept = [line for line in self.metrics() if line["epoch"] <= epochs]
+        try:
+            kept = read_metrics(self.folder, epochs)
+        except RunError as error:
+            raise RunError(f"{error}; move last.pt away to train from the start") from error
         if [line["epoch"] for line in kept] != list(range(1, epochs + 1)):
             raise RunError(
                 f"{path}: found epochs {[line['epoch'] for line in kept]}, expected 1 to {epochs} as in "
                 "last.pt; move last.pt away to train from the start"
             )
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        write_whole(path, "".join(f"{_line(metrics)}\n" for metrics in kept).encode())
 
     def append_metrics(self, metrics: Metrics) -> None:
-        path = self.folder / "metrics.jsonl"
-        with explained(path), path.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.folder / "metrics.jsonl", _line(metrics))
 
     def save_checkpoint(self, state: Mapping[str, Any], sources: Mapping[str, str]) -> None:
         """Save a trainer's state, from which the run goes on.
@@ -140,30 +156,37 @@ class Run:
 
         content = io.BytesIO()  # a full disk is then an ordinary OSError
         torch.save({"digest": self.digest, "sources": dict(sources), "trainer": dict(state)}, content)
-        write_whole(self.folder / "last.pt", content.getbuffer())
+        write_whole(self.folder / "last.pt", seal(content))
 
     def load_checkpoint(self, sources: Mapping[str, str]) -> dict[str, Any] | None:
         """The trainer's last saved state; None before the first.
 
-        Raises CheckpointError if the file is damaged or foreign, or the run learned from other ``sources``
-        before.
+        Raises CheckpointError if the file is not as it was written or foreign, or the run learned from other
+        ``sources`` before.
         """
         import torch
 
         path = self.folder / "last.pt"
-        if not path.exists():
+        raw = read_whole(path)
+        if raw is None:
             return None
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not is_sealed(raw):
             raise CheckpointError(
-                f"{path}: cannot be read ({reason}); move it away to train from the start"
-            ) from error
-        if not isinstance(saved, dict) or saved.get("digest") != self.digest:
-            raise CheckpointError(
-                f"{path}: is not this run's checkpoint; move it away to train from the start"
+                f"{path}: found no checksum at its end that fits, expected that of what was written; it is "
+                f"damaged, or of an earlier version; {START_ANEW}"
             )
+        try:
+            saved = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds, and its advice is to load it all the same
+            raise CheckpointError(
+                f"{path}: cannot be read by this version of PyTorch ({type(error).__name__}); {START_ANEW}"
+            ) from error
+        if (
+            not isinstance(saved, dict)
+            or {"sources", "trainer"} - saved.keys()
+            or saved.get("digest") != self.digest
+        ):
+            raise CheckpointError(f"{path}: is not this run's checkpoint; {START_ANEW}")
         for name in {**saved["sources"], **sources}:
             before, now = saved["sources"].get(name), sources.get(name)
             if before != now:
@@ -182,25 +205,13 @@ class Run:
 
         write_whole(self.weights, save({name: tensor.contiguous() for name, tensor in weights.items()}))
         result = {**result, "student_sha256": configuration.sha256_of(self.weights)}
-        write_whole(self.folder / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+        stored = json.dumps(with_checksum(result), indent=2) + "\n"
+        write_whole(self.folder / "result.json", stored.encode())
         return result
 
 
-def read_metrics(folder: Path) -> list[Metrics]:
-    """Whole lines of a run's metrics.jsonl; what a kill cut short is left out."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_bytes().splitlines():
-        try:
-            read = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(read, dict) or "epoch" not in read:
-            break
-        lines.append(read)
-    return lines
+def _line(metrics: Metrics) -> str:
+    return json.dumps(with_checksum(metrics))
 
 
 def is_locked(path: Path) -> bool:
