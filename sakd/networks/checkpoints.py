@@ -98,9 +98,8 @@ def load_weights(network: StagedNet, weights: Mapping[str, Tensor], name: str, p
         )
     for key, named in naming.items():
         if (found := _unfit(weights[named], own[key])) is not None:
-            raise CheckpointError(
-                f"{path}: found {found} in {named}, expected finite {own[key].dtype} weights"
-            )
+            kind = "numbers of floating point" if own[key].is_floating_point() else "whole numbers"
+            raise CheckpointError(f"{path}: found {found} in {named}, expected finite {kind}")
     differing = [(key, named) for key, named in naming.items() if own[key].shape != weights[named].shape]
     if differing:
         key, named = differing[0]

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from sakd import configuration
 from sakd.errors import CheckpointError, RunError, RunHeldError
-from sakd.files import append, is_sealed, read_whole, seal, with_checksum, write_whole
+from sakd.files import append, explained, is_sealed, read_whole, seal, with_checksum, write_whole
 from sakd.runs import code
 from sakd.runs.stored import Metrics, read_metrics, read_result
 
@@ -55,6 +55,12 @@ class Run:
             raise RunError(
                 f"{self.folder / 'result.json'}: found the result of {result['run']!r:.120}, expected this "
                 "run's; move the file away to finish the run again"
+            )
+        accuracies = result["student"]["accuracy"], result["student"]["best_accuracy"]
+        if (None in accuracies) != ("pretrains" in self.config["distiller"]):
+            raise RunError(
+                f"{self.folder / 'result.json'}: found accuracies {accuracies}, expected a network's, or None of a "
+                "pretraining; move the file away to finish the run again"
             )
         self._check_weights(result["student_sha256"])
         if result["teacher"] is not None:
@@ -114,7 +120,8 @@ class Run:
         Leftovers of a killed write are removed.
         """
         for leftover in self.folder.glob("*.partial"):
-            leftover.unlink()
+            with explained(leftover):
+                leftover.unlink()
         write_whole(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False).encode())
         difference = code.of_this_process()[1]
         if difference:
@@ -238,7 +245,7 @@ def last_words(folder: Path) -> str | None:
         with (folder / "run.log").open("rb") as file:
             file.seek(max(0, (folder / "run.log").stat().st_size - LAST_BYTES))
             written = file.read().decode(errors="replace")
-    except FileNotFoundError:
+    except OSError:  # none, or none that can be read
         return None
     messages = re.findall(r"^\d{4}-\S+ \S+ [A-Z]+ (.*)$", written, flags=re.MULTILINE)
     return (
