@@ -59,8 +59,8 @@ class Run:
         accuracies = result["student"]["accuracy"], result["student"]["best_accuracy"]
         if (None in accuracies) != ("pretrains" in self.config["distiller"]):
             raise RunError(
-                f"{self.folder / 'result.json'}: found accuracies {accuracies}, expected a network's, or None of a "
-                "pretraining; move the file away to finish the run again"
+                f"{self.folder / 'result.json'}: found accuracies {accuracies}, expected a network's, or "
+                "None of a pretraining; move the file away to finish the run again"
             )
         self._check_weights(result["student_sha256"])
         if result["teacher"] is not None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import yaml
 
+from sakd.configuration import flatten
 from sakd.errors import ConfigError, SlurmError
 from sakd.runs import code, tracking
 from sakd.sweeps import submissions
@@ -170,7 +171,7 @@ def _record(planned: Plan, wanted: Sequence[PlannedRun], launcher: Launcher) -> 
     """Write down what is about to be handed over, before it is; with the code copied and the store set
     up."""
     _prepare_store(wanted)
-    copy = code.snapshot(planned.runs)
+    copy = code.snapshot(planned.runs, packages=_packages(wanted))
     folder = submissions.new_folder(planned.runs)
     needs = {run.name: list(run.needs) for run in wanted if run.needs}
     arrays = _arrays(_jobs(planned, wanted), needs, launcher.largest_array())
@@ -186,6 +187,16 @@ def _record(planned: Plan, wanted: Sequence[PlannedRun], launcher: Launcher) -> 
     submission.write({run.name: run.run.config for run in wanted})
     log.info("jobs run the code of %s, copied to %s", code.running(copy)[0], copy)
     return submission
+
+
+def _packages(wanted: Iterable[PlannedRun]) -> set[str]:
+    """What the runs' configurations name that is to be imported."""
+    return {
+        str(value)
+        for run in wanted
+        for key, value in flatten(run.run.config)
+        if key.rpartition(".")[2] in ("_target_", "build")
+    }
 
 
 def _submit(submission: Submission, launcher: Launcher, standings: Standings) -> None:

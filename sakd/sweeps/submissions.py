@@ -8,10 +8,12 @@ jobs said.
 """
 
 import getpass
+import inspect
 import json
 import os
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from filelock import FileLock
 from sakd.configuration import Config
 from sakd.errors import RunError
 from sakd.files import read_json, write_whole
+from sakd.runs import copies
 
 FOLDER = ".sweeps"
 
@@ -75,12 +78,23 @@ class Submission:
         return self.folder.parent.parent
 
     def environment(self) -> dict[str, str]:
-        """What makes Python run the copied code, and not what lies in the working directory."""
+        """What makes Python run the copied code, and not what lies in the working directory.
+
+        It writes no bytecode: a copy has nothing but what was copied.
+        """
         others = os.environ.get("PYTHONPATH")
         return {
             "PYTHONPATH": os.pathsep.join([self.snapshot, *([others] if others else [])]),
             "PYTHONSAFEPATH": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
         }
+
+    def check(self) -> list[str]:
+        """The command that ends with an error, told in one line, where the copy is not what was copied.
+
+        It runs nothing of the copy itself.
+        """
+        return [sys.executable, "-I", "-c", inspect.getsource(copies), self.snapshot]
 
     @cached_property
     def jobs(self) -> dict[Place, list[str]]:

@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from filelock import FileLock
 
 from sakd.runs import is_locked
+from sakd.runs.code import check_copy
 from sakd.signals import interruptible
 from sakd.sweeps.launchers.base import Launcher, Queue, Queued, check_whole
 from sakd.sweeps.plan import Plan
@@ -154,7 +155,8 @@ class _Processes:
         self.living: set[subprocess.Popen] = set()
 
     def run(self, place: Place) -> int:
-        """Run one job; its exit code."""
+        """Run one job; its exit code. Raises RunError where the code is not any more what was copied."""
+        check_copy(Path(self.submission.snapshot))
         gpu = self.gpus.get()
         try:
             environment = os.environ | self.submission.environment()
