@@ -21,11 +21,12 @@ from sakd.configuration.compose import sweep
 from sakd.errors import SakdError
 from sakd.runs import code, read_metrics
 from sakd.runs.job import execute
-from sakd.sweeps import Plan, plan, submissions, survey
+from sakd.sweeps import Plan, launch, plan, submissions, survey
 from sakd.sweeps.launchers.local import ALIVE, LocalLauncher, log_of
 from sakd.sweeps.submissions import Array, Submission
 from sakd.sweeps.work import Work
 from tests.conftest import ROOT, TINY
+from tests.test_compare import finish
 
 SMALL = (
     "teacher=resnet8",
@@ -288,6 +289,16 @@ def test_a_job_takes_no_configuration_that_is_not_its_runs(as_a_job):
             .failure(cell.name)["error"]
             .startswith(f"{submission.folder}/cells/{cell.name}.json: {told}")
         )
+
+
+def test_nothing_is_submitted_that_needs_a_finished_run_whose_weights_are_not_there_any_more(here):
+    sweep = planned(*LOCAL, "distiller=kd")
+    (teacher,) = sweep.first
+    finish(sweep.runs, 97.0, config=teacher.run.config, teacher=None)
+    teacher.run.weights.unlink()
+    with pytest.raises(SakdError, match=f"^{teacher.run.weights}: found checksum of nothing"):
+        launch(sweep)
+    assert submissions.read(sweep.runs) == []
 
 
 def test_a_launch_starts_no_job_from_a_copy_that_was_changed(here):

@@ -119,7 +119,7 @@ def _end_jobs_without_members(concerned: Mapping[Place, Submission]) -> None:
 
 def _wanted(planned: Plan, standings: Standings, only: Collection[str]) -> list[PlannedRun]:
     """Choose cells in these states, and what they need that is neither done nor on its way, each behind what
-    it needs."""
+    it needs. Raises a SakdError where what is finished and needed is not as it was stored."""
     by_name = {run.name: run for run in planned.everything}
     chosen: dict[str, PlannedRun] = {}
 
@@ -133,6 +133,8 @@ def _wanted(planned: Plan, standings: Standings, only: Collection[str]) -> list[
     for cell in planned.cells:
         if standings[cell.name].state in only:
             choose(cell)
+    for name in sorted({name for run in chosen.values() for name in run.needs} - chosen.keys()):
+        by_name[name].run.result()
     return list(chosen.values())
 
 
