@@ -296,7 +296,7 @@ def test_nothing_is_submitted_that_needs_a_finished_run_whose_weights_are_not_th
     (teacher,) = sweep.first
     finish(sweep.runs, 97.0, config=teacher.run.config, teacher=None)
     teacher.run.weights.unlink()
-    with pytest.raises(SakdError, match=f"^{teacher.run.weights}: found checksum of nothing"):
+    with pytest.raises(SakdError, match=f"^{teacher.run.weights}: found no such file"):
         launch(sweep)
     assert submissions.read(sweep.runs) == []
 

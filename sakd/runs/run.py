@@ -72,19 +72,21 @@ class Run:
         return result
 
     def _check_weights(self, expected: str) -> None:
+        """Raise CheckpointError unless the weights have the checksum that the result expects."""
         try:
             status = self.weights.lstat()
-            is_file = stat.S_ISREG(status.st_mode)
-            found = configuration.sha256_as_of(self.weights, status) if is_file else "of no file"
+            found = "a link or folder"
+            if stat.S_ISREG(status.st_mode):
+                found = f"checksum {configuration.sha256_as_of(self.weights, status)}"
         except FileNotFoundError:
-            found = "of nothing"
+            found = "no such file"
         except OSError as error:
             raise CheckpointError(f"cannot read {self.weights}: {error.strerror}") from error
-        if found != expected:
+        if found != f"checksum {expected}":
             raise CheckpointError(
-                f"{self.weights}: found checksum {found}, expected {expected} as in result.json beside it; "
-                "the file was changed. Bring it back, or move result.json away: the same command then stores "
-                "the weights again, from last.pt"
+                f"{self.weights}: found {found}, expected checksum {expected} as in result.json beside it; "
+                "the file was changed or taken away. Bring it back, or move result.json away: the same "
+                "command then stores the weights again, from last.pt"
             )
 
     @property
