@@ -1,6 +1,5 @@
 """Files that are there whole or not at all, and tell when they are not what was written."""
 
-import errno
 import hashlib
 import io
 import json
@@ -33,8 +32,7 @@ def read_whole(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise RunError(f"{path}: found a link, expected a file; move it away") from None
+        refuse_link(path)
         raise RunError(f"cannot read {path}: {error.strerror}") from error
 
 
@@ -101,6 +99,12 @@ def is_sealed(content: bytes) -> bool:
     """True if this is what was sealed, to the last bit."""
     written, line = memoryview(content)[:-SEALED], content[-SEALED:]
     return line == SEAL + hashlib.sha256(written).hexdigest().encode() + b"\n"
+
+
+def refuse_link(path: Path) -> None:
+    """Raise RunError if a link lies at this path, in a folder where others may write, too."""
+    if path.is_symlink():
+        raise RunError(f"{path}: found a link, expected none in a folder of runs; move it away")
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:

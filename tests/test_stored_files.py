@@ -260,6 +260,29 @@ def test_what_is_no_file_of_its_own_is_named_and_not_followed(kind, instead, fin
     assert "\n" not in told
 
 
+@pytest.mark.parametrize("name", ["", "run.log"])
+def test_nothing_is_written_where_a_link_leads(name, finished, tmp_path):
+    again = Again("last.pt", finished, tmp_path / "runs")
+    path, elsewhere = again.run.folder / name, tmp_path / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    before = elsewhere.stat().st_mtime_ns
+    assert again.refusal().startswith(f"{path}: found a link, expected none")
+    assert elsewhere.stat().st_mtime_ns == before
+
+
+def test_the_state_of_another_trainer_is_told_in_one_line_with_its_file(finished, tmp_path):
+    again = Again("last.pt", finished, tmp_path / "runs")
+    saved = torch.load(again.path, weights_only=True)
+    others = {**saved["trainer"], "student": {"weight": torch.zeros(3)}}
+    for state in ({"epoch": 2}, others, {**saved["trainer"], "optimizer": "none"}):
+        again.run.save_checkpoint(state, saved["sources"])
+        told = again.refusal()
+        assert told.startswith(f"{again.path}: ")
+        assert told.endswith("; move it away to train from the start")
+        assert "\n" not in told
+
+
 def test_a_line_is_not_appended_to_what_a_link_leads_to(tmp_path):
     (tmp_path / "elsewhere").write_text("mine\n")
     (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "elsewhere")

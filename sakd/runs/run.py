@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from sakd import configuration
 from sakd.errors import CheckpointError, RunError, RunHeldError
-from sakd.files import append, explained, is_sealed, read_whole, seal, with_checksum, write_whole
+from sakd.files import append, explained, is_sealed, read_whole, refuse_link, seal, with_checksum, write_whole
 from sakd.runs import code
 from sakd.runs.stored import Metrics, read_metrics, read_result
 
@@ -48,6 +48,7 @@ class Run:
         Raises RunError if the file is damaged or another run's, CheckpointError if the weights are not those
         that it stored, or the teacher falls short of what the config expects.
         """
+        refuse_link(self.folder)
         result = read_result(self.folder)
         if result is None:
             return None
@@ -101,6 +102,7 @@ class Run:
         Another process that has it is waited for. Raises RunHeldError instead where it is not to ``wait``,
         and RunError if the folder cannot be written.
         """
+        refuse_link(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / ".lock")
