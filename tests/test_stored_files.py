@@ -26,8 +26,9 @@ WRONG = (None, True, "", "three", [], {}, -1, 0.5, 1000, 10**400, math.nan, math
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Config:
-    """A finished run, and its teacher's."""
-    folder = tmp_path_factory.mktemp("finished")
+    """A finished run, and its teacher's, which the tests' processes share: the first to come trains it."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "finished"
     small = (*TINY, "dataset.train_samples=64", "distiller=kd", "spot_mode=fixed")
     config = compose_config(*small, f"runs={folder}/runs", "tracking=none")
     execute(config)
