@@ -175,6 +175,7 @@ def without_checksum(content: dict) -> dict:
         ("seconds", True, "found True for seconds, expected seconds"),
         ("student_sha256", ..., "found no student_sha256, expected a checksum"),
         ("code", None, "found no code.commit, expected a commit"),
+        ("run", ..., "found no run, expected a name"),
         ("run", "another", "found the result of 'another', expected this run's"),
     ],
 )

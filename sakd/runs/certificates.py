@@ -36,10 +36,8 @@ def certify(
     sha256 = hashlib.sha256(raw).hexdigest()
     subject = f"{sha256} {name} {dataset.test.checksum()} {dataset.mean} {dataset.std}"
     kept = certificates / f"{hashlib.sha256(subject.encode()).hexdigest()[:16]}.json"
-    accuracy = known = _known_accuracy(kept, subject)
-    if accuracy is None:
-        test = dataset.test.to(teacher.device)
-        accuracy = evaluate(teacher.network, evaluation_batches(test, dataset))["accuracy"]
+    known = _known_accuracy(kept, subject)
+    accuracy = _measured(teacher, dataset) if known is None else known
     certificate = Certificate(name, accuracy, sha256, str(path))
     accept(certificate)
     if known is None:
@@ -47,6 +45,12 @@ def certify(
             certificates.mkdir(parents=True, exist_ok=True)
         write_whole(kept, json.dumps(with_checksum({"subject": subject, "accuracy": accuracy})).encode())
     teacher.certificate = certificate
+
+
+def _measured(teacher: Teacher, dataset: Dataset) -> float:
+    """Accuracy on the test images, percent."""
+    test = dataset.test.to(teacher.device)
+    return evaluate(teacher.network, evaluation_batches(test, dataset))["accuracy"]
 
 
 def _known_accuracy(path: Path, subject: str) -> float | None:

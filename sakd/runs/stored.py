@@ -101,6 +101,7 @@ _NAME = _is_text, "a name"
 _CHECKSUM = _is_checksum, "a checksum"
 
 _RESULT = {
+    "run": _NAME,
     "student.name": _NAME,
     "student.accuracy": _PERCENT_OR_NONE,
     "student.best_accuracy": _PERCENT_OR_NONE,
