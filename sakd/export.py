@@ -12,8 +12,9 @@ import yaml
 
 from sakd.configuration import build
 from sakd.errors import CheckpointError, RunError
-from sakd.files import read_json, write_whole
+from sakd.files import write_whole
 from sakd.networks.checkpoints import load_weights, parse_weights, shared_weights
+from sakd.runs import read_result
 
 
 def export_checkpoint(run: Path, output: Path) -> None:
@@ -26,7 +27,7 @@ def export_checkpoint(run: Path, output: Path) -> None:
     """
     if not (run / "config.yaml").is_file():
         raise RunError(f"{run}: found no config.yaml, expected a run's folder")
-    result = read_json(run / "result.json")
+    result = read_result(run)
     if result is None:
         raise RunError(
             f"{run}: found no result.json, expected a finished run; the command that started it also "

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sakd.runs import code
+from sakd.errors import RunError
+from sakd.runs import code, copies
 from tests.conftest import ROOT, TINY
 
 
@@ -44,9 +46,9 @@ def checkout(folder: Path) -> Path:
 def small(tmp_path):
     """A checkout of three files, one of them in a folder, and what it ignores."""
     root = tmp_path / "small"
-    (root / "package").mkdir(parents=True)
-    (root / "package/module.py").write_text("ANSWER = 41\n")
-    (root / "launch.py").write_text("import package\n")
+    (root / "sakd").mkdir(parents=True)
+    (root / "sakd/module.py").write_text("ANSWER = 41\n")
+    (root / "launch.py").write_text("import sakd\n")
     (root / ".gitignore").write_text("/runs/\n*.log\n")
     commit(root)
     (root / "runs").mkdir()
@@ -60,23 +62,23 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_copy_has_tracked_and_untracked_files_as_they_are_and_none_that_are_ignored(small, tmp_path):
-    (small / "package/module.py").write_text("ANSWER = 42\n")
-    (small / "package/näu.py").write_text("untracked\n")
-    (small / "package/new.txt").write_text("no code until git tracks it\n")
+    (small / "sakd/module.py").write_text("ANSWER = 42\n")
+    (small / "sakd/näu.py").write_text("untracked\n")
+    (small / "sakd/new.txt").write_text("no code until git tracks it\n")
     (small / "launch.py").unlink()
     copy = contents(code.snapshot(tmp_path, small))
     assert copy.pop("snapshot.json")
     assert copy.pop("snapshot.diff")
     assert copy == {
         ".gitignore": b"/runs/\n*.log\n",
-        "package/module.py": b"ANSWER = 42\n",
-        "package/näu.py": b"untracked\n",
+        "sakd/module.py": b"ANSWER = 42\n",
+        "sakd/näu.py": b"untracked\n",
     }
 
 
 def test_a_copy_has_what_a_link_to_a_folder_leads_to(small, tmp_path):
     """conf/student, conf/teacher and conf/sweeps are such links."""
-    (small / "alias").symlink_to("package", target_is_directory=True)
+    (small / "alias").symlink_to("sakd", target_is_directory=True)
     commit(small)
     copy = code.snapshot(tmp_path, small)
     assert (copy / "alias/module.py").read_text() == "ANSWER = 41\n"
@@ -88,19 +90,19 @@ def test_a_copy_is_made_once_for_one_state_and_anew_for_another(small, tmp_path)
     (small / "my.log").write_text("more noise")
     assert code.snapshot(tmp_path, small) == first
     assert ((first / "snapshot.json").read_bytes(), first.stat().st_mtime_ns) == noted
-    (small / "package/module.py").write_text("ANSWER = 42\n")
+    (small / "sakd/module.py").write_text("ANSWER = 42\n")
     second = code.snapshot(tmp_path, small)
     assert second != first
-    assert (first / "package/module.py").read_text() == "ANSWER = 41\n"
-    assert (second / "package/module.py").read_text() == "ANSWER = 42\n"
+    assert (first / "sakd/module.py").read_text() == "ANSWER = 41\n"
+    assert (second / "sakd/module.py").read_text() == "ANSWER = 42\n"
     commit(small)  # the same files, of another commit
     assert code.snapshot(tmp_path, small) not in (first, second)
     assert len(list((tmp_path / ".code").iterdir())) == 3
 
 
 def test_a_copy_tells_the_commit_and_what_differs_from_it(small, tmp_path):
-    (small / "package/module.py").write_text("ANSWER = 42\n")
-    (small / "package/new.py").write_text("untracked\n")
+    (small / "sakd/module.py").write_text("ANSWER = 42\n")
+    (small / "sakd/new.py").write_text("untracked\n")
     copy = code.snapshot(tmp_path, small)
     now = git(small, "rev-parse", "HEAD").strip()
     shutil.rmtree(small)
@@ -108,7 +110,7 @@ def test_a_copy_tells_the_commit_and_what_differs_from_it(small, tmp_path):
     assert (told.commit, told.changed) == (now, True)
     assert told.snapshot.endswith(f"({copy.name})")
     assert "-ANSWER = 41\n+ANSWER = 42\n" in difference
-    assert "+++ b/package/new.py\n@@ -0,0 +1 @@\n+untracked\n" in difference
+    assert "+++ b/sakd/new.py\n@@ -0,0 +1 @@\n+untracked\n" in difference
     assert str(told).startswith(f"commit {now[:12]} with changes, as it was at ")
 
 
@@ -144,9 +146,76 @@ def test_outside_of_git_the_package_is_copied_and_no_commit_told(tmp_path):
     assert str(told).startswith("no git checkout, as it was at ")
 
 
+def test_new_files_are_code_in_the_projects_folders_and_in_plug_ins_that_are_named_alone(small, tmp_path):
+    for path in ("sakd/new.py", "conf/distiller/new.yaml", "their_kd/loss.py", "their_kd/conf/new.yaml"):
+        (small / path).parent.mkdir(parents=True, exist_ok=True)
+        (small / path).write_text(f"{path}\n")
+    for path in ("build/lib/sakd/old.py", "notebook.py", "others/x.py", ".venv/lib/torch/x.py", "sakd/x.bin"):
+        (small / path).parent.mkdir(parents=True, exist_ok=True)
+        (small / path).write_text("no code of ours\n")
+    before = contents(code.snapshot(tmp_path, small))
+    assert {path for path in before if "new" in path} == {"sakd/new.py", "conf/distiller/new.yaml"}
+    copy = code.snapshot(tmp_path, small, packages={"their_kd.loss.Theirs", "torch.optim.SGD"})
+    assert contents(copy).keys() - before.keys() == {"their_kd/loss.py", "their_kd/conf/new.yaml"}
+    assert "+++ b/their_kd/loss.py\n" in (copy / "snapshot.diff").read_text()
+
+
+@pytest.mark.parametrize("text", ["", "one line", "one line\n", "a\n\nc\r\n", "a\x0cb\nc"])
+def test_a_new_file_of_the_difference_is_there_again_once_git_has_applied_it(text, small, tmp_path):
+    (small / "sakd/new.py").write_bytes(text.encode())
+    patch = code.running(small)[1]
+    (small / "sakd/new.py").unlink()
+    subprocess.run(["git", "-C", str(small), "apply", "-"], input=patch.encode(), check=True)
+    assert (small / "sakd/new.py").read_bytes() == text.encode()
+
+
+CHANGES = {
+    "a line more": ("sakd/module.py", lambda path: path.write_text(path.read_text() + "print('changed')\n")),
+    "a file more": ("torch.py", lambda path: path.write_text("print('changed')\n")),
+    "bytecode": ("sakd/__pycache__/module.cpython-311.pyc", lambda path: path.write_bytes(b"changed")),
+    "a file less": ("launch.py", Path.unlink),
+    "another commit": (
+        "snapshot.json",
+        lambda path: path.write_text(path.read_text().replace('"commit": "', '"commit": "f')),
+    ),
+    "no note": ("snapshot.json", lambda path: path.write_text("[]")),
+    "another difference": ("snapshot.diff", lambda path: path.write_text("+none\n")),
+    "a link": (
+        "sakd/module.py",
+        lambda path: (
+            path.rename(path.parents[3] / "module.py"),
+            path.symlink_to(path.parents[3] / "module.py"),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_copy_that_is_not_what_was_copied_is_named_and_not_used(change, small, tmp_path):
+    copy = code.snapshot(tmp_path, small)
+    check = [
+        sys.executable,
+        "-I",
+        "-c",
+        Path(copies.__file__).read_text(),
+        str(copy),
+    ]  # as a job's script does
+    assert subprocess.run(check, capture_output=True, text=True, check=True).stderr == ""
+    path, changed = CHANGES[change]
+    (copy / path).parent.mkdir(exist_ok=True)
+    changed(copy / path)
+    told = f"{copy / path}: is not as it was copied"
+    for use in (code.running, lambda copy: code.snapshot(tmp_path, small), code.check_copy):
+        with pytest.raises(RunError, match=f"^{re.escape(told)}.*; move {copy} away, and launch again$"):
+            use(copy)
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(told)
+
+
 def test_processes_that_copy_at_once_get_one_whole_copy(small, tmp_path):
     for number in range(200):
-        (small / f"package/module{number}.py").write_text(f"NUMBER = {number}\n")
+        (small / f"sakd/module{number}.py").write_text(f"NUMBER = {number}\n")
     commit(small)
     start = tmp_path / "start"
     script = "import sys; from pathlib import Path; from sakd.runs import code; print('ready', flush=True)\n"
@@ -164,7 +233,7 @@ def test_processes_that_copy_at_once_get_one_whole_copy(small, tmp_path):
 
 def test_a_folder_where_nobody_can_write_is_named(small, tmp_path):
     (tmp_path / ".code").write_text("a file")
-    with pytest.raises(code.RunError, match=f"cannot copy the code to {tmp_path}/.code"):
+    with pytest.raises(RunError, match=f"cannot copy the code to {tmp_path}/.code"):
         code.snapshot(tmp_path, small)
 
 

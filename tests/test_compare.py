@@ -74,13 +74,15 @@ def finish(
         }
         run.append_metrics(line | {"test/best_accuracy": accuracy + 1, "seconds": 1.0, "time": 1.8e9 + epoch})
     result = {
-        "teacher": teacher and {"sha256": teacher, "accuracy": 98.5, "source": "elsewhere"},
+        "run": run.name,
+        "epochs": config["epochs"],
+        "teacher": teacher and {"name": "a", "sha256": teacher, "accuracy": 98.5, "source": "elsewhere"},
         "kept": {},
         "seconds": 2.0,
     }
     result |= {
         "data_sha256": data,
-        "student": {"accuracy": accuracy, "best_accuracy": accuracy + 1},
+        "student": {"name": "b", "accuracy": accuracy, "best_accuracy": accuracy + 1, "best_epoch": 1},
         "code": {"commit": commit, "changed": False},
     }
     run.finish({"weight": torch.tensor([accuracy, seed])}, result)
@@ -257,8 +259,8 @@ def test_a_test_that_cannot_reach_the_level_is_said_to_be_one(three):
 
 
 def test_enough_seeds_reach_the_level(tmp_path):
-    finish_all(tmp_path, [97 + seed / 4 for seed in range(6)], "distiller=at", "spot_mode=fixed")
-    finish_all(tmp_path, [98 + seed / 2 for seed in range(6)], "distiller=at", "spot_mode=adaptive")
+    finish_all(tmp_path, [95 + seed / 4 for seed in range(6)], "distiller=at", "spot_mode=fixed")
+    finish_all(tmp_path, [96 + seed / 2 for seed in range(6)], "distiller=at", "spot_mode=adaptive")
     comparison = compared(tmp_path)
     assert UNREACHABLE not in FORMATS["terminal"](comparison)
     assert group(comparison, "at", "adaptive")["wilcoxon_p_holm"] == pytest.approx(2 / 64)

@@ -200,6 +200,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_same_command_goes_on
     assert "cannot write" in stopped.stderr
     assert "last.pt: File too large" in stopped.stderr
     (folder,) = (tmp_path / "runs").glob("*resnet14*")
+    assert not list(folder.glob("*.partial"))
     assert "Traceback" in (folder / "run.log").read_text()
     assert "epoch 2/2" in launch(*overrides).stdout
 

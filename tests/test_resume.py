@@ -199,15 +199,24 @@ def test_a_damaged_result_is_named(content, tiny):
         execute(run.config)
 
 
-@pytest.mark.parametrize("content", [b"3\n", b"\xff\xfe\n", b""])
-def test_damaged_metrics_are_named_with_the_way_out(content, tiny):
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"3\n", "line 1: found int, expected a JSON object"),
+        (b"\xff\xfe\n", "line 1: found no valid JSON"),
+        (b"", r"found epochs \[\], expected 1 to 2 as in last.pt"),
+    ],
+)
+def test_damaged_metrics_are_named_with_the_way_out(content, told, tiny):
     config = tiny("distiller=none", "epochs=3")
     assert in_a_process(config, "sakd.runs:Run.save_checkpoint", 2, "after") == KILLED
     (Run(config).folder / "metrics.jsonl").write_bytes(content)
     with pytest.raises(
-        RunError, match=r"metrics.jsonl: found epochs \[\], expected 1 to 2 as in last.pt; move last.pt away"
+        RunError, match=rf"metrics.jsonl: {told}.*; move last.pt away to train from the start"
     ):
         execute(config)
+    (Run(config).folder / "last.pt").unlink()
+    assert execute(config)["student"]["best_epoch"] <= 3
 
 
 def test_a_damaged_checkpoint_is_named(tiny):
@@ -215,7 +224,7 @@ def test_a_damaged_checkpoint_is_named(tiny):
     assert in_a_process(config, "sakd.runs:Run.save_checkpoint", 2, "after") == KILLED
     last = Run(config).folder / "last.pt"
     last.write_bytes(last.read_bytes()[:3000])
-    with pytest.raises(CheckpointError, match=r"last.pt: cannot be read .* move it away"):
+    with pytest.raises(CheckpointError, match=r"last.pt: found no checksum .* move it away"):
         execute(config)
 
 
@@ -239,7 +248,7 @@ def test_a_torn_last_line_and_epochs_past_the_checkpoint_are_dropped(tiny):
     with run.locked():
         run.start()
         for epoch in (1, 2, 3):
-            run.append_metrics({"epoch": epoch})
+            run.append_metrics({"epoch": epoch, "seconds": 1.0, "time": 1.8e9})
         with (run.folder / "metrics.jsonl").open("a") as file:
             file.write('{"epoch": 4, "loss/ta')
         run.keep_metrics(2)

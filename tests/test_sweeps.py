@@ -1,12 +1,15 @@
 """What `sakd status` says of a sweep's cells, from what real processes leave."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -18,11 +21,12 @@ from sakd.configuration.compose import sweep
 from sakd.errors import SakdError
 from sakd.runs import code, read_metrics
 from sakd.runs.job import execute
-from sakd.sweeps import Plan, plan, submissions, survey
-from sakd.sweeps.launchers.local import ALIVE, log_of
+from sakd.sweeps import Plan, launch, plan, submissions, survey
+from sakd.sweeps.launchers.local import ALIVE, LocalLauncher, log_of
 from sakd.sweeps.submissions import Array, Submission
 from sakd.sweeps.work import Work
 from tests.conftest import ROOT, TINY
+from tests.test_compare import finish
 
 SMALL = (
     "teacher=resnet8",
@@ -237,6 +241,73 @@ def test_a_damaged_record_is_told_by_its_name(here):
     done = CliRunner().invoke(cli, ["status", *FAILING])
     assert done.exit_code == 1
     assert f"{record}: is not a submission's record" in done.output
+
+
+def test_a_record_of_other_types_is_told_by_its_name(here):
+    record = hand_over(planned(*FAILING)).folder / "submission.json"
+    content = json.loads(record.read_text())
+    del content["sha256"]
+    wrong = {"arrays": [{"name": "a", "jobs": 3}], "launcher": {}, "needs": [], "time": "now", "snapshot": 3}
+    for key, value in wrong.items():
+        record.write_text(json.dumps(content | {key: value}))
+        with pytest.raises(SakdError, match=f"^{record}: is not a submission's record"):
+            submissions.read(Path("runs"))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files to another user")
+def test_another_users_submission_is_no_launcher_of_ours_and_its_jobs_are_not_run(here):
+    submission = hand_over(planned(*FAILING))
+    (cell,) = cells(*FAILING).values()
+    assert cell["state"] == "lost"
+    os.chown(submission.folder / "submission.json", 12345, -1)
+    (cell,) = cells(*FAILING).values()
+    assert cell["state"] == "missing"
+    done = CliRunner().invoke(cli, ["retry", *TINY, "tracking=none", "distiller=none"])
+    assert (done.exit_code, "these cells were never submitted" in done.output) == (1, True)
+    with pytest.raises(SakdError, match=r"submission.json: is another user's"):
+        Work(submission.folder, [cell["name"]])()
+
+
+def test_a_job_takes_no_configuration_that_is_not_its_runs(as_a_job):
+    sweep = planned(*FAILING, "seed=0,1")
+    submission = hand_over(sweep)
+    first, second = (submission.folder / "cells" / f"{cell.name}.json" for cell in sweep.cells)
+    first.write_bytes(second.read_bytes())
+    second.write_text('{"seed": 1}')
+    for cell, told in zip(sweep.cells, ("found the configuration of", "is not a run's conf"), strict=True):
+        work(submission, cell.name)
+        assert (
+            submission.read(submission.folder)
+            .failure(cell.name)["error"]
+            .startswith(f"{submission.folder}/cells/{cell.name}.json: {told}")
+        )
+
+
+def test_nothing_is_submitted_that_needs_a_finished_run_whose_weights_are_not_there_any_more(here):
+    sweep = planned(*LOCAL, "distiller=kd")
+    (teacher,) = sweep.first
+    finish(sweep.runs, 97.0, config=teacher.run.config, teacher=None)
+    teacher.run.weights.unlink()
+    with pytest.raises(SakdError, match=f"^{teacher.run.weights}: found no such file"):
+        launch(sweep)
+    assert submissions.read(sweep.runs) == []
+
+
+def test_a_launch_starts_no_job_from_a_copy_that_was_changed(here):
+    sweep = planned(*FAILING)
+    (cell,) = sweep.cells
+    copy = code.snapshot(sweep.runs)
+    submission = replace(hand_over(sweep), snapshot=str(copy))
+    with (copy / "sakd/__init__.py").open("a") as file:
+        file.write(f"open({str(here / 'executed')!r}, 'w')\n")
+    launcher = LocalLauncher(processes=1)
+    launcher.submit(submission, {})
+    with pytest.raises(SakdError, match=f"{copy}/sakd/__init__.py: is not as it was copied"):
+        launcher.carry_out(submission)
+    done = subprocess.run(submission.check(), capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert not (here / "executed").exists()
+    assert not log_of(submission, submission.places[cell.name]).exists()
 
 
 COHORT = (*LOCAL, "distiller=kd,at,sp", "spot_mode=fixed", "threads=1")

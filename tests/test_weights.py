@@ -138,3 +138,47 @@ def test_loading_is_strict(change):
 def test_another_number_of_classes_is_refused_with_both_numbers():
     with pytest.raises(CheckpointError, match=r"^/a/b\.pt: found 100 classes, expected 10$"):
         load_weights(network(), network(classes=100).state_dict(), "resnet8", Path("/a/b.pt"))
+
+
+UNFIT: dict[str, Callable[[Tensor], Tensor]] = {
+    "NaN": lambda weight: weight.clone().index_fill_(0, torch.tensor(1), float("nan")),
+    "infinite": lambda weight: weight.double() * 1e300,
+    "complex64": lambda weight: weight.to(torch.complex64),
+    "int64": lambda weight: weight.to(torch.int64),
+    "meta": lambda weight: weight.to("meta"),
+    "not dense": lambda weight: weight.to_sparse(),
+    "quantised": lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # PyTorch is about to have none
+@pytest.mark.parametrize("told", UNFIT)
+def test_weights_that_are_no_finite_numbers_are_refused_by_tensor_and_change_nothing(told, tmp_path):
+    path, own, name = tmp_path / "weights.pt", network(), "stage2.0.conv1.weight"
+    weights = dict(network(seed=1).state_dict())
+    weights[name] = UNFIT[told](weights[name])
+    with pytest.raises(CheckpointError, match=rf"^{path}: found .*{told}.* in {name}, expected finite"):
+        load_weights(own, weights, "resnet8", path)
+    torch.save(weights, path)
+    with pytest.raises(CheckpointError, match=rf"^{path}: "):  # some PyTorch itself does not read
+        load_weights(own, read_weights(path), "resnet8", path)
+    assert_close(dict(own.state_dict()), dict(network().state_dict()), rtol=0, atol=0)
+
+
+def test_a_count_that_is_no_whole_number_is_refused():
+    weights = dict(network().state_dict())
+    name = next(name for name in weights if name.endswith("num_batches_tracked"))
+    told = rf"^/a/b\.pt: found torch.float32 in {name}, expected finite whole numbers$"
+    with pytest.raises(CheckpointError, match=told):
+        load_weights(network(), weights | {name: torch.tensor(1.5)}, "resnet8", Path("/a/b.pt"))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_taken(kind):
+    own = network()
+    weights = {
+        name: value.to(kind) if value.is_floating_point() else value
+        for name, value in network(seed=1).state_dict().items()
+    }
+    load_weights(own, weights, "resnet8", Path("/a/b.pt"))
+    assert_close(own.state_dict()["logits.bias"], weights["logits.bias"].float(), rtol=0, atol=0)

@@ -1,6 +1,5 @@
 """Finished runs, from their folders or from MLflow: the same either way."""
 
-import json
 import os
 import re
 from collections import Counter
@@ -13,13 +12,12 @@ import yaml
 from sakd import credentials
 from sakd.configuration import NEUTRAL, check_choice, parameters
 from sakd.errors import ConfigError, RunError, did_you_mean
-from sakd.files import read_json
+from sakd.runs import last_metrics, read_result
 from sakd.runs.tracking import finished_runs
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML was built with it
 ABSENT = "None"  # a key that is not there is a key that is null
 STORES = re.compile(r"[a-z0-9+]+://|databricks")
-LAST_BYTES = 1 << 16  # hold the last line of any metrics.jsonl
 
 
 @dataclass(frozen=True)
@@ -71,11 +69,12 @@ def read(source: str) -> list[Finished]:
 
 def _from_folders(runs: Path, left_out: Counter[str]) -> Iterator[Finished]:
     for path in runs.glob("*/result.json"):
-        folder, result = path.parent, read_json(path)
+        folder = path.parent
+        result = read_result(folder)
         try:
             facts = parameters(yaml.load((folder / "config.yaml").read_bytes(), Loader))
             if not _is_left_out(facts, left_out):
-                metrics = _last_line(folder / "metrics.jsonl")
+                metrics = last_metrics(folder) or {}
                 taught = {
                     "teacher.sha256": result["teacher"]["sha256"],
                     "dataset.sha256": result["data_sha256"],
@@ -87,12 +86,6 @@ def _from_folders(runs: Path, left_out: Counter[str]) -> Iterator[Finished]:
             raise RunError(f"cannot read {error.filename}: {error.strerror}") from error
         except (yaml.YAMLError, ValueError, LookupError, TypeError) as error:
             raise RunError(f"{folder}: is not a finished run's folder ({error!r}); move it away") from error
-
-
-def _last_line(path: Path) -> dict[str, float]:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - LAST_BYTES))
-        return json.loads(file.read().splitlines()[-1])
 
 
 def _from_store(uri: str, left_out: Counter[str]) -> Iterator[Finished]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -75,7 +76,7 @@ def identity(config: Config) -> Config:
         own["distiller"] = {"name": "none"}
     elif own["teacher"]["checkpoint"] is not None:
         path = Path(own["teacher"]["checkpoint"])
-        own["teacher"]["sha256"] = _sha256_as_of(path, path.stat().st_mtime_ns, path.stat().st_size)
+        own["teacher"]["sha256"] = sha256_as_of(path, path.stat())
         del own["teacher"]["training"]
     for path in NOT_IDENTITY:
         node, key = _place(own, path)
@@ -157,12 +158,16 @@ def flatten(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
         yield prefix, node
 
 
-@lru_cache
-def _sha256_as_of(path: Path, changed: int, size: int) -> str:
-    """Checksum of a file, which a sweep's cells share, read once.
+def sha256_as_of(path: Path, status: os.stat_result) -> str:
+    """Checksum of a file of this ``status``, which a sweep's cells share, read once.
 
-    A file that was ``changed`` since, or has another ``size``, is read again.
+    A file that was changed since, or has another size, is read again.
     """
+    return _remembered(path, status.st_ino, status.st_ctime_ns, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache
+def _remembered(path: Path, *status: int) -> str:
     return sha256_of(path)
 
 

@@ -49,7 +49,7 @@ def parse_weights(raw: bytes, path: Path) -> dict[str, Tensor]:
     if (
         not isinstance(content, Mapping)
         or not content
-        or not all(isinstance(v, Tensor) for v in content.values())
+        or not all(isinstance(name, str) and isinstance(v, Tensor) for name, v in content.items())
     ):
         found = (
             f"keys {', '.join(map(str, list(content)[:5]))}"
@@ -57,7 +57,7 @@ def parse_weights(raw: bytes, path: Path) -> dict[str, Tensor]:
             else type(content).__name__
         )
         raise CheckpointError(f"{path}: found {found}; expected weights by name, or such under 'model'")
-    if all(str(name).startswith(PARALLEL) for name in content):
+    if all(name.startswith(PARALLEL) for name in content):
         content = {name.removeprefix(PARALLEL): value for name, value in content.items()}
     return dict(content)
 
@@ -83,8 +83,9 @@ def shared_weights(network: StagedNet) -> dict[str, Tensor]:
 def load_weights(network: StagedNet, weights: Mapping[str, Tensor], name: str, path: Path) -> None:
     """Load weights strictly, by the network's own names or by the field's shared ones.
 
-    Those names count of which the weights have more. Raises CheckpointError saying what differs; ``name``
-    (the network's) and ``path`` are for its message.
+    Those names count of which the weights have more. Raises CheckpointError saying what differs, or which
+    tensor does not hold finite numbers of its kind; ``name`` (the network's) and ``path`` are for its
+    message.
     """
     own = network.state_dict()
     namings = ({key: key for key in own}, network.shared_names())
@@ -95,6 +96,10 @@ def load_weights(network: StagedNet, weights: Mapping[str, Tensor], name: str, p
             f"{path}: is not a {name}; of its {len(own)} weights {len(missing)} are "
             f"missing{_first(missing)}, and {len(stray)} are not its own{_first(stray)}"
         )
+    for key, named in naming.items():
+        if (found := _unfit(weights[named], own[key])) is not None:
+            kind = "numbers of floating point" if own[key].is_floating_point() else "whole numbers"
+            raise CheckpointError(f"{path}: found {found} in {named}, expected finite {kind}")
     differing = [(key, named) for key, named in naming.items() if own[key].shape != weights[named].shape]
     if differing:
         key, named = differing[0]
@@ -105,6 +110,21 @@ def load_weights(network: StagedNet, weights: Mapping[str, Tensor], name: str, p
             f"{tuple(own[key].shape)}"
         )
     network.load_state_dict({key: weights[named] for key, named in naming.items()})
+
+
+def _unfit(found: Tensor, own: Tensor) -> str | None:
+    """What keeps a tensor from being the weights of ``own``, whatever its shape; None if nothing does."""
+    if found.is_nested or found.layout != torch.strided:
+        return "a tensor that is not dense"
+    if found.is_quantized:
+        return "quantised numbers"
+    if found.is_meta:
+        return "no numbers (a tensor of the device meta)"
+    if found.is_complex() or found.is_floating_point() != own.is_floating_point():
+        return str(found.dtype)
+    if not found.to(own.dtype).isfinite().all():  # in the type that it is to be
+        return "NaN or infinite numbers"
+    return None
 
 
 def _first(names: list[str]) -> str:

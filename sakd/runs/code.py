@@ -3,23 +3,28 @@
 And copies that stay as they are while jobs wait for their turn.
 """
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
 from sakd.errors import RunError
+from sakd.runs import copies
+from sakd.runs.copies import NOTE, checksum, name_of
 
 ROOT = Path(__file__).parent.parent.parent
-NOTE, DIFF = "snapshot.json", "snapshot.diff"
+DIFF = "snapshot.diff"
 COPIES = ".code"  # the folder, in one of runs, that has the copies
-NEW = ("*.py", "conf/*.yaml", "sweeps/*.yaml")  # files that belong to the code before git tracks them
+# Where new files belong to the code before git tracks them, and which; so they do in a plug-in's package.
+FOLDERS = ("sakd", "hydra_plugins", "conf", "sweeps")
+NEW = ("*.py", "*.yaml")
 LARGEST = 4 << 20  # bytes; what is larger is no code
 
 
@@ -44,16 +49,32 @@ class Code:
         return told if self.snapshot is None else f"{told}, as it was at {self.snapshot}"
 
 
-def running(root: Path = ROOT) -> tuple[Code, str]:
-    """The code that runs, and its difference to the commit as a patch, new files included."""
+def running(root: Path = ROOT, packages: Collection[str] = ()) -> tuple[Code, str]:
+    """The code that runs, and its difference to the commit as a patch, new files of code included.
+
+    These are the project's own, and those of ``packages`` and of all that is imported, where they lie beside
+    it. Raises RunError where it is a copy that is not any more what was copied.
+    """
     if (root / NOTE).exists():
-        return Code(**json.loads((root / NOTE).read_text())["code"]), (root / DIFF).read_text()
+        check_copy(root)
+        note, difference = json.loads((root / NOTE).read_bytes()), (root / DIFF).read_text()
+        commit = note["commit"]
+        changed = None if commit is None else bool(difference)
+        return Code(commit, changed, f"{note['time']} ({root.name})"), difference
     try:
         commit = _git(root, "rev-parse", "HEAD").strip()
-        difference = _difference(root)
+        difference = _git(root, "diff", "--binary", "--no-color", "--no-ext-diff", "HEAD", "--", ".")
+        difference += "".join(_as_patch(root, path) for path in _new(root, packages))
     except (OSError, subprocess.SubprocessError):
         return Code(None, None), ""
     return Code(commit, bool(difference)), difference
+
+
+def check_copy(copy: Path) -> None:
+    """Raise RunError unless a copy of the code is still what was copied."""
+    refusal = copies.refusal(copy)
+    if refusal is not None:
+        raise RunError(refusal)
 
 
 @cache
@@ -65,63 +86,59 @@ def of_this_process() -> tuple[Code, str]:
     return running()
 
 
-def snapshot(runs: Path, root: Path = ROOT) -> Path:
+def snapshot(runs: Path, root: Path = ROOT, packages: Collection[str] = ()) -> Path:
     """Copy all code under ``root`` to ``runs/.code``, once for each state of it, and return the copy.
 
-    That is what git tracks, and new files of code. A job that puts it first on its PYTHONPATH runs the code
-    as it was. Raises RunError where it cannot be written.
+    That is what git tracks, and new files of code, as in ``running``. A job that puts it first on its
+    PYTHONPATH runs the code as it was. Raises RunError where it cannot be written, or such a copy is there
+    and not any more what was copied.
     """
     folder = runs / COPIES
-    if (root / NOTE).exists():
-        return root  # a job that launches others
+    if (root / NOTE).exists():  # a job that launches others
+        check_copy(root)
+        return root
     try:
-        files = {path: _content(root / path) for path in _files(root)}
-        total = hashlib.sha256()
-        for path, content in sorted(files.items()):
-            total.update(
-                f"{path}\0{len(content)}\0{isinstance(content, str)}\0".encode() + os.fsencode(content)
-            )
-        code, difference = running(root)
-        total.update(str(code.commit).encode())
-        target = folder / total.hexdigest()[:12]
-        if target.exists():
-            return target
         folder.mkdir(parents=True, exist_ok=True)
         copy = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
-        copy.chmod(0o755)
-        for path, content in files.items():
-            (copy / path).parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, str):
-                (copy / path).symlink_to(content)
-            else:
-                (copy / path).write_bytes(content)
-        when = datetime.now(UTC).isoformat(timespec="seconds")
-        note = {"code": asdict(Code(code.commit, code.changed, f"{when} ({target.name})"))}
-        (copy / NOTE).write_text(json.dumps(note, indent=2) + "\n")
-        (copy / DIFF).write_text(difference)
+        try:
+            return _copied(root, packages, copy)
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)  # if it has not got its name
+    except OSError as error:
+        raise RunError(f"cannot copy the code to {folder}: {error.strerror or error}") from error
+
+
+def _copied(root: Path, packages: Collection[str], copy: Path) -> Path:
+    """Fill ``copy`` and give it its name, unless there is one of that already; the path that it has then."""
+    copy.chmod(0o755)
+    code, difference = running(root, packages)
+    paths = _files(root, packages)
+    for path in paths:
+        (copy / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / path, copy / path, follow_symlinks=False)
+    (copy / DIFF).write_text(difference)
+    checksums = {path: checksum(copy / path) for path in (*paths, DIFF)}
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    note = {"commit": code.commit, "time": when, "files": checksums}
+    (copy / NOTE).write_text(json.dumps(note, indent=1) + "\n")
+    target = copy.parent / name_of(code.commit, checksums)
+    if not target.exists():
         try:
             os.rename(copy, target)
         except OSError:
-            if not target.exists():
+            if not target.exists():  # else another process was first
                 raise
-            shutil.rmtree(copy)  # another process was first
-    except OSError as error:
-        raise RunError(f"cannot copy the code to {folder}: {error.strerror or error}") from error
+    check_copy(target)
     return target
 
 
-def _content(path: Path) -> bytes | str:
-    """Content of a file; of a link, where it points."""
-    return os.readlink(path) if path.is_symlink() else path.read_bytes()
-
-
-def _files(root: Path) -> list[str]:
+def _files(root: Path, packages: Collection[str]) -> list[str]:
     """Relative paths of all code.
 
     In a git checkout, it is what git tracks, and new files of code; else the package alone.
     """
     try:
-        listed = [*_git(root, "ls-files", "-z", "--cached").split("\0"), *_untracked(root)]
+        listed = [*_git(root, "ls-files", "-z", "--cached").split("\0"), *_new(root, packages)]
         return [path for path in dict.fromkeys(listed) if path and _is_code(root / path)]
     except (OSError, subprocess.SubprocessError):
         package = Path(__file__).parent.parent
@@ -136,18 +153,36 @@ def _is_code(path: Path) -> bool:
     return path.is_symlink() or (path.is_file() and path.stat().st_size <= LARGEST)
 
 
-def _untracked(root: Path) -> list[str]:
-    """New files of code that git does not ignore; none of a folder of runs, whatever that is called."""
-    listed = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *NEW).split("\0")
-    return [path for path in listed if path and COPIES not in Path(path).parts]
+def _new(root: Path, packages: Collection[str]) -> list[str]:
+    """New files of code that git neither tracks nor ignores."""
+    folders = [*FOLDERS, *_plug_ins(root, {*packages, *sys.modules})]
+    patterns = [f":(glob){folder}/**/{kind}" for folder in folders for kind in NEW]
+    # Git enters no other folder: a virtual environment in the checkout has ten thousands of files.
+    asked = ("ls-files", "-z", "--others", "--exclude-standard", "--", "launch.py", *patterns)
+    listed = _git(root, *asked).split("\0")
+    return [path for path in listed if path and _is_code(root / path) and not (root / path).is_symlink()]
 
 
-def _difference(root: Path) -> str:
-    patch = ["diff", "--binary", "--no-color", "--no-ext-diff"]
-    new = (
-        _git(root, *patch, "--no-index", "--", os.devnull, path, allowed=(0, 1)) for path in _untracked(root)
-    )
-    return "".join([_git(root, *patch, "HEAD", "--", "."), *new])
+def _plug_ins(root: Path, packages: Collection[str]) -> Iterator[str]:
+    """Those packages that are folders in ``root``, and none of the project's."""
+    for name in sorted({package.partition(".")[0] for package in packages} - {*FOLDERS}):
+        folder, module = root / name, sys.modules.get(name)
+        if folder.is_dir() and (
+            module is None
+            or any(Path(place).resolve() == folder.resolve() for place in getattr(module, "__path__", ()))
+        ):
+            yield name
+
+
+def _as_patch(root: Path, path: str) -> str:
+    """A new file as git's patches have it."""
+    *lines, last = (root / path).read_bytes().decode(errors="replace").split("\n")
+    added = [f"+{line}\n" for line in lines]
+    if last:
+        added += [f"+{last}\n", "\\ No newline at end of file\n"]
+    number = len(lines) + bool(last)
+    place = f"--- /dev/null\n+++ b/{path}\n@@ -0,0 +1{f',{number}' * (number > 1)} @@\n" * bool(number)
+    return f"diff --git a/{path} b/{path}\nnew file mode 100644\n{place}{''.join(added)}"
 
 
 def _git(root: Path, *arguments: str, allowed: tuple[int, ...] = (0,)) -> str:

@@ -10,7 +10,7 @@ from typing import Self
 
 from sakd.credentials import hidden
 from sakd.errors import in_one_line
-from sakd.files import explained
+from sakd.files import explained, refuse_link
 from sakd.runs import code
 from sakd.runs.run import ENDED_EARLY
 
@@ -34,6 +34,7 @@ class OwnLog:
         self._told_end = False
 
     def __enter__(self) -> Self:
+        refuse_link(self.path)
         with explained(self.path):
             file = logging.FileHandler(self.path, encoding="utf-8")
         file.handleError = _ignore

@@ -2,14 +2,14 @@
 
 ``config.yaml``, ``metrics.jsonl`` (a line per epoch, the truth), ``last.pt`` (resume from here),
 ``student.safetensors``, ``result.json`` (only once finished), ``run.log``, ``code.diff`` (if the code is not
-its commit's). Files appear whole or not at all.
+its commit's). Files appear whole or not at all; what a run goes on from, or answers from, has a checksum.
 """
 
 import fcntl
 import io
 import json
-import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +20,12 @@ from filelock import FileLock, Timeout
 
 from sakd import configuration, credentials
 from sakd.errors import CheckpointError, RunError, RunHeldError
-from sakd.files import explained, read_json, write_whole
+from sakd.files import append, explained, is_sealed, read_whole, refuse_link, seal, with_checksum, write_whole
 from sakd.runs import code
-
-Metrics = dict[str, float]
+from sakd.runs.stored import Metrics, read_metrics, read_result
 
 ENDED_EARLY = "ended early: "
+START_ANEW = "move it away to train from the start"
 LAST_BYTES = 1 << 16  # of a run.log hold its last message, with a traceback
 
 
@@ -46,15 +46,25 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """The result that a finished run stored; None while it is not finished.
 
-        Raises RunError if the file is damaged, CheckpointError if the teacher falls short of what the config
-        expects.
+        Raises RunError if the file is damaged or another run's, CheckpointError if the weights are not those
+        that it stored, or the teacher falls short of what the config expects.
         """
-        path = self.folder / "result.json"
-        result = read_json(path)
+        refuse_link(self.folder)
+        result = read_result(self.folder)
         if result is None:
             return None
-        if not {"student", "teacher", "kept", "seconds", "student_sha256"} <= result.keys():
-            raise RunError(f"{path}: is not a run's result; move the file away to finish the run again")
+        if result["run"] != self.name:
+            raise RunError(
+                f"{self.folder / 'result.json'}: found the result of {result['run']!r:.120}, expected this "
+                "run's; move the file away to finish the run again"
+            )
+        accuracies = result["student"]["accuracy"], result["student"]["best_accuracy"]
+        if (None in accuracies) != ("pretrains" in self.config["distiller"]):
+            raise RunError(
+                f"{self.folder / 'result.json'}: found accuracies {accuracies}, expected a network's, or "
+                "None of a pretraining; move the file away to finish the run again"
+            )
+        self._check_weights(result["student_sha256"])
         if result["teacher"] is not None:
             configuration.require_accuracy(
                 self.config["teacher"]["min_accuracy"],
@@ -62,6 +72,24 @@ class Run:
                 result["teacher"]["source"],
             )
         return result
+
+    def _check_weights(self, expected: str) -> None:
+        """Raise CheckpointError unless the weights have the checksum that the result expects."""
+        try:
+            status = self.weights.lstat()
+            found = "a link or folder"
+            if stat.S_ISREG(status.st_mode):
+                found = f"checksum {configuration.sha256_as_of(self.weights, status)}"
+        except FileNotFoundError:
+            found = "no such file"
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self.weights}: {error.strerror}") from error
+        if found != f"checksum {expected}":
+            raise CheckpointError(
+                f"{self.weights}: found {found}, expected checksum {expected} as in result.json beside it; "
+                "the file was changed or taken away. Bring it back, or move result.json away: the same "
+                "command then stores the weights again, from last.pt"
+            )
 
     @property
     def is_held(self) -> bool:
@@ -75,6 +103,7 @@ class Run:
         Another process that has it is waited for. Raises RunHeldError instead where it is not to ``wait``,
         and RunError if the folder cannot be written.
         """
+        refuse_link(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / ".lock")
@@ -96,7 +125,8 @@ class Run:
         Leftovers of a killed write are removed.
         """
         for leftover in self.folder.glob("*.partial"):
-            leftover.unlink()
+            with explained(leftover):
+                leftover.unlink()
         write_whole(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False).encode())
         difference = code.of_this_process()[1]
         if difference:
@@ -115,22 +145,19 @@ class Run:
         to ``epochs``.
         """
         path = self.folder / "metrics.jsonl"
-        if not path.exists() and not epochs:
-            return
-        kept = [line for line in self.metrics() if line["epoch"] <= epochs]
+        try:
+            kept = read_metrics(self.folder, epochs)
+        except RunError as error:
+            raise RunError(f"{error}; move last.pt away to train from the start") from error
         if [line["epoch"] for line in kept] != list(range(1, epochs + 1)):
             raise RunError(
                 f"{path}: found epochs {[line['epoch'] for line in kept]}, expected 1 to {epochs} as in "
                 "last.pt; move last.pt away to train from the start"
             )
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        write_whole(path, "".join(f"{_line(metrics)}\n" for metrics in kept).encode())
 
     def append_metrics(self, metrics: Metrics) -> None:
-        path = self.folder / "metrics.jsonl"
-        with explained(path), path.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.folder / "metrics.jsonl", _line(metrics))
 
     def save_checkpoint(self, state: Mapping[str, Any], sources: Mapping[str, str]) -> None:
         """Save a trainer's state, from which the run goes on.
@@ -141,30 +168,37 @@ class Run:
 
         content = io.BytesIO()  # a full disk is then an ordinary OSError
         torch.save({"digest": self.digest, "sources": dict(sources), "trainer": dict(state)}, content)
-        write_whole(self.folder / "last.pt", content.getbuffer())
+        write_whole(self.folder / "last.pt", seal(content))
 
     def load_checkpoint(self, sources: Mapping[str, str]) -> dict[str, Any] | None:
         """The trainer's last saved state; None before the first.
 
-        Raises CheckpointError if the file is damaged or foreign, or the run learned from other ``sources``
-        before.
+        Raises CheckpointError if the file is not as it was written or foreign, or the run learned from other
+        ``sources`` before.
         """
         import torch
 
         path = self.folder / "last.pt"
-        if not path.exists():
+        raw = read_whole(path)
+        if raw is None:
             return None
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not is_sealed(raw):
             raise CheckpointError(
-                f"{path}: cannot be read ({reason}); move it away to train from the start"
-            ) from error
-        if not isinstance(saved, dict) or saved.get("digest") != self.digest:
-            raise CheckpointError(
-                f"{path}: is not this run's checkpoint; move it away to train from the start"
+                f"{path}: found no checksum at its end that fits, expected that of what was written; it is "
+                f"damaged, or of an earlier version; {START_ANEW}"
             )
+        try:
+            saved = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds, and its advice is to load it all the same
+            raise CheckpointError(
+                f"{path}: cannot be read by this version of PyTorch ({type(error).__name__}); {START_ANEW}"
+            ) from error
+        if (
+            not isinstance(saved, dict)
+            or {"sources", "trainer"} - saved.keys()
+            or saved.get("digest") != self.digest
+        ):
+            raise CheckpointError(f"{path}: is not this run's checkpoint; {START_ANEW}")
         for name in {**saved["sources"], **sources}:
             before, now = saved["sources"].get(name), sources.get(name)
             if before != now:
@@ -183,25 +217,13 @@ class Run:
 
         write_whole(self.weights, save({name: tensor.contiguous() for name, tensor in weights.items()}))
         result = {**result, "student_sha256": configuration.sha256_of(self.weights)}
-        write_whole(self.folder / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+        stored = json.dumps(with_checksum(result), indent=2) + "\n"
+        write_whole(self.folder / "result.json", stored.encode())
         return result
 
 
-def read_metrics(folder: Path) -> list[Metrics]:
-    """Whole lines of a run's metrics.jsonl; what a kill cut short is left out."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_bytes().splitlines():
-        try:
-            read = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(read, dict) or "epoch" not in read:
-            break
-        lines.append(read)
-    return lines
+def _line(metrics: Metrics) -> str:
+    return json.dumps(with_checksum(metrics))
 
 
 def is_locked(path: Path) -> bool:
@@ -228,7 +250,7 @@ def last_words(folder: Path) -> str | None:
         with (folder / "run.log").open("rb") as file:
             file.seek(max(0, (folder / "run.log").stat().st_size - LAST_BYTES))
             written = file.read().decode(errors="replace")
-    except FileNotFoundError:
+    except OSError:  # none, or none that can be read
         return None
     messages = re.findall(r"^\d{4}-\S+ \S+ [A-Z]+ (.*)$", written, flags=re.MULTILINE)
     return (

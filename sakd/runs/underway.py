@@ -10,9 +10,10 @@ from typing import Any
 
 from sakd.configuration import short_names
 from sakd.data import Dataset
+from sakd.errors import CheckpointError
 from sakd.runs import code
 from sakd.runs.logs import OwnLog
-from sakd.runs.run import Run
+from sakd.runs.run import START_ANEW, Run
 from sakd.runs.tracking import Mirror, start_mirror
 from sakd.training import Certificate, Measured, Trainer
 
@@ -69,7 +70,10 @@ class UnderWay:
         self.mirror = start_mirror(run.folder, run.config)
         state = run.load_checkpoint(self.prepared.sources)
         if state is not None:
-            self.trainer.load_state_dict(state)
+            try:
+                self.trainer.load_state_dict(state)
+            except CheckpointError as error:
+                raise CheckpointError(f"{run.folder / 'last.pt'}: {error}; {START_ANEW}") from error
             log.info("going on after epoch %d", self.trainer.epoch)
         run.keep_metrics(self.trainer.epoch)
         self.best = max((line.get("test/accuracy", 0.0) for line in run.metrics()), default=0.0)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import yaml
 
+from sakd.configuration import flatten
 from sakd.errors import ConfigError, SlurmError
 from sakd.runs import code, tracking
 from sakd.signals import uninterrupted
@@ -120,7 +121,7 @@ def _end_jobs_without_members(concerned: Mapping[Place, Submission]) -> None:
 
 def _wanted(planned: Plan, standings: Standings, only: Collection[str]) -> list[PlannedRun]:
     """Choose cells in these states, and what they need that is neither done nor on its way, each behind what
-    it needs."""
+    it needs. Raises a SakdError where what is finished and needed is not as it was stored."""
     by_name = {run.name: run for run in planned.everything}
     chosen: dict[str, PlannedRun] = {}
 
@@ -134,6 +135,8 @@ def _wanted(planned: Plan, standings: Standings, only: Collection[str]) -> list[
     for cell in planned.cells:
         if standings[cell.name].state in only:
             choose(cell)
+    for name in sorted({name for run in chosen.values() for name in run.needs} - chosen.keys()):
+        by_name[name].run.result()
     return list(chosen.values())
 
 
@@ -172,7 +175,7 @@ def _record(planned: Plan, wanted: Sequence[PlannedRun], launcher: Launcher) -> 
     """Write down what is about to be handed over, before it is; with the code copied and the store set
     up."""
     _prepare_store(wanted)
-    copy = code.snapshot(planned.runs)
+    copy = code.snapshot(planned.runs, packages=_packages(wanted))
     folder = submissions.new_folder(planned.runs)
     needs = {run.name: list(run.needs) for run in wanted if run.needs}
     arrays = _arrays(_jobs(planned, wanted), needs, launcher.largest_array())
@@ -188,6 +191,16 @@ def _record(planned: Plan, wanted: Sequence[PlannedRun], launcher: Launcher) -> 
     submission.write({run.name: run.run.config for run in wanted})
     log.info("jobs run the code of %s, copied to %s", code.running(copy)[0], copy)
     return submission
+
+
+def _packages(wanted: Iterable[PlannedRun]) -> set[str]:
+    """What the runs' configurations name that is to be imported."""
+    return {
+        str(value)
+        for run in wanted
+        for key, value in flatten(run.run.config)
+        if key.rpartition(".")[2] in ("_target_", "build")
+    }
 
 
 def _submit(submission: Submission, launcher: Launcher, standings: Standings) -> None:

@@ -16,8 +16,8 @@ from rich.table import Table
 from sakd.configuration import Config, flatten, needs_teacher, short_names
 from sakd.configuration.compose import Overrides
 from sakd.credentials import hidden
-from sakd.files import read_json
-from sakd.runs import read_metrics
+from sakd.errors import RunError
+from sakd.runs import read_metrics, read_result
 from sakd.sweeps.launching import summary
 from sakd.sweeps.plan import Plan, PlannedRun
 from sakd.sweeps.state import STATES, Standing
@@ -110,14 +110,21 @@ def _results(cells: Sequence[PlannedRun], states: Mapping[str, str]) -> Table:
     for heading in ("state", "epochs", "last", "best", "seconds"):
         table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
     for cell, names in zip(cells, columns, strict=True):
-        table.add_row(*names.values(), states[cell.name], *_measured(cell))
+        state = states[cell.name]
+        try:
+            measured = _measured(cell)
+        except RunError:
+            if state == "finished":
+                raise
+            measured = "", "", "", ""  # why it failed is told beside
+        table.add_row(*names.values(), state, *measured)
     return table
 
 
 def _measured(cell: PlannedRun) -> tuple[str, str, str, str]:
     """Epochs done and to be done, last and best accuracy, seconds."""
     epochs = cell.run.config["epochs"]
-    result = read_json(cell.run.folder / "result.json")
+    result = read_result(cell.run.folder)
     if result is not None:
         student = result["student"]
         done, last, best = epochs, student["accuracy"], student["best_accuracy"]

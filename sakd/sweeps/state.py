@@ -9,8 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sakd.runs import is_locked, last_words, read_metrics
-from sakd.runs.run import Metrics
+from sakd.runs import Metrics, is_locked, last_words, read_metrics
 from sakd.sweeps import submissions
 from sakd.sweeps.launchers import Queue, Queued, launcher_of
 from sakd.sweeps.plan import PlannedRun

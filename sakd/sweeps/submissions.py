@@ -8,10 +8,13 @@ jobs said.
 """
 
 import getpass
+import inspect
 import json
+import logging
 import os
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +28,10 @@ from filelock import FileLock
 from sakd.configuration import Config
 from sakd.credentials import hidden
 from sakd.errors import RunError
-from sakd.files import read_json, write_whole
+from sakd.files import read_json, with_checksum, write_whole
+from sakd.runs import Run, copies
+
+log = logging.getLogger("sakd")
 
 FOLDER = ".sweeps"
 
@@ -61,14 +67,34 @@ class Submission:
 
     @classmethod
     def read(cls, folder: Path) -> "Submission":
-        """Read one. Raises RunError for a damaged record."""
+        """Read one. Raises RunError for a damaged record, and for another user's."""
         path = folder / "submission.json"
+        if not is_ours(folder):
+            raise RunError(f"{path}: is another user's, expected a submission of one's own")
         content = read_json(path)
         try:
             arrays = [Array(**array) for array in content.pop("arrays")]
-            return cls(folder=folder, arrays=arrays, **content)
+            found = cls(folder=folder, arrays=arrays, **content)
+            if not found._has_its_types():
+                raise TypeError("a value is of another type")
         except (KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{path}: is not a submission's record ({error!r}); move it away") from error
+        return found
+
+    def _has_its_types(self) -> bool:
+        texts = [
+            self.launcher.get("_target_"),
+            self.snapshot,
+            self.by,
+            *(array.name for array in self.arrays),
+        ]
+        lists = [self.overrides, *self.needs.values(), *(job for array in self.arrays for job in array.jobs)]
+        return (
+            all(isinstance(text, str) for text in texts)
+            and all(isinstance(names, list) and all(isinstance(n, str) for n in names) for names in lists)
+            and isinstance(self.pid, int)
+            and isinstance(self.time, (int, float))
+        )
 
     @property
     def runs(self) -> Path:
@@ -76,12 +102,23 @@ class Submission:
         return self.folder.parent.parent
 
     def environment(self) -> dict[str, str]:
-        """What makes Python run the copied code, and not what lies in the working directory."""
+        """What makes Python run the copied code, and not what lies in the working directory.
+
+        It writes no bytecode: a copy has nothing but what was copied.
+        """
         others = os.environ.get("PYTHONPATH")
         return {
             "PYTHONPATH": os.pathsep.join([self.snapshot, *([others] if others else [])]),
             "PYTHONSAFEPATH": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
         }
+
+    def check(self) -> list[str]:
+        """The command that ends with an error, told in one line, where the copy is not what was copied.
+
+        It runs nothing of the copy itself.
+        """
+        return [sys.executable, "-I", "-c", inspect.getsource(copies), self.snapshot]
 
     @cached_property
     def jobs(self) -> dict[Place, list[str]]:
@@ -105,7 +142,13 @@ class Submission:
 
     def failure(self, run: str) -> dict[str, Any] | None:
         """The note of a failure: ``error``, ``traceback``, ``time``, and whether it was an interruption."""
-        return read_json(self.folder / "failures" / f"{run}.json") if run in self.failures else None
+        if run not in self.failures:
+            return None
+        path = self.folder / "failures" / f"{run}.json"
+        noted = read_json(path)
+        if noted is None or not {"error", "traceback", "time", "interrupted"} <= noted.keys():
+            raise RunError(f"{path}: is not the note of a failure; move it away")
+        return noted
 
     def is_finished(self, run: str) -> bool:
         return (self.runs / run / "result.json").exists()
@@ -141,7 +184,7 @@ class Submission:
             (self.folder / "cells" / f"{name}.json").write_text(json.dumps(config, indent=1))
         content = asdict(self)
         del content["folder"]
-        write_whole(self.folder / "submission.json", (json.dumps(content, indent=1) + "\n").encode())
+        _write(self.folder / "submission.json", content)
 
     def withdraw(self) -> None:
         """Take it back, as nothing came of it: its runs are as they were before."""
@@ -161,7 +204,30 @@ def note_failure(folder: Path, run: str, error: str, traceback: str = "", interr
     turn."""
     told = {"error": hidden(error), "traceback": hidden(traceback)}
     told |= {"time": time.time(), "interrupted": interrupted}
-    write_whole(folder / "failures" / f"{run}.json", (json.dumps(told, indent=1) + "\n").encode())
+    _write(folder / "failures" / f"{run}.json", told)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    write_whole(path, (json.dumps(with_checksum(content), indent=1) + "\n").encode())
+
+
+def config_of(folder: Path, run: str) -> Config:
+    """The configuration that was laid down for a run in its submission's folder.
+
+    Raises RunError if it is damaged, or gives another run now.
+    """
+    path = folder / "cells" / f"{run}.json"
+    try:
+        config = read_json(path) or {}
+        found = Run(config).name
+    except (LookupError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: is not a run's configuration ({error!r}); launch the run again") from error
+    if found != run:
+        raise RunError(
+            f"{path}: found the configuration of {found}, expected {run}'s; it was changed, or the file of "
+            "its teacher; launch the run again"
+        )
+    return config
 
 
 def forget_failure(folder: Path, run: str) -> None:
@@ -183,13 +249,33 @@ def _listed(folder: Path) -> list[str]:
     return os.listdir(folder) if folder.exists() else []
 
 
+def is_ours(folder: Path) -> bool:
+    """True for a submission of the user's own, or root's; none that a link leads to."""
+    record = folder / "submission.json"
+    owners = {path.lstat().st_uid for path in (folder, record) if path.exists()}  # it may be withdrawn now
+    return not folder.is_symlink() and owners <= {os.getuid(), 0}
+
+
 def new_folder(runs: Path) -> Path:
     return runs / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def read(runs: Path) -> list[Submission]:
-    """Read all of them, the last one first. Raises RunError for a damaged record."""
-    found = [Submission.read(path.parent) for path in (runs / FOLDER).glob("*/submission.json")]
+    """Read all of one's own, the last one first. Raises RunError for a damaged record.
+
+    Others' may name any launcher, with any commands.
+    """
+    folders = [path.parent for path in (runs / FOLDER).glob("*/submission.json")]
+    if others := [folder for folder in folders if not is_ours(folder)]:
+        news = f"submissions in {runs}", str(len(others))
+        log.warning(
+            "%s: %d submissions of other users are left out, such as %s",
+            runs / FOLDER,
+            len(others),
+            others[0].name,
+            extra={"news": news},
+        )
+    found = [Submission.read(folder) for folder in folders if folder not in others]
     return sorted(found, key=lambda submission: submission.time, reverse=True)
 
 

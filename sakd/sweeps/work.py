@@ -5,7 +5,6 @@
 Its exit code, and so SLURM's word, says whether one of them failed.
 """
 
-import json
 import logging
 import signal
 import sys
@@ -83,7 +82,12 @@ class Work:
             )
         from sakd.runs.job import execute_together
 
-        configs = [json.loads((self.submission / "cells" / f"{name}.json").read_text()) for name in names]
+        configs = []
+        for name in names:
+            try:
+                configs.append(submissions.config_of(self.submission, name))
+            except RunError as error:
+                self._ended(name, error)
         self.cancelled, self.last_look = set(), 0.0
         execute_together(configs, leave_failures=True, withdrawn=self._withdrawn, ended=self._ended)
 

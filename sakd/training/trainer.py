@@ -262,8 +262,9 @@ class Trainer:
         try:
             for name, part in parts.items():
                 part.load_state_dict(state[name])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"the state of {name} is for another trainer: {error}") from error
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            told = " ".join(str(error).split())
+            raise CheckpointError(f"the state of {name} is for another trainer: {told}") from error
         self.epoch = state["epoch"]
 
 

@@ -18,7 +18,8 @@ from filelock import FileLock
 from sakd.configuration import Config, parameters, short_names
 from sakd.errors import RunError
 from sakd.files import read_json, write_whole
-from sakd.runs.run import Run, is_locked, read_metrics
+from sakd.runs.run import Run, is_locked
+from sakd.runs.stored import read_metrics, read_result
 from sakd.runs.tracking.store import GOING_ON, Store, absolute, reason
 
 log = logging.getLogger("sakd")
@@ -77,7 +78,7 @@ def _send_end(store: Store, run: Any, folder: Path, status: str) -> None:
     for path in (folder / name for name in names):
         if path.exists():
             store.send_file(run, path)
-    tags = _checksums(read_json(folder / "result.json"))
+    tags = _checksums(read_result(folder))
     told = _traceback(folder / "run.log") if status == "FAILED" else ""
     if told or status == "FINISHED":
         tags["mlflow.note.content"] = told  # what the run's page shows

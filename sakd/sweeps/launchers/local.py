@@ -18,6 +18,7 @@ from annotated_types import Ge, Le
 from filelock import FileLock
 
 from sakd.runs import is_locked
+from sakd.runs.code import check_copy
 from sakd.signals import interruptible, uninterrupted
 from sakd.sweeps.launchers.base import Launcher, Queue, Queued
 from sakd.sweeps.plan import Plan
@@ -153,7 +154,8 @@ class _Processes:
         self.living: set[subprocess.Popen] = set()
 
     def run(self, place: Place) -> int:
-        """Run one job; its exit code."""
+        """Run one job; its exit code. Raises RunError where the code is not any more what was copied."""
+        check_copy(Path(self.submission.snapshot))
         gpu = self.gpus.get()
         try:
             environment = os.environ | self.submission.environment()

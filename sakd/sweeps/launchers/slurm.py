@@ -118,6 +118,7 @@ class SlurmLauncher(Launcher):
         if dependency := _dependency(array.jobs[0], submission.needs, ids):
             further |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
         environment = [
+            f"{shlex.join(submission.check())} || exit 1",
             *(f"export {name}={shlex.quote(value)}" for name, value in submission.environment().items()),
             "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}",
             # srun no longer takes this from the job by itself.
