@@ -20,7 +20,7 @@ from sakd.configuration.compose import CONF, explain, register_resolvers, resolv
 from sakd.errors import ConfigError, SakdError
 from sakd.process import set_up
 from sakd.runs import Run
-from sakd.runs.tracking import catch_up, open_command
+from sakd.runs.tracking import Delivery, open_command
 from sakd.terminal import show_result, start_logging
 
 log = logging.getLogger("sakd")
@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
             result = execute(config)
         else:
             log.info("finished before")
-            catch_up(run)
+            Delivery().catch_up(run)
     except Exception as error:
         # By a foreign launcher: Hydra tells of the first failure only, and only at the end.
         if HydraConfig.get().mode == RunMode.MULTIRUN:

@@ -25,7 +25,9 @@ def main() -> None:
 def sync(runs: Path) -> None:
     """Send to MLflow what it lacks of the runs in RUNS, each epoch exactly once."""
     from sakd.runs.tracking import synchronise_all
+    from sakd.terminal import start_logging
 
+    start_logging()
     outcomes = synchronise_all(runs)
     failures = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Exception)}
     sent = sum(outcome for outcome in outcomes.values() if isinstance(outcome, int))

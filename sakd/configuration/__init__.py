@@ -22,6 +22,7 @@ from sakd.configuration.prerequisites import (
     needs_teacher,
     prerequisites,
     teacher_of,
+    tracked_apart,
 )
 
 __all__ = [
@@ -44,4 +45,5 @@ __all__ = [
     "sha256_of",
     "short_names",
     "teacher_of",
+    "tracked_apart",
 ]

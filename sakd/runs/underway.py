@@ -13,7 +13,7 @@ from sakd.data import Dataset
 from sakd.runs import code
 from sakd.runs.logs import OwnLog
 from sakd.runs.run import Run
-from sakd.runs.tracking import Mirror, start_mirror
+from sakd.runs.tracking import Delivery, Mirror, start_mirror
 from sakd.training import Certificate, Measured, Trainer
 
 log = logging.getLogger("sakd")
@@ -116,11 +116,11 @@ class UnderWay:
         else:
             self.failed(error, status)
 
-    def wait(self, since: float) -> None:
-        """Give the store the rest of its time, which began at ``since`` on the monotonic clock."""
+    def wait(self, delivery: Delivery) -> None:
+        """Give the store what is left of its time."""
         if self.mirror is not None and self.over:
             with self.own_log.speaking():
-                self.mirror.wait(max(0.0, self.mirror.patience - (time.monotonic() - since)))
+                delivery.wait(self.mirror)
 
     def _result(self) -> Result:
         """What is kept of a finished run.
