@@ -20,7 +20,7 @@ from sakd.process import allow_tf32
 from sakd.runs.certificates import certify
 from sakd.runs.logs import OwnLog
 from sakd.runs.run import Run
-from sakd.runs.tracking import Delivery, start_mirror
+from sakd.runs.tracking import Delivery, concluded, start_mirror
 from sakd.runs.underway import Prepared, Result, UnderWay
 from sakd.signals import interruptible, uninterrupted
 from sakd.terminal import Watch, Watched
@@ -44,8 +44,8 @@ def execute(config: Config, dataset: Dataset | None = None, leave_failure: bool 
     ends as KeyboardInterrupt with the run marked KILLED.
     """
     run, delivery = Run(config), Delivery()
-    (outcome,) = Together([run], delivery, dataset, leave_failure).outcomes().values()
-    delivery.catch_up(run)
+    with concluded(delivery, run):
+        (outcome,) = Together([run], delivery, dataset, leave_failure).outcomes().values()
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
@@ -69,10 +69,9 @@ def execute_together(
     ``leave_failures`` and an interruption as in ``execute``.
     """
     runs = [Run(config) for config in configs]
-    delivery = delivery or Delivery()
-    outcomes = Together(runs, delivery, None, leave_failures, withdrawn, ended).outcomes()
-    delivery.catch_up(*runs)
-    return outcomes
+    own = Delivery()
+    with concluded(own, *runs) if delivery is None else nullcontext():
+        return Together(runs, delivery or own, None, leave_failures, withdrawn, ended).outcomes()
 
 
 class Together:
@@ -254,7 +253,7 @@ class Together:
                 raise
             finally:
                 for member in members.values():
-                    member.wait(self.delivery)
+                    member.deliver(self.delivery)
                 logs.close()
 
     def _train_epochs(self, members: Mapping[str, UnderWay]) -> None:
@@ -454,6 +453,6 @@ def _leave_failure(run: Run, error: Exception, delivery: Delivery) -> None:
             mirror = start_mirror(run.folder, run.config)
             if mirror is not None:
                 mirror.end("FAILED")
-                delivery.wait(mirror)
+                delivery.add(mirror)
     except RunError as reason:
         log.warning("the failure of %s is noted nowhere: %s", run.name, reason)

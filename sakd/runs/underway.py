@@ -116,11 +116,10 @@ class UnderWay:
         else:
             self.failed(error, status)
 
-    def wait(self, delivery: Delivery) -> None:
-        """Give the store what is left of its time."""
+    def deliver(self, delivery: Delivery) -> None:
+        """Leave it to the launch to wait for MLflow."""
         if self.mirror is not None and self.over:
-            with self.own_log.speaking():
-                delivery.wait(self.mirror)
+            delivery.add(self.mirror)
 
     def _result(self) -> Result:
         """What is kept of a finished run.

@@ -5,7 +5,7 @@ import logging
 from sakd.configuration.compose import Sweep
 from sakd.errors import SakdError, in_one_line
 from sakd.runs import Run
-from sakd.runs.tracking import Delivery
+from sakd.runs.tracking import Delivery, concluded
 from sakd.sweeps import report
 from sakd.sweeps.cohorts import cohorts
 from sakd.sweeps.plan import PlannedRun
@@ -36,9 +36,10 @@ def train(sweep: Sweep) -> None:
     if waiting:
         from sakd.runs.job import execute_together  # torch and the rest load only for what is not finished
 
-        for cohort in cohorts(waiting):
-            configs = [cell.run.config for cell in cohort]
-            execute_together(configs, leave_failures=True, ended=ended, delivery=delivery)
+        with concluded(delivery):
+            for cohort in cohorts(waiting):
+                configs = [cell.run.config for cell in cohort]
+                execute_together(configs, leave_failures=True, ended=ended, delivery=delivery)
     delivery.catch_up(*(cell.run for cell in cells.values()))
     states = {name: "failed" if name in errors else "finished" for name in cells}
     report.conclude(list(cells.values()), sweep.overrides, states, errors)

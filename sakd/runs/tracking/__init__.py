@@ -1,6 +1,6 @@
 """MLflow as a mirror of runs' folders: one run's while it trains, or all that a store lacks, afterwards."""
 
-from sakd.runs.tracking.delivery import PREPARATION, Delivery, synchronise_all
+from sakd.runs.tracking.delivery import PREPARATION, Delivery, concluded, synchronise_all
 from sakd.runs.tracking.store import finished_runs, is_a_file, is_refusal, open_command, reason
 from sakd.runs.tracking.sync import goes_on, synchronise
 from sakd.runs.tracking.thread import Mirror, start_mirror
@@ -9,6 +9,7 @@ __all__ = [
     "PREPARATION",
     "Delivery",
     "Mirror",
+    "concluded",
     "finished_runs",
     "goes_on",
     "is_a_file",

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +13,7 @@ from sakd.runs.tracking.store import GOING_ON, Store, is_a_file, is_refusal, rea
 from sakd.runs.tracking.sync import bring, note_status, noted, synchronise, undelivered
 from sakd.runs.tracking.thread import PATIENCE, PATIENCE_WITH_A_FILE, Mirror, insisting
 from sakd.runs.tracking.waiting import StoreAwayError, within
+from sakd.signals import interruptible
 
 log = logging.getLogger("sakd")
 
@@ -33,23 +35,30 @@ class Delivery:
     def __init__(self, patience: float | None = None, each: bool = False):
         self.patience, self.each = patience, each
         self._spent = 0.0  # seconds
+        self._mirrors: list[Mirror] = []  # of runs that are over, and may have something to send
         self._away: dict[str, str] = {}  # stores, by URI, and why
         self._told: dict[Path, None] = {}  # runs that were told to lack something
 
-    def wait(self, mirror: Mirror) -> None:
-        """Wait for what a run's mirror has still to send; what arrives costs the launch's end nothing."""
-        start = time.monotonic()
-        if mirror.wait(self._left(mirror.uri)):
-            self._away.pop(mirror.uri, None)
-            return
-        self._spent += time.monotonic() - start
-        self._told[mirror.folder] = None
-        if not mirror.refused:
-            self._away[mirror.uri] = mirror.error or "no answer"
+    def add(self, mirror: Mirror) -> None:
+        """Let the mirror of a run that is over send the rest, while others may still be trained."""
+        self._mirrors.append(mirror)
+
+    def conclude(self) -> None:
+        """Wait until the mirrors have sent what they have, and say so where they could not."""
+        for mirror in self._mirrors:
+            start = time.monotonic()
+            arrived = mirror.wait(self._left(mirror.uri))
+            self._spent += time.monotonic() - start
+            if not arrived:
+                self._told[mirror.folder] = None
+                if not mirror.refused:
+                    self._away[mirror.uri] = mirror.error or "no answer"
+        self._mirrors.clear()
 
     def catch_up(self, *runs: Run) -> None:
         """Give what is finished, of these runs and of what they needed first, to the stores that their
         configurations ask for, and say what these could not be given."""
+        self.conclude()
         named = max(NAMED, len(self._told))
         for run in runs:
             try:
@@ -131,6 +140,18 @@ class Delivery:
         """Seconds for which it is sensible to wait for such a store, less those that were."""
         patience = self.patience or (PATIENCE_WITH_A_FILE if is_a_file(uri) else PATIENCE)
         return max(0.0, patience - self._spent)
+
+
+@contextmanager
+def concluded(delivery: Delivery, *runs: Run) -> Iterator[None]:
+    """Train ``runs`` inside; then wait for MLflow, also after an interruption, which may come once more."""
+    with interruptible():
+        try:
+            yield
+        except BaseException:
+            delivery.conclude()
+            raise
+        delivery.catch_up(*runs)
 
 
 def synchronise_all(runs: Path) -> dict[str, int | Exception]:
