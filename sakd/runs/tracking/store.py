@@ -206,8 +206,10 @@ def _pages(search: Any, *arguments: Any) -> Iterator[Any]:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what MLflow says, 160 characters at most: it may go on for pages."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    """The first line of what MLflow says, of that the cause, 160 characters at most: it may go on for
+    pages."""
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return first.rpartition("(Caused by ")[2][:160]
 
 
 def is_refusal(error: Exception) -> bool:

@@ -67,7 +67,7 @@ def _send(folder: Path, status: str | None = None) -> int:
         raise RunError(f"{folder / 'mlflow.json'}: found no file, expected what MLflow is to have of the run")
     finished = (folder / "result.json").exists()
     status = "FINISHED" if finished else status or state["status"]
-    config, lines = _config(folder), _metrics(folder)
+    config, lines, tags = _config(folder), _metrics(folder), _checksums(folder / "result.json")
     if finished and len(lines) != config["epochs"]:
         raise RunError(
             f"{folder / 'metrics.jsonl'}: found {len(lines)} whole lines, expected {config['epochs']}, one "
@@ -79,7 +79,7 @@ def _send(folder: Path, status: str | None = None) -> int:
         store.send_parameters(run, parameters(config))
         sent = store.send_metrics(run, lines)
         if status in ENDS and not _is_delivered(store, run, state, folder, status):
-            _send_end(store, run, folder, status)
+            _send_end(store, run, folder, status, tags)
         if run.info.status != status:
             store.set_status(run, status)
     if status in ENDS:
@@ -109,14 +109,13 @@ def _run_of(store: Store, state: dict[str, Any], folder: Path, config: Config) -
     return run
 
 
-def _send_end(store: Store, run: Any, folder: Path, status: str) -> None:
-    """Send what is known once a run is over: files, checksums, and, until it is mended, why it failed."""
+def _send_end(store: Store, run: Any, folder: Path, status: str, tags: dict[str, str]) -> None:
+    """Send what is known once a run is over: files, ``tags``, and, until it is mended, why it failed."""
     for path in _files(folder, status):
         store.send_file(run, path)
-    tags = _checksums(folder / "result.json")
     told = _traceback(folder / "run.log") if status == "FAILED" else ""
     if told or status == "FINISHED":
-        tags["mlflow.note.content"] = told  # what the run's page shows
+        tags = {**tags, "mlflow.note.content": told}  # what the run's page shows
     store.send_tags(run, tags)
 
 
