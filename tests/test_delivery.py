@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import signal
 import sqlite3
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from sakd.configuration import prerequisites
 from sakd.runs import Run
 from sakd.runs.job import execute
 from sakd.runs.tracking import Delivery, Mirror, delivery, start_mirror, sync, waiting
-from tests.conftest import TINY, compose_config
+from tests.conftest import ROOT, TINY, compose_config
 from tests.servers import OddServer, drip, free_port, put_off, refuse
 from tests.test_tracking import runs_of, steps, store, tracked  # noqa: F401
 
@@ -51,7 +52,7 @@ def assert_there_once(uri: str, experiment: str, epochs: int = 2) -> None:
     assert found.info.status == "FINISHED"
     assert steps(uri, found.info.run_id, "test/accuracy") == list(range(1, epochs + 1))
     artifacts = {artifact.path for artifact in MlflowClient(uri).list_artifacts(found.info.run_id)}
-    assert artifacts == {"config.yaml", "result.json"}
+    assert artifacts - {"code.diff"} == {"config.yaml", "result.json"}  # that one where there are changes
 
 
 def test_only_what_the_store_confirmed_counts_as_delivered(store, tmp_path, said):  # noqa: F811
@@ -111,6 +112,18 @@ def test_a_store_of_a_file_that_is_gone_has_nothing(tmp_path):
     assert sync.lacks(run.folder, run.config["tracking"])
     (tmp_path / "gone.db").touch()
     assert not sync.lacks(run.folder, run.config["tracking"])
+
+
+@pytest.mark.slow
+def test_killed_behind_its_result_while_its_store_was_held_it_arrives_by_the_same_command(launch, tmp_path):
+    overrides = (*TINY, "epochs=3", "distiller=kd")
+    moment = ("sakd.runs:Run.finish", "2", "after")
+    with FileLock(tmp_path / "mlflow.db.lock"):
+        script = (str(ROOT / "tests/kill_at.py"),)
+        launch(*moment, *overrides, script=script, expect=-signal.SIGKILL)
+    assert "finished before" in launch(*overrides).stdout
+    for experiment in ("sakd", "sakd-teachers"):
+        assert_there_once(f"sqlite:///{tmp_path}/mlflow.db", experiment, epochs=3)
 
 
 @pytest.mark.parametrize("answer", [drip, put_off])

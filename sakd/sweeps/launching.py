@@ -80,7 +80,7 @@ def settle(planned: Plan, standings: Standings, delivery: Delivery | None = None
 
     ``delivery``: of the command, where that has more to send.
     """
-    delivery = delivery or Delivery()
+    delivery = delivery or Delivery(PREPARATION)
     for run in planned.everything:
         if standings[run.name].state in ("lost", "failed") and goes_on(run.run.folder):
             outcome = delivery.mark_ended(run.run.folder, lost=True)

@@ -17,7 +17,7 @@ from sakd.signals import interruptible
 
 log = logging.getLogger("sakd")
 
-PREPARATION = 60.0  # seconds that a launch waits before it hands jobs over, while other launches wait for it
+PREPARATION = 60.0  # seconds that a command waits before its own work, as a launch while others wait for it
 SYNC_PATIENCE = 120.0  # and seconds of `sakd sync` for each run: to wait is what it is for
 ANSWER_PATIENCE = 20.0  # seconds in which a store that is there says anything
 NAMED = 5  # runs that a store has not got; the others are counted
