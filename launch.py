@@ -25,7 +25,7 @@ from sakd.credentials import hidden, remember_typed
 from sakd.errors import ConfigError, SakdError
 from sakd.process import set_up
 from sakd.runs import Run
-from sakd.runs.tracking import catch_up, open_command
+from sakd.runs.tracking import Delivery, open_command
 from sakd.signals import ended_in_order, told_if_finished
 from sakd.terminal import show_result, start_logging
 
@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> None:
                 result = execute(config)
             else:
                 log.info("finished before")
-                catch_up(run)
+                Delivery().catch_up(run)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             # By a foreign launcher: Hydra tells of the first failure only, and only at the end.

@@ -44,7 +44,9 @@ def sync(runs: Path, uri: str | None) -> None:
     """
     from sakd.configuration.compose import compose_one
     from sakd.runs.tracking import synchronise_all
+    from sakd.terminal import start_logging
 
+    start_logging()
     remember(uri or "")
     with _errors_told():
         compose_one(())  # the store that the configuration names is known from here on

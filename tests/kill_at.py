@@ -11,9 +11,9 @@ from functools import reduce
 from pathlib import Path
 
 
-def kill_at(place: str, number: int, when: str) -> None:
-    """This process gets SIGKILL just before or after the function at ``place`` ("module:name") is called for
-    that time."""
+def kill_at(place: str, number: int, when: str, by: signal.Signals = signal.SIGKILL) -> None:
+    """This process gets the signal ``by`` just before or after the function at ``place`` ("module:name") is
+    called for that time."""
     module, _, path = place.partition(":")
     *owners, name = path.split(".")
     owner = reduce(getattr, owners, importlib.import_module(module))
@@ -24,10 +24,10 @@ def kill_at(place: str, number: int, when: str) -> None:
         nonlocal calls
         calls += 1
         if calls == number and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), by)
         result = original(*arguments, **keys)
         if calls == number and when == "after":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), by)
         return result
 
     setattr(owner, name, counted)

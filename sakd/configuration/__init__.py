@@ -24,6 +24,7 @@ from sakd.configuration.prerequisites import (
     needs_teacher,
     prerequisites,
     teacher_of,
+    tracked_apart,
 )
 
 __all__ = [
@@ -47,5 +48,6 @@ __all__ = [
     "sha256_of",
     "short_names",
     "teacher_of",
+    "tracked_apart",
     "without_effect",
 ]

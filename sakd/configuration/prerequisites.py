@@ -68,7 +68,7 @@ def _teacher_run(config: Config) -> Config:
         "dataset": config["dataset"],
         "distiller": {"name": "none", "losses": {}},
         "spot_mode": FIXED,
-        "tracking": _tracked_apart(config["tracking"], "teachers"),
+        "tracking": tracked_apart(config["tracking"], "teachers"),
         **_as_here(config),
     }
 
@@ -104,7 +104,7 @@ def _pretraining_run(config: Config) -> Config:
             "pretrains": name,
         },
         "spot_mode": FIXED,
-        "tracking": _tracked_apart(config["tracking"], "pretraining"),
+        "tracking": tracked_apart(config["tracking"], "pretraining"),
         **_as_here(config),
     }
 
@@ -127,7 +127,7 @@ def _network(teacher: Config) -> Config:
     return {key: value for key, value in teacher.items() if key not in TEACHER_KEYS}
 
 
-def _tracked_apart(tracking: Config, kind: str) -> Config:
+def tracked_apart(tracking: Config, kind: str) -> Config:
     """Put a run into an experiment of its own ``kind``.
 
     One of students has then students alone.

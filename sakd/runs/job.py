@@ -20,7 +20,7 @@ from sakd.process import tf32
 from sakd.runs.certificates import certify
 from sakd.runs.logs import OwnLog
 from sakd.runs.run import Run
-from sakd.runs.tracking import catch_up, start_mirror
+from sakd.runs.tracking import Delivery, concluded, start_mirror
 from sakd.runs.underway import Prepared, Result, UnderWay
 from sakd.signals import interruptible, uninterrupted
 from sakd.terminal import Watch, Watched, counting
@@ -43,7 +43,9 @@ def execute(config: Config, dataset: Dataset | None = None, leave_failure: bool 
     a FAILED run in MLflow. Raises a SakdError for what the user can mend; an interruption (SIGINT, SIGTERM,
     SIGHUP) ends as KeyboardInterrupt with the run marked KILLED.
     """
-    (outcome,) = Together([Run(config)], dataset, leave_failure).outcomes().values()
+    run, delivery = Run(config), Delivery()
+    with concluded(delivery, run):
+        (outcome,) = Together([run], delivery, dataset, leave_failure).outcomes().values()
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
@@ -55,6 +57,7 @@ def execute_together(
     leave_failures: bool = False,
     withdrawn: Callable[[str], bool] = lambda name: False,
     ended: Callable[[str, Outcome], None] = lambda name, outcome: None,
+    delivery: Delivery | None = None,
 ) -> dict[str, Outcome]:
     """Train runs that may go together; their results by name, in order, and for one that fails its error.
 
@@ -62,14 +65,13 @@ def execute_together(
     runs. What is finished is read, the others are trained as one cohort; a run that another process works on
     is waited for at the end. ``withdrawn(name)`` is asked now and then: a run for which it says True ends as
     KILLED, with WithdrawnError as its outcome. ``ended(name, outcome)`` is called as soon as a run has its
-    outcome, while others go on. ``leave_failures`` and an interruption as in ``execute``.
+    outcome, while others go on. ``delivery``: of the launch, where that trains others, too.
+    ``leave_failures`` and an interruption as in ``execute``.
     """
     runs = [Run(config) for config in configs]
-    outcomes = Together(runs, None, leave_failures, withdrawn, ended).outcomes()
-    for run in runs:
-        if not isinstance(outcomes[run.name], Exception):
-            catch_up(run)
-    return outcomes
+    own = Delivery()
+    with concluded(own, *runs) if delivery is None else nullcontext():
+        return Together(runs, delivery or own, None, leave_failures, withdrawn, ended).outcomes()
 
 
 def check_before_work(config: Config) -> None:
@@ -86,6 +88,7 @@ class Together:
     def __init__(
         self,
         runs: Sequence[Run],
+        delivery: Delivery,
         dataset: Dataset | None = None,
         leave_failures: bool = False,
         withdrawn: Callable[[str], bool] = lambda name: False,
@@ -93,7 +96,7 @@ class Together:
     ):
         self.runs = {run.name: run for run in runs}
         self.dataset, self.leave_failures, self.withdrawn = dataset, leave_failures, withdrawn
-        self.tell = tell
+        self.delivery, self.tell = delivery, tell
         self.ended: dict[str, Outcome] = {}
         self.held: dict[str, Run] = {}  # another process works on these
         self.noted: set[str] = set()  # runs under way that have told by themselves how they ended
@@ -182,7 +185,7 @@ class Together:
         prepared = []
         for run in self._open(runs):
             with self._alone(run):
-                pretraining = _take_over_pretraining(run.config, built[run.name], dataset)
+                pretraining = _take_over_pretraining(run.config, built[run.name], dataset, self.delivery)
                 prepared.append(Prepared(run, trainers[run.name], dataset, pretraining))
         return prepared
 
@@ -213,7 +216,7 @@ class Together:
     def _certify(self, teacher: Teacher, runs: Sequence[Run], dataset: Dataset) -> None:
         """Load and measure the teacher; a run that expects more of it ends."""
         config = runs[0].config
-        path, expected = _teacher_weights(config, dataset)
+        path, expected = _teacher_weights(config, dataset, self.delivery)
 
         def accept(found: Certificate) -> None:
             if expected is not None and found.sha256 != expected:
@@ -274,9 +277,8 @@ class Together:
                         self.noted.add(member.run.name)
                 raise
             finally:
-                since = time.monotonic()
                 for member in members.values():
-                    member.wait(since)
+                    member.deliver(self.delivery)
                 logs.close()
 
     def _train_epochs(self, members: Mapping[str, UnderWay]) -> None:
@@ -366,7 +368,7 @@ class Together:
             member.failed(error, _status(error))
         self._end(run.name, error)
         if member is None and leave and self.leave_failures and run.name not in self.noted:
-            _leave_failure(run, error)
+            _leave_failure(run, error, self.delivery)
 
     @contextmanager
     def _for_all(self, runs: Sequence[Run]) -> Iterator[None]:
@@ -422,25 +424,30 @@ def _check_pretraining_can_be_built(config: Config, device: torch.device) -> Non
         build.trainer(own, build.parts(own), device, within="distiller.pretraining.")
 
 
-def _teacher_weights(config: Config, dataset: Dataset) -> tuple[Path, str | None]:
+def _teacher_weights(config: Config, dataset: Dataset, delivery: Delivery) -> tuple[Path, str | None]:
     """Train the teacher if need be; its file, and the checksum that this has if it was trained here."""
     own = prerequisites(config).teacher
     if own is None:
         return Path(config["teacher"]["checkpoint"]), None
     if Run(own).result() is None:
         log.info("training the teacher %s first", config["teacher"]["name"])
-    return Run(own).weights, _train_first(own, dataset)["student_sha256"]
+    return Run(own).weights, _train_first(own, dataset, delivery)["student_sha256"]
 
 
-def _train_first(own: Config, dataset: Dataset) -> Result:
+def _train_first(own: Config, dataset: Dataset, delivery: Delivery) -> Result:
     """Train a run that others need, or find it; too little memory for it is no matter of their number."""
-    try:
-        return execute(own, dataset)
-    except torch.OutOfMemoryError as error:
-        raise RunError(f"{Run(own).name}, which is needed first: {in_one_line(error)}") from error
+    run = Run(own)
+    (outcome,) = Together([run], delivery, dataset).outcomes().values()
+    if isinstance(outcome, torch.OutOfMemoryError):
+        raise RunError(f"{run.name}, which is needed first: {in_one_line(outcome)}") from outcome
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
-def _take_over_pretraining(config: Config, parts: build.Parts, dataset: Dataset) -> dict[str, str] | None:
+def _take_over_pretraining(
+    config: Config, parts: build.Parts, dataset: Dataset, delivery: Delivery
+) -> dict[str, str] | None:
     """Give this run's distiller, or student, what its pretraining has learned: a run found again like a
     teacher.
 
@@ -451,7 +458,7 @@ def _take_over_pretraining(config: Config, parts: build.Parts, dataset: Dataset)
         return None
     if Run(own).result() is None:
         log.info("pretraining for %s first", config["distiller"]["name"])
-    expected = _train_first(own, dataset)["student_sha256"]
+    expected = _train_first(own, dataset, delivery)["student_sha256"]
     weights = Run(own).weights
     raw = weights.read_bytes()
     if sha256(raw).hexdigest() != expected:
@@ -463,7 +470,7 @@ def _take_over_pretraining(config: Config, parts: build.Parts, dataset: Dataset)
     return {"run": Run(own).name, "sha256": expected}
 
 
-def _leave_failure(run: Run, error: Exception) -> None:
+def _leave_failure(run: Run, error: Exception, delivery: Delivery) -> None:
     """Leave of a run that failed before its training a folder with the traceback, and a FAILED run in MLflow.
 
     Nothing, but a word, where the folder cannot be written or another process works there.
@@ -477,6 +484,7 @@ def _leave_failure(run: Run, error: Exception) -> None:
                 own_log.failed(error)
             mirror = start_mirror(run.folder, run.config)
             if mirror is not None:
-                mirror.close("FAILED")
+                mirror.end("FAILED")
+                delivery.add(mirror)
     except RunError as reason:
         log.warning("the failure of %s is noted nowhere: %s", run.name, reason)

@@ -14,7 +14,7 @@ from sakd.errors import CheckpointError
 from sakd.runs import code
 from sakd.runs.logs import OwnLog
 from sakd.runs.run import START_ANEW, Run
-from sakd.runs.tracking import Mirror, start_mirror
+from sakd.runs.tracking import Delivery, Mirror, start_mirror
 from sakd.training import Certificate, Measured, Trainer
 
 log = logging.getLogger("sakd")
@@ -120,11 +120,10 @@ class UnderWay:
         else:
             self.failed(error, status)
 
-    def wait(self, since: float) -> None:
-        """Give the store the rest of its time, which began at ``since`` on the monotonic clock."""
+    def deliver(self, delivery: Delivery) -> None:
+        """Leave it to the launch to wait for MLflow."""
         if self.mirror is not None and self.over:
-            with self.own_log.speaking():
-                self.mirror.wait(max(0.0, self.mirror.patience - (time.monotonic() - since)))
+            delivery.add(self.mirror)
 
     def _result(self) -> Result:
         """What is kept of a finished run.

@@ -5,7 +5,7 @@ import logging
 from sakd.configuration.compose import Sweep
 from sakd.errors import SakdError, in_one_line
 from sakd.runs import Run
-from sakd.runs.tracking import catch_up
+from sakd.runs.tracking import Delivery, concluded
 from sakd.sweeps import report
 from sakd.sweeps.cohorts import cohorts
 from sakd.sweeps.plan import PlannedRun, check_parts
@@ -27,19 +27,20 @@ def train(sweep: Sweep) -> None:
             log.error("%s failed: %s", " ".join(cells[name].overrides), errors[name])
 
     check_parts(cells.values())
-    waiting = []
+    waiting, delivery = [], Delivery()
     for cell in cells.values():
         try:
             if cell.run.result() is None:
                 waiting.append(cell)
-            else:
-                catch_up(cell.run)
         except SakdError as error:
             ended(cell.name, error)
     if waiting:
         from sakd.runs.job import execute_together  # torch and the rest load only for what is not finished
 
-        for cohort in cohorts(waiting):
-            execute_together([cell.run.config for cell in cohort], leave_failures=True, ended=ended)
+        with concluded(delivery):
+            for cohort in cohorts(waiting):
+                configs = [cell.run.config for cell in cohort]
+                execute_together(configs, leave_failures=True, ended=ended, delivery=delivery)
+    delivery.catch_up(*(cell.run for cell in cells.values()))
     states = {name: "failed" if name in errors else "finished" for name in cells}
     report.conclude(list(cells.values()), sweep.overrides, states, errors)

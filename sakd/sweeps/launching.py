@@ -11,7 +11,8 @@ import yaml
 
 from sakd.configuration import flatten
 from sakd.errors import ConfigError, SlurmError
-from sakd.runs import code, tracking
+from sakd.runs import code
+from sakd.runs.tracking import PREPARATION, Delivery, goes_on, is_refusal, reason
 from sakd.signals import uninterrupted
 from sakd.sweeps import submissions
 from sakd.sweeps.cohorts import cohorts
@@ -37,12 +38,13 @@ def launch(planned: Plan, only: Collection[str] = ("missing", "failed", "lost"))
     launcher = launcher_of(planned.sweep.launcher)
     launcher.check(planned)
     check_parts(planned.cells)
+    delivery = Delivery(PREPARATION)  # other launches wait for this one's decision
     with submissions.deciding(planned.runs):
         standings = survey(planned.everything, planned.runs)
-        settle(planned, standings)
+        settle(planned, standings, delivery)
         wanted = _wanted(planned, standings, only)
         log.info("%s", summary(standings[cell.name] for cell in planned.cells))
-        submission = _record(planned, wanted, launcher) if wanted else None
+        submission = _record(planned, wanted, launcher, delivery) if wanted else None
         if submission is None:
             log.info("nothing to submit")
         else:
@@ -51,7 +53,9 @@ def launch(planned: Plan, only: Collection[str] = ("missing", "failed", "lost"))
     log.info("how it goes: sakd status %s", " ".join(map(shlex.quote, planned.sweep.overrides)))
     if submission is not None:
         launcher.carry_out(submission)
-    return _awaited(planned) if launcher.waits else None
+    awaited = _awaited(planned) if launcher.waits else None
+    Delivery().catch_up(*(run.run for run in planned.everything))
+    return awaited
 
 
 def as_before(planned: Plan, changes: Sequence[str] = ()) -> Plan:
@@ -74,16 +78,24 @@ def as_before(planned: Plan, changes: Sequence[str] = ()) -> Plan:
     return replace(planned, sweep=replace(planned.sweep, launcher=keys))
 
 
-def settle(planned: Plan, standings: Standings) -> None:
-    """Tell MLflow of runs that were killed without warning, which else stay RUNNING there."""
+def settle(planned: Plan, standings: Standings, delivery: Delivery | None = None) -> None:
+    """Tell MLflow of runs that were killed without warning, which else stay RUNNING there.
+
+    ``delivery``: of the command, where that has more to send.
+    """
+    delivery = delivery or Delivery(PREPARATION)
     for run in planned.everything:
-        if standings[run.name].state in ("lost", "failed") and tracking.goes_on(run.run.folder):
-            outcome = tracking.mark_ended(run.run.folder, lost=True)
+        if standings[run.name].state in ("lost", "failed") and goes_on(run.run.folder):
+            outcome = delivery.mark_ended(run.run.folder, lost=True)
             if isinstance(outcome, Exception):
                 log.warning(
-                    "%s: MLflow cannot be told that it is over (%s); `sakd sync` will", run.name, outcome
+                    "%s: MLflow cannot be told that it is over (%s); `sakd sync` will",
+                    run.name,
+                    reason(outcome),
+                    extra={"news": (run.name, "over")},
                 )
-                return  # the store is away: the others would wait for it, too
+                if not is_refusal(outcome):
+                    return  # the store is away: the others would wait for it, too
 
 
 def cancel(planned: Plan) -> tuple[int, list[str]]:
@@ -171,10 +183,12 @@ def _arrays(
     return [alike[start : start + size] for alike in ordered for start in range(0, len(alike), size)]
 
 
-def _record(planned: Plan, wanted: Sequence[PlannedRun], launcher: Launcher) -> Submission:
+def _record(
+    planned: Plan, wanted: Sequence[PlannedRun], launcher: Launcher, delivery: Delivery
+) -> Submission:
     """Write down what is about to be handed over, before it is; with the code copied and the store set
     up."""
-    _prepare_store(wanted)
+    _prepare_store(wanted, delivery)
     copy = code.snapshot(planned.runs, packages=_packages(wanted))
     folder = submissions.new_folder(planned.runs)
     needs = {run.name: list(run.needs) for run in wanted if run.needs}
@@ -214,7 +228,7 @@ def _submit(submission: Submission, launcher: Launcher, standings: Standings) ->
         raise
 
 
-def _prepare_store(wanted: Iterable[PlannedRun]) -> None:
+def _prepare_store(wanted: Iterable[PlannedRun], delivery: Delivery) -> None:
     """Set stores up before jobs start, which would else do so all at once."""
     stores: dict[str, set[str]] = {}
     for run in wanted:
@@ -222,25 +236,26 @@ def _prepare_store(wanted: Iterable[PlannedRun]) -> None:
         if settings["name"] == "mlflow":
             stores.setdefault(settings["uri"], set()).add(settings["experiment"])
     for uri, experiments in stores.items():
-        error = tracking.set_up_store(uri, sorted(experiments))
+        error = delivery.set_up(uri, sorted(experiments))
         if error is not None:
             log.warning(
-                "MLflow at %s cannot be reached (%s). Jobs run unharmed; `sakd sync` sends what is missing",
+                "MLflow at %s %s (%s). Jobs run unharmed; `sakd sync` sends what is missing",
                 uri,
-                error,
+                "refuses" if is_refusal(error) else "cannot be reached",
+                reason(error),
             )
 
 
 def _awaited(planned: Plan) -> Standings:
     """Wait until nothing of it runs or waits; how all stand then."""
-    before = ""
+    before, delivery = "", Delivery()
     while True:
         try:
             standings = survey(planned.everything, planned.runs)
         except SlurmError as error:  # its controller may be restarted
             log.warning("%s; asking again", error)
         else:
-            settle(planned, standings)
+            settle(planned, standings, delivery)
             now = summary(standings[cell.name] for cell in planned.cells)
             if now != before:
                 log.info("%s", now)

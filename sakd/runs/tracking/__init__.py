@@ -1,19 +1,21 @@
 """MLflow as a mirror of runs' folders: one run's while it trains, or all that a store lacks, afterwards."""
 
-from sakd.runs.tracking.store import finished_runs, is_a_file, open_command, set_up_store
-from sakd.runs.tracking.sync import catch_up, goes_on, mark_ended, mirrored, synchronise, synchronise_all
+from sakd.runs.tracking.delivery import PREPARATION, Delivery, concluded, synchronise_all
+from sakd.runs.tracking.store import finished_runs, is_a_file, is_refusal, open_command, reason
+from sakd.runs.tracking.sync import goes_on, synchronise
 from sakd.runs.tracking.thread import Mirror, start_mirror
 
 __all__ = [
+    "PREPARATION",
+    "Delivery",
     "Mirror",
-    "catch_up",
+    "concluded",
     "finished_runs",
     "goes_on",
     "is_a_file",
-    "mark_ended",
-    "mirrored",
+    "is_refusal",
     "open_command",
-    "set_up_store",
+    "reason",
     "start_mirror",
     "synchronise",
     "synchronise_all",

@@ -6,35 +6,49 @@ Only this module imports MLflow, and only once it is used: that takes seconds.
 import contextlib
 import logging
 import os
+import re
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from sakd import credentials, names
 from sakd.errors import RunError, SakdError
+from sakd.runs.tracking.waiting import StoreAwayError, holding, within
 
 PARAMETERS_AT_ONCE, METRICS_AT_ONCE = 100, 1000  # MLflow's limits of one batch
 PARAMETER = 6000  # characters, MLflow's limit
 GOING_ON = ("RUNNING", "SCHEDULED")  # of the states that MLflow has for a run, those that are not its end
+ENDS = ("FINISHED", "FAILED", "KILLED")
+PAGE_PATIENCE = 60.0  # seconds for a page of a search
+TRY_LATER = (408, 429)  # of HTTP's 4xx, which else say that a request is wrong
 
 
 class Store:
     """An MLflow store, by its URI; a new SQLite store is set up.
 
-    Each method raises whatever MLflow raises where the store is away or refuses.
+    Each method raises whatever MLflow raises where the store is away or refuses, RunError for a file that can
+    be no store, and StoreAwayError where another process keeps it to itself. They may take any time:
+    ``within`` bounds that.
     """
 
     def __init__(self, uri: str):
         self.uri = uri
         self.path = sqlite_path(uri)
         revealed = credentials.revealed(uri)
+        if self.path is not None:
+            _check_place(self.path)
         client = _client_class()
         with self.alone():
-            if self.path is not None and not self.path.exists():
-                _set_up(self.path, client)
-            self.client = client(revealed)
+            try:
+                if self.path is not None and not self.path.exists():
+                    _set_up(self.path, client)
+                self.client = client(revealed)
+            except Exception as error:
+                if self.path is None or _is_busy(error):
+                    raise
+                raise RunError(f"{self.path}: found no store for this MLflow ({reason(error)})") from error
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -42,11 +56,12 @@ class Store:
 
         A server looks after itself.
         """
-        if self.path is None:
+        with contextlib.nullcontext() if self.path is None else holding(_lock_of(self.path)):
             yield
-        else:
-            with FileLock(f"{self.path}.lock"):
-                yield
+
+    def answers(self) -> None:
+        """Ask for next to nothing, to see whether the store can be asked at all."""
+        self.client.search_experiments(max_results=1)
 
     def experiment(self, name: str) -> str:
         """The id of the experiment, which is created where there is none."""
@@ -131,6 +146,10 @@ class Store:
 
         self.client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
+    def files(self, run: Any) -> set[str]:
+        """Names of the run's artifacts."""
+        return {artifact.path for artifact in self.client.list_artifacts(run.info.run_id)}
+
     def send_file(self, run: Any, path: Path) -> None:
         """Store a copy of a file among the run's artifacts, in the place of one of that name."""
         self.client.log_artifact(run.info.run_id, str(path))
@@ -143,36 +162,35 @@ class Store:
             self.client.set_terminated(run.info.run_id, status=status)
 
 
-def set_up_store(uri: str, experiments: Sequence[str]) -> str | None:
-    """Make a fresh store and its experiments, before jobs would do so all at once.
-
-    Returns what is wrong, in one line, where the store is away.
-    """
-    try:
-        store = Store(absolute(uri))
-        with store.alone():
-            for name in experiments:
-                store.experiment(name)
-    except Exception as error:
-        return reason(error)
-    return None
+def set_up_store(uri: str, experiments: Sequence[str]) -> None:
+    """Make a fresh store and its experiments, before jobs would do so all at once. Raises as Store does."""
+    store = Store(absolute(uri))
+    with store.alone():
+        for name in experiments:
+            store.experiment(name)
 
 
 def finished_runs(uri: str) -> Iterator[tuple[str, dict[str, str], dict[str, float], dict[str, str]]]:
     """Finished runs in the store that distil: folder's name, parameters, last metrics and tags.
 
-    Raises RunError where the store is away.
+    Raises a SakdError where the store is away.
     """
     path = sqlite_path(uri)
     if path is not None and not path.exists():
         raise RunError(f"{uri}: found no file {path}, expected an MLflow store")
+
+    def asked(search: Any, *arguments: Any, **keys: Any) -> Any:
+        return within(PAGE_PATIENCE, uri, lambda: search(*arguments, **keys))
+
     try:
-        client = Store(uri).client
+        client = asked(Store, uri).client
         experiments = [
-            experiment.experiment_id for page in _pages(client.search_experiments) for experiment in page
+            experiment.experiment_id
+            for page in _pages(partial(asked, client.search_experiments))
+            for experiment in page
         ]
         query = "attributes.status = 'FINISHED' and tags.`sakd.uid` LIKE '%' and params.spot_mode != 'none'"
-        for page in _pages(client.search_runs, experiments, query):
+        for page in _pages(partial(asked, client.search_runs), experiments, query):
             for run in page:
                 name = Path(run.data.tags["sakd.folder"]).name
                 yield name, run.data.params, run.data.metrics, run.data.tags
@@ -192,8 +210,29 @@ def _pages(search: Any, *arguments: Any) -> Iterator[Any]:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what MLflow says, 160 characters at most: it may go on for pages."""
-    return credentials.hidden((str(error).splitlines() or [type(error).__name__])[0])[:160]
+    """The first line of what MLflow says, of that the cause, 160 characters at most: it may go on for
+    pages."""
+    first = credentials.hidden((str(error).splitlines() or [type(error).__name__])[0])
+    return first.rpartition("(Caused by ")[2][:160]
+
+
+def is_refusal(error: Exception) -> bool:
+    """True if nothing is gained by trying again: the store takes no such thing, or a file is damaged."""
+    if isinstance(error, SakdError):
+        return not isinstance(error, StoreAwayError)
+    status = _http_status(error)
+    return status is not None and 400 <= status < 500 and status not in TRY_LATER
+
+
+def _http_status(error: Exception) -> int | None:
+    """HTTP's number for what MLflow says, where it has one: of its error, or of a response as it is."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        return response.status_code
+    told = re.search(r"failed with error code (\d{3})", str(error))
+    if told:
+        return int(told[1])
+    return error.get_http_status_code() if hasattr(error, "get_http_status_code") else None
 
 
 def open_command(uri: str) -> str:
@@ -217,6 +256,29 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
 
 
+def _lock_of(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+def _check_place(path: Path) -> None:
+    """Raise RunError where no store can be: MLflow, and its lock, would try for minutes."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for file in (_lock_of(path), *([path] if path.exists() else [])):
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o644))
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror}), expected an SQLite file, or a place for one"
+        ) from error
+
+
+def _is_busy(error: BaseException | None) -> bool:
+    """True if SQLite itself says why it cannot work now: the file is locked, or its disk full."""
+    while error is not None and not isinstance(error, sqlite3.OperationalError):
+        error = error.__cause__
+    return error is not None
+
+
 def _client_class() -> Any:
     """MLflow's client, told to give up soon and to be quiet.
 
@@ -224,10 +286,13 @@ def _client_class() -> Any:
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")  # it may ask for an hour
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow.tracking import MlflowClient
 
-    for name, level in (("alembic", "WARNING"), ("mlflow", "WARNING"), ("urllib3", "ERROR")):
+    # Errors of a database are raised, too: there they are told in one line.
+    levels = {"alembic": "WARNING", "mlflow": "WARNING", "mlflow.store.db": "CRITICAL", "urllib3": "ERROR"}
+    for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
     return MlflowClient
 

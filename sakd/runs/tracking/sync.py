@@ -1,26 +1,30 @@
 """A run's folder against a store: what the store lacks is sent, each epoch exactly once.
 
-The folder is the truth. ``mlflow.json`` in it notes which store has it, as which run, and how it stands.
+The folder is the truth. ``mlflow.json`` in it notes which store is to have it, as which run, how it stands,
+and, as ``delivered``, with which end the store has confirmed to have it whole.
 """
 
 import json
 import logging
+import math
+import re
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
 
-from sakd.configuration import Config, parameters, short_names
+from sakd.configuration import Config, parameters, short_names, teacher_of, tracked_apart
 from sakd.errors import RunError
-from sakd.files import read_json, write_whole
-from sakd.runs.run import Run, is_locked
-from sakd.runs.stored import read_metrics, read_result
-from sakd.runs.tracking.store import GOING_ON, Store, absolute, reason
+from sakd.files import explained, read_json, write_whole
+from sakd.runs.run import Run
+from sakd.runs.stored import Metrics, read_metrics, read_result
+from sakd.runs.tracking.store import ENDS, GOING_ON, Store, absolute, is_refusal, reason, sqlite_path
+from sakd.runs.tracking.waiting import holding
 
 log = logging.getLogger("sakd")
 
@@ -35,25 +39,63 @@ _state_lock = threading.Lock()  # a run's mirror and the run itself both note wh
 def synchronise(folder: Path, status: str | None = None) -> int:
     """Send what the store lacks of one run's folder, and count the epochs sent.
 
-    Its ``status`` is sent, too (None: the noted one). Raises whatever MLflow raises where the store is away
-    or refuses.
+    Its ``status`` is sent, too (None: the noted one), but a run with a result is FINISHED whatever is said.
+    Raises RunError where a file of the folder is damaged, and whatever a Store does where that is away or
+    refuses.
     """
-    with FileLock(folder / ".mirror.lock"):  # a run's own thread and `sakd sync` must not send the same
-        _check_regular(folder)
-        state = _read_state(folder)
-        status = status or state["status"]
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        metrics = read_metrics(folder)
-        store = Store(state["uri"])
-        with store.alone():
-            run = _run_of(store, state, folder, config)
-            store.send_parameters(run, parameters(config))
-            sent = store.send_metrics(run, metrics)
-            if run.info.status != status:
-                if status not in GOING_ON:
-                    _send_end(store, run, folder, status)
-                store.set_status(run, status)
+    with _sending(folder):
+        return _send(folder, status)
+
+
+def bring(folder: Path, tracking: Config, first: bool = False) -> int:
+    """Give a finished run to the store that ``tracking`` asks for, as ``synchronise`` does.
+
+    ``first``: it was needed by others first, as for ``lacks``.
+    """
+    with _sending(folder):
+        if not _is_noted(_noted_or_new(folder), tracking, first):
+            note_store(folder, tracking["uri"], tracking["experiment"], "FINISHED")
+        return _send(folder)
+
+
+@contextmanager
+def _sending(folder: Path) -> Iterator[None]:
+    """Send alone: a run's own thread and `sakd sync` must not send the same."""
+    with explained(folder / ".mirror.lock"), holding(folder / ".mirror.lock"):
+        yield
+
+
+def _send(folder: Path, status: str | None = None) -> int:
+    _check_regular(folder)
+    state = noted(folder)
+    if not state:
+        raise RunError(f"{folder / 'mlflow.json'}: found no file, expected what MLflow is to have of the run")
+    finished = (folder / "result.json").exists()
+    status = "FINISHED" if finished else status or state["status"]
+    config, lines, tags = _config(folder), _metrics(folder), _checksums(read_result(folder))
+    if finished and len(lines) != config["epochs"]:
+        raise RunError(
+            f"{folder / 'metrics.jsonl'}: found {len(lines)} whole lines, expected {config['epochs']}, one "
+            "for each epoch of a finished run; bring it back, or move the folder away"
+        )
+    store = Store(state["uri"])
+    with store.alone():
+        run = _run_of(store, state, folder, config)
+        store.send_parameters(run, parameters(config))
+        sent = store.send_metrics(run, lines)
+        if status in ENDS and not _is_delivered(store, run, state, folder, status):
+            _send_end(store, run, folder, status, tags)
+        if run.info.status != status:
+            store.set_status(run, status)
+    if status in ENDS:
+        _note_delivered(folder, state, status)
     return sent
+
+
+def _is_delivered(store: Store, run: Any, state: dict[str, Any], folder: Path, status: str) -> bool:
+    """True if the store has all that belongs to this end; it may have been replaced since it said so."""
+    confirmed = state.get("delivered") == run.info.status == status
+    return confirmed and store.files(run) >= {path.name for path in _files(folder, status)}
 
 
 def _run_of(store: Store, state: dict[str, Any], folder: Path, config: Config) -> Any:
@@ -72,17 +114,20 @@ def _run_of(store: Store, state: dict[str, Any], folder: Path, config: Config) -
     return run
 
 
-def _send_end(store: Store, run: Any, folder: Path, status: str) -> None:
-    """Send what is known once a run is over: files, checksums, and, until it is mended, why it failed."""
-    names = ["config.yaml", "result.json", "code.diff", *(["run.log"] if status == "FAILED" else [])]
-    for path in (folder / name for name in names):
-        if path.exists():
-            store.send_file(run, path)
-    tags = _checksums(read_result(folder))
+def _send_end(store: Store, run: Any, folder: Path, status: str, tags: dict[str, str]) -> None:
+    """Send what is known once a run is over: files, ``tags``, and, until it is mended, why it failed."""
+    for path in _files(folder, status):
+        store.send_file(run, path)
     told = _traceback(folder / "run.log") if status == "FAILED" else ""
     if told or status == "FINISHED":
-        tags["mlflow.note.content"] = told  # what the run's page shows
+        tags = {**tags, "mlflow.note.content": told}  # what the run's page shows
     store.send_tags(run, tags)
+
+
+def _files(folder: Path, status: str) -> list[Path]:
+    """Files of a run that are sent once it is over, of those that it has."""
+    names = ["config.yaml", "result.json", "code.diff", *(["run.log"] if status == "FAILED" else [])]
+    return [path for path in (folder / name for name in names) if path.exists()]
 
 
 def _check_regular(folder: Path) -> None:
@@ -114,81 +159,158 @@ def _traceback(path: Path) -> str:
     return f"```\n{head}{rest}"[:TRACEBACK] + "\n```" if head else ""
 
 
-def synchronise_all(runs: Path) -> dict[str, int | Exception]:
-    """Send what is missing of every run in ``runs``.
-
-    Returns the number of epochs sent, or what went wrong, by the run's name. A run that was killed without
-    warning before its result is marked KILLED; one that another process works on is left to it.
-    """
-    outcomes = {path.parent.name: mark_ended(path.parent) for path in sorted(runs.glob("*/mlflow.json"))}
-    return {name: outcome for name, outcome in outcomes.items() if outcome is not None}
-
-
-def mark_ended(folder: Path, lost: bool = False) -> int | Exception | None:
-    """Say of a run that was killed without warning that it is over, and send what is missing.
-
-    Returns the number of epochs sent, or what went wrong; None where another process works on it. ``lost``:
-    it is known not to come to a next turn either.
-    """
-    if is_locked(folder / ".lock"):
-        return None
+def _config(folder: Path) -> Config:
+    """The run's configuration. Raises RunError if it is damaged or foreign."""
+    path = folder / "config.yaml"
+    way_out = "bring it back, or move the folder away"
     try:
-        if (folder / "result.json").exists():  # whatever was noted: it may have been killed right after
-            note_status(folder, "FINISHED")
-        elif _read_state(folder)["status"] in (GOING_ON if lost else ("RUNNING",)):
-            note_status(folder, "KILLED")
-        return synchronise(folder)
-    except Exception as error:
-        return error
+        config = yaml.safe_load(path.read_text())
+        short_names(config), config["epochs"]
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}; {way_out}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: found no valid YAML ({reason(error)}); {way_out}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: is not a run's configuration ({error!r}); {way_out}") from error
+    return config
 
 
-def catch_up(run: Run) -> None:
-    """Give a finished run to the store that its configuration asks for, if that has not got it."""
-    if mirrored(run.folder, run.config):
-        return
-    tracking = run.config["tracking"]
-    with run.locked():
-        note_store(run.folder, tracking["uri"], tracking["experiment"], "FINISHED")
-        try:
-            synchronise(run.folder)
-        except Exception as error:
-            tell_away(tracking["uri"], reason(error))
+def _metrics(folder: Path) -> list[Metrics]:
+    """The run's epochs, in order. Raises RunError if they are damaged or foreign."""
+    path = folder / "metrics.jsonl"
+    lines = read_metrics(folder)
+    for number, line in enumerate(lines, 1):
+        if line["epoch"] != number or not math.isfinite(line["time"]):
+            raise RunError(
+                f"{path}: found {str(line)[:100]} in line {number}, expected measurements of epoch {number}; "
+                "bring the file back, or move the folder away"
+            )
+    return lines
 
 
-def mirrored(folder: Path, config: Config) -> bool:
-    """True if the store that the configuration asks for, if any, has been given a finished run.
+def undelivered(run: Run) -> Iterator[tuple[Path, Config, bool]]:
+    """Find what its store lacks of a finished run and of what was needed first, its teacher and its
+    pretraining: folders, each with its tracking, and whether it came first.
 
-    It is False for one that was tracked elsewhere or not at all, or was killed between its result and the
-    store.
+    From what is written, without torch: a finished run answers at once.
     """
-    tracking, state = config["tracking"], _read_state(folder)
-    if tracking["name"] == "none":
+    if run.config["tracking"]["name"] == "none":
+        return
+    for folder, tracking, first in _family(run):
+        if (folder / "result.json").exists() and lacks(folder, tracking, first):
+            yield folder, tracking, first
+
+
+def _family(run: Run) -> Iterator[tuple[Path, Config, bool]]:
+    tracking = run.config["tracking"]
+    yield run.folder, tracking, False
+    if "pretrains" in run.config["distiller"]:  # its students know where their teacher goes
+        return
+    teacher = teacher_of(run.config)
+    if teacher is not None:
+        yield Run(teacher).folder, teacher["tracking"], True
+    if run.config["distiller"].get("pretraining") is not None:
+        result = read_json(run.folder / "result.json") or {}
+        if result.get("pretraining"):
+            name = result["pretraining"]["run"]
+            yield run.folder.parent / name, tracked_apart(tracking, "pretraining"), True
+
+
+def lacks(folder: Path, tracking: Config, first: bool = False) -> bool:
+    """True unless the store that ``tracking`` asks for has confirmed to have a finished run.
+
+    ``first``: it was needed by others first. These may be in several experiments, and it is in one of them.
+    """
+    try:
+        state = noted(folder)
+    except RunError:  # it will be told when it is to be sent
         return True
-    noted = state.get("uri"), state.get("experiment"), state.get("status")
-    return noted == (absolute(tracking["uri"]), tracking["experiment"], "FINISHED")
+    path = sqlite_path(absolute(tracking["uri"]))
+    delivered = _is_noted(state, tracking, first) and state.get("delivered") == "FINISHED"
+    return not delivered or (path is not None and not path.exists())
+
+
+def _is_noted(state: dict[str, Any], tracking: Config, first: bool) -> bool:
+    """True if a run is noted as one of the store, and experiment, that ``tracking`` asks for."""
+    same_store = state.get("uri") == absolute(tracking["uri"])
+    return same_store and (first or state.get("experiment") == tracking["experiment"])
 
 
 def goes_on(folder: Path) -> bool:
-    """True if the store has this run as one that is not over."""
-    return _read_state(folder).get("status") in GOING_ON
+    """True if the store has this run as one that is not over, as far as is known."""
+    try:
+        return (folder / "mlflow.json").exists() and noted(folder)["status"] in GOING_ON
+    except RunError:  # it will be told when it is to be sent
+        return True
 
 
-def tell_away(uri: str, why: str) -> None:
-    """Say that a store is away: to the run at work, and on the terminal once, however many runs say so."""
-    log.warning(
-        "MLflow at %s cannot be reached (%s). Training goes on unharmed; `sakd sync` sends what is missing",
-        uri,
-        why,
-        extra={"news": (uri, "away")},
-    )
+def tell_trouble(uri: str, error: Exception) -> None:
+    """Say that a store does not take what it is sent: to the run at work, and on the terminal once, however
+    many runs say so."""
+    why = reason(error)
+    if isinstance(error, RunError):
+        log.warning("%s. Training goes on unharmed", error, extra={"news": (uri, why)})
+    elif is_refusal(error):
+        log.warning(
+            "MLflow at %s refuses what it is sent (%s). Training goes on unharmed; once that is mended, "
+            "`sakd sync` sends what is missing",
+            uri,
+            why,
+            extra={"news": (uri, why)},
+        )
+    else:
+        log.warning(
+            "MLflow at %s cannot be reached (%s). Training goes on unharmed; `sakd sync` sends what is "
+            "missing",
+            uri,
+            why,
+            extra={"news": (uri, "away")},
+        )
+
+
+# ---- mlflow.json
+
+# What each key must be, by name, in words.
+NOTED = {
+    "uid": (
+        "32 hexadecimal digits",
+        lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{32}", value),
+    ),
+    "start_time": ("milliseconds since 1970", lambda value: type(value) is int and value >= 0),
+    "uri": ("a store's URI", lambda value: isinstance(value, str) and value),
+    "experiment": ("an experiment's name", lambda value: isinstance(value, str) and value),
+    "run_id": ("a run's id, or null", lambda value: value is None or isinstance(value, str)),
+    "status": (f"one of {', '.join((*GOING_ON, *ENDS))}", lambda value: value in (*GOING_ON, *ENDS)),
+    "delivered": (f"one of {', '.join(ENDS)}, or null", lambda value: value in (None, *ENDS)),
+}
+
+
+def noted(folder: Path) -> dict[str, Any]:
+    """Read what is noted of a run's place in MLflow; nothing where it has none.
+
+    Raises RunError if the file is damaged or foreign.
+    """
+    path = folder / "mlflow.json"
+    state = read_json(path)
+    if state is None:
+        return {}
+    for key, (expected, fits) in NOTED.items():
+        if not fits(state.get(key)):
+            found = repr(state[key]) if key in state else "nothing"
+            raise RunError(f"{path}: found {found} for {key}, expected {expected}; move the file away")
+    return state
 
 
 def note_store(folder: Path, uri: str, experiment: str, status: str) -> None:
-    """Write down what `sakd sync` needs to know; a run's id in another store is no id in this one."""
-    state = {"uid": uuid.uuid4().hex, "start_time": int(time.time() * 1000)} | _read_state(folder)
+    """Write down what `sakd sync` needs to know, before anything is sent: nothing of it is delivered.
+
+    A run's id in another store is no id in this one.
+    """
+    state = {"uid": uuid.uuid4().hex, "start_time": int(time.time() * 1000)} | _noted_or_new(folder)
     if (state.get("uri"), state.get("experiment")) != (absolute(uri), experiment):
         state["run_id"] = None
-    _update_state(folder, **state | {"uri": absolute(uri), "experiment": experiment, "status": status})
+    changes = {"uri": absolute(uri), "experiment": experiment, "status": status, "delivered": None}
+    _update_state(folder, **state | changes)
 
 
 def note_status(folder: Path, status: str) -> None:
@@ -196,16 +318,28 @@ def note_status(folder: Path, status: str) -> None:
     _update_state(folder, status=status)
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
+def _note_delivered(folder: Path, sent: dict[str, Any], status: str) -> None:
+    """Write down that the store has confirmed this end, unless the run has begun anew since it was read."""
+    now = _noted_or_new(folder)
+    places = [(state.get("uri"), state.get("experiment")) for state in (sent, now)]
+    if places[0] == places[1] and now.get("status") in (sent["status"], status):
+        _update_state(folder, status=status, delivered=status)
+
+
+def _noted_or_new(folder: Path) -> dict[str, Any]:
+    """As ``noted``, but a damaged file gives way to a new one."""
+    path = folder / "mlflow.json"
     try:
-        return read_json(folder / "mlflow.json") or {}
+        return noted(folder)
     except RunError as error:
+        if not path.is_file():
+            raise
         log.warning("%s; what MLflow has of this run is not known, so it gets a new one there", error)
-        (folder / "mlflow.json").unlink()
+        path.unlink()
         return {}
 
 
 def _update_state(folder: Path, **changes: object) -> None:
     with _state_lock:
-        content = _read_state(folder) | changes
+        content = _noted_or_new(folder) | changes
         write_whole(folder / "mlflow.json", (json.dumps(content, indent=2) + "\n").encode())

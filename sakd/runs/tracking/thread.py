@@ -6,19 +6,25 @@ A thread sends what is new, so that the training never waits.
 import contextvars
 import logging
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from sakd.configuration import Config
 from sakd.errors import RunError
-from sakd.runs.tracking.store import is_a_file, reason
-from sakd.runs.tracking.sync import note_status, note_store, synchronise, tell_away
+from sakd.runs.tracking.store import is_a_file, is_refusal, reason
+from sakd.runs.tracking.sync import note_status, note_store, synchronise, tell_trouble
+from sakd.runs.tracking.waiting import joined, no_answer
 
 log = logging.getLogger("sakd")
 
 SECONDS_BETWEEN = 2.0  # between two transfers of one run
-PATIENCE = 20.0  # seconds that the end of a run waits for a server
+PATIENCE = 20.0  # seconds that the end of a launch waits for a server
 PATIENCE_WITH_A_FILE = 600.0  # and for an SQLite store, which is never away, but may have many others waiting
+
+Found = TypeVar("Found")
 
 
 class Mirror:
@@ -30,7 +36,8 @@ class Mirror:
 
     def __init__(self, folder: Path, uri: str, experiment: str):
         self.folder, self.uri = folder, uri
-        self.error: str | None = None
+        self.error: str | None = None  # what went wrong last, until it is mended
+        self.refused = False  # what went wrong last will not be otherwise for being tried again
         self._status = "RUNNING"
         note_store(folder, uri, experiment, self._status)
         self._new, self._ended = threading.Event(), threading.Event()
@@ -60,9 +67,8 @@ class Mirror:
         """
         if seconds is None:
             seconds = self.patience
-        self._thread.join(seconds)
-        if self._thread.is_alive():
-            self.error = self.error or f"no answer within {seconds:.0f} seconds"
+        if not joined(self._thread, seconds, self.uri):
+            self.error = self.error or no_answer(seconds)
         if self.error is not None:
             log.warning(
                 "MLflow at %s has not got everything (%s); `sakd sync` sends the rest",
@@ -84,23 +90,40 @@ class Mirror:
 
     def _work(self) -> None:
         while not self._ended.is_set():
-            self._attempt()
+            if not self.refused:
+                with suppress(Exception):  # told; the next attempt has it
+                    self._attempt()
             self._new.wait()
             self._new.clear()
             self._ended.wait(SECONDS_BETWEEN)
-        self._attempt()
+        with suppress(Exception):  # told, and noted in self.error
+            insisting(self.uri, time.monotonic() + PATIENCE_WITH_A_FILE, self._attempt)
 
     def _attempt(self) -> None:
         try:
             synchronise(self.folder, self._status)
         except Exception as error:
-            if self.error is None:
-                tell_away(self.uri, reason(error))
-            self.error = reason(error)
-        else:
-            if self.error is not None:
-                log.info("MLflow at %s is back", self.uri, extra={"news": (self.uri, "back")})
-            self.error = None
+            if self.error is None or self.refused != is_refusal(error):
+                tell_trouble(self.uri, error)
+            self.error, self.refused = reason(error), is_refusal(error)
+            raise
+        if self.error is not None:
+            log.info("MLflow at %s is back", self.uri, extra={"news": (self.uri, "back")})
+        self.error, self.refused = None, False
+
+
+def insisting(uri: str, deadline: float, work: Callable[[], Found]) -> Found:
+    """Work at a store, again and again until the ``deadline`` where that is a file which others keep busy.
+
+    A server that is away is given up at once: it may be so for long. Raises what the last attempt did.
+    """
+    while True:
+        try:
+            return work()
+        except Exception as error:
+            if is_refusal(error) or not is_a_file(uri) or time.monotonic() + SECONDS_BETWEEN > deadline:
+                raise
+        time.sleep(SECONDS_BETWEEN)
 
 
 def start_mirror(folder: Path, config: Config) -> Mirror | None:
