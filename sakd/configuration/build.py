@@ -358,7 +358,8 @@ def promises(config: Config) -> dict[str, Any]:
     for key in promised:
         if key not in node:
             raise ConfigError(
-                f"dataset.{key}: found nothing, every data set needs it.{did_you_mean(key, node)}"
+                f"dataset.{key}: found nothing, every data set needs it whose dataset.reads names no "
+                f"augmentation.{did_you_mean(key, node)}"
             )
     known = (*promised, *reads, *ABOUT_DATA)
     for key in node:

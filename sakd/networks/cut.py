@@ -11,6 +11,7 @@ from sakd.errors import ConfigError, did_you_mean
 from sakd.imports import find
 from sakd.networks.staged import StagedNet
 from sakd.networks.tracing import LayerTracer
+from sakd.ranges import Text
 
 STAGE = (r"^\w+\.", "")  # a weight's name without it is the one that it has uncut
 MODES = {True: "train", False: "eval"}
@@ -19,9 +20,9 @@ MODES = {True: "train", False: "eval"}
 def foreign(
     build: str,
     arguments: Mapping[str, object],
-    passes: Mapping[str, str],
-    family: str,
-    cuts: Mapping[str, str],
+    passes: Mapping[str, Text],
+    family: Text,
+    cuts: Mapping[str, Text],
     num_classes: int,
     in_channels: int,
     image_size: int,
@@ -69,8 +70,9 @@ def _call(path: str, arguments: Mapping[str, object]) -> nn.Module:
     try:
         network = build(**arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        told = ", ".join(f"arguments.{name}={value!r}" for name, value in arguments.items())
-        raise ConfigError(f"arguments: {path} does not take {told} ({error})") from error
+        named = [name for name in arguments if f"'{name}'" in str(error)]
+        key = f"arguments.{named[0]}" if len(named) == 1 else "arguments"
+        raise ConfigError(f"{key}: {path} does not take {dict(arguments)} ({error})") from error
     if not isinstance(network, nn.Module):
         raise ConfigError(f"build: {path} made a {type(network).__name__}, expected a network")
     return network
