@@ -30,7 +30,7 @@ Processes = Annotated[int, Ge(0), Le(1024)]
 Threads = Annotated[int, Ge(1), Le(1024)]  # many more end the process
 
 Text = Annotated[str, MinLen(1)]
-Name = Annotated[str, MinLen(1), doc("a name")]
+Name = Annotated[str, MinLen(1), doc("a name, in one line")]
 File = Annotated[str, MinLen(1), doc("the path of a file")]
 Folder = Annotated[str, MinLen(1), doc("the path of a folder")]
 

@@ -41,5 +41,5 @@ def test_the_teacher_s_embedding_learns_as_its_key_says_whatever_the_mode(tiny, 
 
 
 def test_another_word_for_it_is_refused_by_key(tiny):
-    with pytest.raises(ConfigError, match=r"teacher_embedding of CC: found 'froze', .*Did you mean 'frozen'"):
+    with pytest.raises(ConfigError, match=r"cc.teacher_embedding: found 'froze', .*Did you mean 'frozen'"):
         build.parts(tiny("distiller=cc", f"{KEY}=froze"))

@@ -532,7 +532,7 @@ def test_a_map_passes_where_its_last_axes_are_height_and_width(order, channels, 
     arguments = {"order": order, "channels": channels, "kernel": kernel, "size": 4 if one_size else None}
     cuts = {"stem": "first", "stage1": "last", "embedding": "mean"}
     make_it = partial(
-        foreign, f"{__name__}:Axes", arguments, {"num_classes": "classes"}, "axes", cuts, 7, 3, 8
+        foreign, f"{__name__}.Axes", arguments, {"num_classes": "classes"}, "axes", cuts, 7, 3, 8
     )
     if order == (1, 2, 3):
         network = make_it()
@@ -540,7 +540,7 @@ def test_a_map_passes_where_its_last_axes_are_height_and_width(order, channels, 
         height, width = (8 // length for length in kernel) if kernel else (3, 3)
         assert network.shapes["stage1"] == (channels, height, width)
     else:
-        with pytest.raises(ConfigError, match=r"^cuts\.stage1: found maps of .* in tests\.test_cut:Axes"):
+        with pytest.raises(ConfigError, match=r"^cuts\.stage1: found maps of .* in tests\.test_cut\.Axes"):
             make_it()
 
 

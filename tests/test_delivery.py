@@ -36,9 +36,19 @@ def finished(run: Run, **result: object) -> Run:
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text(yaml.safe_dump(run.config))
     epochs = range(1, run.config["epochs"] + 1)
-    lines = [{"epoch": epoch, "time": 1e9 + epoch, "test/accuracy": 50.0} for epoch in epochs]
+    lines = [{"epoch": epoch, "time": 1e9 + epoch, "seconds": 1.0, "test/accuracy": 50.0} for epoch in epochs]
     (run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    content = {"student_sha256": "a", "data_sha256": "b", "teacher": None, "code": {"commit": "c"}} | result
+    content = {
+        "run": run.name,
+        "student": {"name": "resnet8", "accuracy": 50.0, "best_accuracy": 50.0, "best_epoch": 1},
+        "student_sha256": "a" * 64,
+        "data_sha256": "b" * 64,
+        "teacher": None,
+        "kept": {},
+        "seconds": 1.0,
+        "epochs": run.config["epochs"],
+        "code": {"commit": "c"},
+    } | result
     (run.folder / "result.json").write_text(json.dumps(content))
     return run
 

@@ -16,7 +16,7 @@ from sakd.runs import Run
 from sakd.sweeps import PlannedRun, cohorts, launcher_of, plan
 from sakd.sweeps.launching import _arrays
 from sakd.sweeps.submissions import needs_of
-from tests.conftest import TINY, compose_config
+from tests.conftest import TINY, compose_config, last_of_each
 
 UNTRACKED = (*TINY, "tracking=none", "threads=1")
 
@@ -64,14 +64,14 @@ NO_IDENTITY = {  # what of it two runs may not differ in, and what they may
 
 @pytest.mark.parametrize("what", TOGETHER)
 def test_runs_go_together_whatever_their(what):
-    found = runs_of("distiller=kd", *TOGETHER[what])
+    found = runs_of(*last_of_each("distiller=kd", *TOGETHER[what]))
     assert len(found) > 1
     assert cohorts(found) == [found]
 
 
 @pytest.mark.parametrize("what", APART)
 def test_runs_do_not_go_together_that_differ_in(what):
-    found = runs_of("distiller=kd", *APART[what])
+    found = runs_of(*last_of_each("distiller=kd", *APART[what]))
     assert cohorts(found) == [[run] for run in found]
 
 

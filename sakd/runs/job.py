@@ -76,7 +76,7 @@ def execute_together(
 
 def check_before_work(config: Config) -> None:
     """Do what ``execute`` does before any data is read, and nothing else. Raises as it does."""
-    together = Together([Run(config)])
+    together = Together([Run(config)], Delivery())
     together.build(list(together.runs.values()))
     for outcome in together.ended.values():
         raise outcome
