@@ -1,8 +1,10 @@
 """What tests share: launching as a user does, and composing as launch.py does."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; must be known before torch is imported
@@ -90,6 +92,14 @@ def launch(tmp_path):
         return done
 
     return launched
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _signals_as_in_a_terminal():
+    """What a script starts in the background, or nohup, ignores some, and so would what a test starts."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -237,6 +237,7 @@ def test_a_folder_where_nobody_can_write_is_named(small, tmp_path):
         code.snapshot(tmp_path, small)
 
 
+@pytest.mark.slow
 def test_a_run_of_changed_code_leaves_the_difference_until_it_is_committed(tmp_path):
     root = checkout(tmp_path / "checkout")
     with (root / "sakd/training/trainer.py").open("a") as file:

@@ -774,6 +774,7 @@ def tiny_run(root: Path, *overrides: str) -> Config:
     return folder_config(root, *keys, *overrides)
 
 
+@pytest.mark.slow
 def test_a_killed_adaptive_run_goes_on_with_other_workers_bit_for_bit(folder, tmp_path):
     undisturbed = tiny_run(folder, f"runs={tmp_path}/undisturbed")
     result = execute(undisturbed)

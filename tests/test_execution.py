@@ -133,6 +133,7 @@ def test_compiled_networks_give_the_same_numbers_but_for_rounding(distiller, tin
             assert_close(found[name], value, rtol=1e-2, atol=1e-3, msg=name)
 
 
+@pytest.mark.slow
 def test_a_profile_opens_as_a_trace_and_changes_no_number(tiny, tmp_path):
     plain = tiny("epochs=1", "batch_size=8")
     execute(plain)

@@ -348,6 +348,7 @@ def test_it_goes_on_from_a_saved_state_bit_for_bit(method, config):
     assert_same(second.state_dict(), whole.state_dict())
 
 
+@pytest.mark.slow
 def test_killed_in_the_pretraining_and_after_it_ends_with_the_same_bits(config, tmp_path):
     undisturbed, disturbed = config("ft", f"runs={tmp_path}/undisturbed"), config("ft")
     assert in_a_process(undisturbed) == 0

@@ -74,6 +74,7 @@ def spins(script: str, **environment: str) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_idle_threads_give_way_soon_unless_the_environment_says_otherwise():
     script = "from sakd.process import set_up; set_up(); import torch"
     assert spins(script) == {process.SPINS}

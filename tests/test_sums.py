@@ -178,6 +178,7 @@ def test_a_list_in_a_file_is_refused_with_the_form_that_is_meant(launch, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_sum_trains_and_logs_each_loss(launch):
     done = launch(*SMALL, "distiller=[at,sp]", "epochs=1", "dataset.train_samples=128")
     for loss in ("kd", "at", "sp"):

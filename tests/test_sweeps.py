@@ -59,7 +59,8 @@ def status(*arguments: str) -> str:
 
 def cells(*overrides: str) -> dict[str, dict]:
     """What a program is told of each cell."""
-    return {cell["name"]: cell for cell in json.loads(status(*overrides, "--format", "json"))["cells"]}
+    said = status(*overrides, "--format", "json")
+    return {cell["name"]: cell for cell in json.loads(said[said.index("{") :])["cells"]}  # behind warnings
 
 
 def states(*overrides: str) -> list[str]:

@@ -272,6 +272,7 @@ def test_a_store_that_is_away_is_told_once_on_the_terminal_and_in_each_runs_own_
 ):
     said = io.StringIO()
     monkeypatch.setattr(terminal, "console", Console(file=said, soft_wrap=True))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", free_address)
     logs = []
     with logging_started(), ExitStack() as stack:
         for cohort in range(2):
