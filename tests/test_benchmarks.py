@@ -330,6 +330,7 @@ class LinearClassifier(nn.Linear):
 """
 
 
+@pytest.mark.slow
 def test_the_authors_scripts_run_beside_ours(tmp_path):
     """On a stand-in for their code, with what fails in it on a CPU; in a process without MLflow."""
     files = {"train": STAND_IN, "train_baseline": STAND_IN, "models/__init__": STAND_IN_MODELS}

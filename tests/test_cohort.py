@@ -350,6 +350,7 @@ def test_a_member_that_is_withdrawn_ends_as_killed_and_the_others_go_on(tmp_path
     assert [line["epoch"] for line in gone.metrics()] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_an_interruption_is_noted_for_every_member(tmp_path):
     overrides = ("distiller=kd,at", "spot_mode=fixed,adaptive", "epochs=2000", "teacher.training.epochs=1")
     command = [sys.executable, str(ROOT / "launch.py"), "-m", *TINY[:3], *overrides, "threads=1"]

@@ -229,13 +229,11 @@ def tried(*overrides: str, tmp_path) -> dict:
     return execute(compose_config(*overrides, "tracking=none", f"runs={tmp_path}"))
 
 
-SMALL = [
-    ("cifar100", "vgg13", "MobileNetV2"),
-    pytest.param(("tiny_imagenet", "resnet56", "resnet20"), marks=pytest.mark.slow),
-]
+SMALL = [("cifar100", "vgg13", "MobileNetV2"), ("tiny_imagenet", "resnet56", "resnet20")]
 
 
-@pytest.mark.parametrize("cell", SMALL, ids=["cifar100", "tiny_imagenet"])
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", SMALL, ids="-".join)
 def test_debug_tries_an_experiment_without_its_data(cell, tmp_path):
     dataset, teacher, student = cell
     result = tried(f"experiment=[{dataset}/{teacher}_{student},debug]", "distiller=at", tmp_path=tmp_path)

@@ -95,7 +95,9 @@ def in_a_process(config: Config, *moment: object) -> int:
     return process.exitcode
 
 
-@pytest.mark.parametrize("mode", ["fixed", "adaptive", "anti", "random"])
+@pytest.mark.parametrize(
+    "mode", [pytest.param("fixed", marks=pytest.mark.slow), "adaptive", "anti", "random"]
+)
 def test_killed_at_any_moment_it_ends_with_the_same_bits(mode, tiny, tmp_path):
     overrides = ("epochs=3", f"spot_mode={mode}", "distiller=fitnet", "threads=1")
     undisturbed, disturbed = tiny(*overrides, f"runs={tmp_path}/undisturbed"), tiny(*overrides)

@@ -194,6 +194,7 @@ def test_a_sweep_in_this_process_trains_each_teacher_once_and_ends_with_one_tabl
     assert "(2)" in compared
 
 
+@pytest.mark.slow
 def test_cells_that_fail_are_told_with_their_overrides_and_the_others_finish(launch, tmp_path):
     overrides = (*UNTRACKED, "distiller=kd,fsp", "student=resnet8,vgg8", "optimizer.lr=0.05,1000000")
     done = launch("-m", *overrides, expect=1)

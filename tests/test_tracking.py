@@ -207,6 +207,7 @@ def test_what_finished_untracked_comes_to_mlflow_when_it_is_asked_for(store, tmp
     assert steps(store, run.info.run_id, "test/accuracy") == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_result_and_the_store_is_mended_by_the_same_command(store, tmp_path, launch):
     overrides = (*TINY, "distiller=none", f"tracking.uri={store}", f"tracking.experiment={tmp_path.name}")
     script = (str(ROOT / "tests/kill_at.py"),)
