@@ -30,7 +30,10 @@ class PlacedBatches:
         self.places: dict[int, Batch] = {}
 
     def __call__(self, batch: Batch) -> Batch:
-        place = self.places.setdefault(len(batch.labels), Batch(*(tensor.clone() for tensor in batch)))
+        size = len(batch.labels)
+        if size not in self.places:
+            self.places[size] = Batch(*map(torch.empty_like, batch))
+        place = self.places[size]
         for static, given in zip(place, batch, strict=True):
             static.copy_(given, non_blocking=True)
         return place
