@@ -93,8 +93,8 @@ def plain_epoch(cohort: Cohort, loader: DataLoader) -> None:
     members = list(cohort.members.values())
     for member in members:
         member.begin_epoch()
-    for step, batch in enumerate(plain_batches(loader, cohort.device), 1):
-        cohort.take_step(members, batch, step)
+    for batch in plain_batches(loader, cohort.device):
+        cohort.take_step(members, batch)
     for member in members:
         member.means.compute()
 

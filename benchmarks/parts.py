@@ -76,7 +76,7 @@ def steps_of(teacher: Teacher, trainers: Mapping[str, Trainer], inputs: Batch) -
     members = list(cohort.members.values())
     for member in members:
         member.begin_epoch()
-    return lambda: cohort.take_step(members, inputs, 1)
+    return lambda: cohort.take_step(members, inputs)
 
 
 def dataset(samples: int, device: torch.device) -> Dataset:

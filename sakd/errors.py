@@ -37,6 +37,10 @@ class SlurmError(SakdError):
     """SLURM does not answer, or refuses."""
 
 
+class CaptureError(SakdError):
+    """A step cannot be captured as a CUDA graph."""
+
+
 class NonFiniteLossError(SakdError):
     """A loss became NaN or infinite."""
 

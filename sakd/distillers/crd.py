@@ -137,6 +137,7 @@ class CRD(Distiller):
 
     def prepare(self, labels: Tensor, classes: int, stream: torch.Generator) -> None:
         super().prepare(labels, classes, stream)
+        labels = labels.cpu()  # once, and what is found there is moved
         sizes = labels.bincount(minlength=classes)
         if sizes.max() == len(labels):
             raise ConfigError(

@@ -44,7 +44,8 @@ class Member:
         self.train_step = Captured(
             trainer.train_step,
             trainer.device,
-            settings=trainer.learning_rates,
+            settings=trainer.captured_settings,
+            refresh=trainer.refresh_captured,
             unchanged=lambda: unchanged(trainer.state_dict, generators, trainer.device),
             forget=trainer.forget_gradients,
             generators=generators,
@@ -175,7 +176,7 @@ class Cohort:
         batches = train_batches(dataset, batch_size, stream(self.seed, "data", epoch))
         with closing(batches):
             for step, batch in enumerate(batches, 1):
-                self.take_step(members, batch, step)
+                self.take_step(members, batch)
                 for member in self._standing(members) if progress is not None else ():
                     with self._alone(member):
                         progress(member.name, epoch, step, steps, member.means.compute)
@@ -187,8 +188,8 @@ class Cohort:
                 measured[member.name] = {"epoch": epoch} | member.means.compute() | member.trainer.end_epoch()
         return measured
 
-    def take_step(self, members: list[Member], batch: Batch, number: int) -> dict[str, Step]:
-        """Take one step of each member from the same batch; ``number`` counts the epoch's steps from 1."""
+    def take_step(self, members: list[Member], batch: Batch) -> dict[str, Step]:
+        """Take one step of each member from the same batch."""
         batch = self.placed(batch._replace(images=self.execution.arrange(batch.images)))
         features = None if self.teacher_features is None else self.teacher_features(batch.images)
         _join(self.teacher_features)
@@ -199,7 +200,7 @@ class Cohort:
         for member in self._standing(members):
             _join(member.train_step)
             with self._alone(member):
-                member.means.add(taken[member.name].measured, len(batch.labels), number)
+                member.means.add(taken[member.name].measured, len(batch.labels))
         return taken
 
     def _evaluate(self, members: list[Member], images: Images, dataset: Dataset) -> dict[str, Measured]:

@@ -31,6 +31,13 @@ class Execution:
         """True if steps are captured once and replayed."""
         return self.compile == "graph"
 
+    def refolds_on(self, device: torch.device) -> bool:
+        """True if batch norms of weights that change are folded, and folded anew in every step, there.
+
+        On CUDA they are not: a bias is a launch, as a batch norm is, and to fold anew takes six a layer.
+        """
+        return self.fold_batch_norm and device.type != "cuda"
+
     def place(self, module: nn.Module, device: torch.device) -> nn.Module:
         """Move ``module`` to the device, its maps' weights in the memory order."""
         return module.to(device, memory_format=self._order)

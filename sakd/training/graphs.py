@@ -3,6 +3,7 @@
 The operations are the same, launched at once.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sakd.data import Batch
+from sakd.errors import CaptureError
 
 # Before a capture, as PyTorch asks for: libraries set themselves up, optimizers make buffers.
 WARM_UP_CALLS = 3
@@ -28,7 +30,10 @@ class PlacedBatches:
         self.places: dict[int, Batch] = {}
 
     def __call__(self, batch: Batch) -> Batch:
-        place = self.places.setdefault(len(batch.labels), Batch(*(tensor.clone() for tensor in batch)))
+        size = len(batch.labels)
+        if size not in self.places:
+            self.places[size] = Batch(*map(torch.empty_like, batch))
+        place = self.places[size]
         for static, given in zip(place, batch, strict=True):
             static.copy_(given, non_blocking=True)
         return place
@@ -37,10 +42,14 @@ class PlacedBatches:
 class Captured:
     """A ``function`` of a batch in a place of its own and, perhaps, of features in theirs, as CUDA graphs.
 
-    It is captured at the first call for each batch size, and anew when ``settings()`` gives another value,
-    such as other learning rates. Capturing trains nothing: what its own calls change is put back by
-    ``unchanged()``. What it returns is overwritten by the next call. Replays run on a stream of their own,
-    behind what the current stream has to do; ``join`` makes that wait for them.
+    The first call is carried out as it is, since optimizers and libraries set themselves up in it. From the
+    second on it is captured, once for each batch size, and anew when ``settings()`` gives another value, such
+    as learning rates that are no tensors; ``refresh()`` comes before each replay. Capturing trains nothing:
+    what its own calls change is put back by ``unchanged()``. What it returns is overwritten by the next call.
+    Replays run on a stream of their own, behind what the current stream has to do; ``join`` makes that wait
+    for them. All sizes share their memory, since one is replayed at a time.
+
+    Raises CaptureError for a function that launches nothing on the device.
     """
 
     def __init__(
@@ -49,20 +58,27 @@ class Captured:
         device: torch.device,
         *,
         settings: Callable[[], object] = lambda: None,
+        refresh: Callable[[], None] = lambda: None,
         unchanged: Callable[[], AbstractContextManager] = nullcontext,
         forget: Callable[[], None] = lambda: None,  # what must be made in the graph's own memory
         generators: Sequence[torch.Generator] = (),
     ):
-        self.function, self.settings, self.unchanged, self.forget = function, settings, unchanged, forget
-        self.generators = generators
+        self.function, self.settings, self.refresh = function, settings, refresh
+        self.unchanged, self.forget, self.generators = unchanged, forget, generators
         self.stream = torch.cuda.Stream(device)
+        self.memory: object = None
+        self.called = False
         self.captured_with: object = None
         self.captured: dict[int, tuple[torch.cuda.CUDAGraph, Any]] = {}
 
     def __call__(self, images: Tensor, *others: Any) -> Any:
+        if not self.called:
+            self.called = True
+            return self.function(images, *others)
+        self.refresh()
         settings = self.settings()
         if settings != self.captured_with:
-            self.captured_with, self.captured = settings, {}
+            self.captured_with, self.captured, self.memory = settings, {}, torch.cuda.graph_pool_handle()
         if len(images) not in self.captured:
             self.captured[len(images)] = self._capture(images, *others)
         graph, outputs = self.captured[len(images)]
@@ -87,10 +103,32 @@ class Captured:
                 for generator in self.generators:
                     graph.register_generator_state(generator)
             self.forget()
-            # Threads that pin memory for batches may allocate meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with (
+                _not_empty(),
+                torch.cuda.graph(
+                    graph,
+                    pool=self.memory,
+                    stream=self.stream,  # of this device; CUDA would choose one of the current device's
+                    capture_error_mode="thread_local",  # threads that pin memory may allocate meanwhile
+                ),
+            ):
                 outputs = self.function(*inputs)
         return graph, outputs
+
+
+@contextmanager
+def _not_empty() -> Iterator[None]:
+    """Raise CaptureError where PyTorch would warn that what was captured inside launched nothing."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        yield
+    for warning in told:
+        if "graph is empty" in str(warning.message).lower():
+            raise CaptureError(
+                "compile=graph: found a step that launches nothing on its device, so that nothing would "
+                "be trained; expected one on it. compile=none launches each operation"
+            )
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 @contextmanager
@@ -99,8 +137,8 @@ def unchanged(
 ) -> Iterator[None]:
     """Put back, at the end, the tensors of ``state()`` and all random generators.
 
-    In place, so that what holds the same memory sees it. What an optimizer adds at its first step is left at
-    zero, which is how its second finds it after no first.
+    In place, so that what holds the same memory sees it. Raises CaptureError if there are tensors in it at
+    the end that were not there before: an optimizer that adds some after its first step cannot be captured.
     """
     before = [(tensor, tensor.clone()) for tensor in tensors_of(state())]
     own_draws = [(generator, generator.get_state()) for generator in generators]
@@ -109,10 +147,6 @@ def unchanged(
     try:
         yield
     finally:
-        known = {tensor.data_ptr() for tensor, _ in before}
-        for tensor in tensors_of(state()):
-            if tensor.data_ptr() not in known:
-                tensor.zero_()
         with torch.no_grad():
             for tensor, value in before:
                 tensor.copy_(value)
@@ -121,6 +155,12 @@ def unchanged(
         torch.set_rng_state(on_cpu)
         if on_gpu is not None:
             torch.cuda.set_rng_state(on_gpu, device)
+    known = {tensor.data_ptr() for tensor, _ in before}
+    if any(tensor.data_ptr() not in known for tensor in tensors_of(state())):
+        raise CaptureError(
+            "compile=graph: found an optimizer that adds to its state after the first step; expected one "
+            "that does not. compile=none takes it"
+        )
 
 
 def tensors_of(state: Any) -> Iterator[Tensor]:

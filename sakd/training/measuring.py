@@ -4,7 +4,7 @@ They are kept on the device.
 """
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 
 import torch
@@ -15,50 +15,55 @@ from sakd.data import Batch
 from sakd.errors import NonFiniteLossError
 from sakd.networks import StagedNet
 
-NEVER = 2**62  # a step that is not reached
-
 
 class RunningMeans:
-    """Means of measurements over samples, kept on the device.
+    """Means of measurements over samples; the first step at which one was not finite.
 
-    Beside them, the first step at which each was not finite.
+    A step costs one launch: what it measured is put aside on the device, and summed up when it is asked for.
     """
 
     def __init__(self, names: Sequence[str], epoch: int):
         self.names, self.epoch = names, epoch
-        self.samples = 0
-        self.sums = self.first_bad = None
+        self.samples = self.steps = 0
+        self.sums = torch.zeros(len(names))
+        self._aside: list[tuple[Tensor, int]] = []
 
-    def add(self, measured: Tensor, samples: int, step: int) -> None:
+    def add(self, measured: Tensor, samples: int) -> None:
         """Take in a step's measurements.
 
         ``measured``: [M], one for each name, means over ``samples``.
         """
-        self.samples += samples
-        bad = torch.where(measured.isfinite(), NEVER, step)
-        if self.sums is None:
-            self.sums, self.first_bad = torch.zeros_like(measured), torch.full_like(bad, NEVER)
-        self.sums += measured * samples
-        self.first_bad = torch.minimum(self.first_bad, bad)
+        self._aside.append((measured.clone(), samples))
 
     def compute(self) -> dict[str, float]:
         """The means so far; waits for the device.
 
         Raises NonFiniteLossError naming what was first not finite.
         """
-        bad = dict(zip(self.names, self.first_bad.tolist(), strict=True))
-        first = min(bad.values())
-        if first < NEVER:
-            names = ", ".join(name for name, step in bad.items() if step == first)
-            raise NonFiniteLossError(
-                f"{names} became NaN or infinite at epoch {self.epoch}, step {first}; expected finite "
-                "losses. A lower learning rate or distillation weight may help."
-            )
+        if self._aside:
+            measured, samples = zip(*self._aside, strict=True)
+            self._aside.clear()
+            for of_step, number in zip(torch.stack(measured).cpu(), samples, strict=True):
+                self._sum_up(of_step, number)
         means = {
             name: total / self.samples for name, total in zip(self.names, self.sums.tolist(), strict=True)
         }
         assert all(map(math.isfinite, means.values()))
         return means
+
+    def _sum_up(self, measured: Tensor, samples: int) -> None:
+        self.steps += 1
+        finite = measured.isfinite()
+        if not bool(finite.all()):
+            names = ", ".join(
+                name for name, fine in zip(self.names, finite.tolist(), strict=True) if not fine
+            )
+            raise NonFiniteLossError(
+                f"{names} became NaN or infinite at epoch {self.epoch}, step {self.steps}; expected finite "
+                "losses. A lower learning rate or distillation weight may help."
+            )
+        self.samples += samples
+        self.sums += measured * samples
 
 
 class Score:
@@ -93,6 +98,15 @@ def evaluate(network: StagedNet, batches: Generator[Batch, None, None]) -> dict[
             score.add(network(images), labels)
     network.train(training)
     return score.compute()
+
+
+def all_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """A bool scalar: True if all values are finite, in a few launches for hundreds of tensors."""
+    floats = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    if not floats:
+        return torch.tensor(True)
+    # Their largest magnitudes: NaN or infinite where any value is, while a sum of squares might overflow.
+    return torch.stack(torch._foreach_norm(floats, math.inf)).isfinite().all()
 
 
 def broken(measured: Mapping[str, float]) -> list[str]:

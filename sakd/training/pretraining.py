@@ -71,5 +71,5 @@ class Pretraining(Trainer):
             loss = self.distiller.pretraining_loss(self.student, images, teacher_features)
         self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
+        self.steppers["student"].step()
         return Step({self.name: loss.detach()}, None, loss.detach().reshape(1))

@@ -19,7 +19,8 @@ from sakd.plugin import Plugin
 from sakd.spots import Spot, SpotMode, all_spots, frozen_alias
 from sakd.streams import initialising, stream_seed
 from sakd.training.execution import Execution
-from sakd.training.measuring import broken
+from sakd.training.measuring import all_finite, broken
+from sakd.training.optimizers import Stepper
 from sakd.training.teacher import Teacher
 
 Features = Mapping[str, Tensor]
@@ -83,6 +84,7 @@ class Trainer:
                 f"the distillers use {[s.name for s in self.spots]}"
             )
         self.optimizer = optimizer([parameter for parameter in self.learned() if parameter.requires_grad])
+        self.steppers = {"student": self._stepper(self.optimizer, "optimizer")}
         self.schedules = {} if schedule is None else {"student": schedule(self.optimizer)}
         self.policy_optimizer = None
         if spot_mode is not None and spot_mode.learns:
@@ -92,12 +94,16 @@ class Trainer:
                 )
             self.policy_parameters = list(self.spot_mode.parameters())
             self.policy_optimizer = policy_optimizer(self.policy_parameters)
+            self.steppers["policy"] = self._stepper(self.policy_optimizer, "spot_mode.optimizer")
             if schedule is not None:
                 self.schedules["policy"] = schedule(self.policy_optimizer)
-            self.routed_student = frozen_alias(self.student, execution.fold_batch_norm)
+            self.routed_student = frozen_alias(self.student, execution.refolds_on(self.device))
         self.streams = {name: torch.Generator(device=self.device) for name in self.plugins}
         self.prepared = False
         self._student_features = execution.compiled(self.student.features)
+
+    def _stepper(self, optimizer: Optimizer, key: str) -> Stepper:
+        return Stepper(optimizer, self.device, self.execution.captures, key)
 
     def _placed(self, module: nn.Module) -> nn.Module:
         return self.execution.place(module, self.device)
@@ -178,7 +184,7 @@ class Trainer:
             measured += kept.float().mean(0).unbind()
         if self.policy_optimizer is not None:  # once the student's pass is freed, but before its weights move
             measured.append(self._policy_step(images, labels, teacher_features, route, losses["task"]))
-        self.optimizer.step()
+        self.steppers["student"].step()
         return Step(losses, kept, torch.stack(measured))
 
     def _policy_step(
@@ -196,7 +202,7 @@ class Trainer:
         gradients = torch.autograd.grad(loss, self.policy_parameters)
         for parameter, gradient in zip(self.policy_parameters, gradients, strict=True):
             parameter.grad = gradient
-        self.policy_optimizer.step()
+        self.steppers["policy"].step()
         return loss.detach()
 
     def end_epoch(self) -> dict[str, float]:
@@ -205,6 +211,15 @@ class Trainer:
         for schedule in self.schedules.values():
             schedule.step()
         return rates
+
+    def captured_settings(self) -> tuple[object, ...]:
+        """Values with which a captured step goes stale when they change."""
+        return tuple(stepper.settings for stepper in self.steppers.values())
+
+    def refresh_captured(self) -> None:
+        """Let a captured step see what may have changed without it going stale."""
+        for stepper in self.steppers.values():
+            stepper.fill()
 
     def learning_rates(self) -> dict[str, float]:
         """Learning rates of the student's optimizer, and of the policy's where there is one."""
@@ -219,12 +234,12 @@ class Trainer:
         """
         found = broken(measured)
         modules = {"student": self.student, "distillers": self.distillers, "spot mode": self.spot_mode}
-        for name, module in modules.items():
-            values = (
-                [] if module is None else [value.isfinite().all() for value in module.state_dict().values()]
-            )
-            if values and not bool(torch.stack(values).all()):
-                found.append(f"weights of the {name}")
+        finite = {
+            name: all_finite(module.state_dict().values())
+            for name, module in modules.items()
+            if module is not None
+        }
+        found += [f"weights of the {name}" for name, is_finite in finite.items() if not bool(is_finite)]
         if found:
             raise NonFiniteLossError(
                 f"{', '.join(found)} became NaN or infinite in epoch {self.epoch}; expected finite values. "
@@ -247,6 +262,11 @@ class Trainer:
             parts["policy_optimizer"] = self.policy_optimizer
         return parts
 
+    def _by_stepper(self) -> dict[str, Stepper]:
+        """What loads the state of the optimizers among the parts."""
+        names = {"student": "optimizer", "policy": "policy_optimizer"}
+        return {names[name]: stepper for name, stepper in self.steppers.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """State of all that changes; random streams are functions of the seed and the epoch."""
         return {"epoch": self.epoch} | {name: part.state_dict() for name, part in self._parts().items()}
@@ -260,7 +280,7 @@ class Trainer:
         if set(state) != {"epoch", *parts}:
             raise CheckpointError(f"found a state of {sorted(state)}, expected {sorted(['epoch', *parts])}")
         try:
-            for name, part in parts.items():
+            for name, part in (parts | self._by_stepper()).items():
                 part.load_state_dict(state[name])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             told = " ".join(str(error).split())
