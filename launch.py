@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from sakd.configuration import without_effect
-from sakd.configuration.arguments import CONF, refuse_merged, understood
+from sakd.configuration.arguments import CONF, refuse_merged, understood, warn_of_two_values
 from sakd.configuration.compose import explain, register_resolvers, resolve
 from sakd.configuration.fits import check_node
 from sakd.credentials import hidden, remember_typed
@@ -83,6 +83,7 @@ def run() -> None:
     set_up()
     try:
         with ended_in_order("the same command goes on from the last checkpoint"):
+            warn_of_two_values(sys.argv[1:])
             sys.argv[1:] = understood(sys.argv[1:], multirun=not {"-m", "--multirun"}.isdisjoint(sys.argv))
             main()
     except SakdError as error:

@@ -104,11 +104,12 @@ def test_what_is_put_around_a_value_for_hydra_is_not_shown():
     assert [as_typed(argument) for argument in arguments] == ["distiller=at,at+sp", *typed[1:]]
 
 
-def test_two_values_for_one_key_are_refused():
-    for first, second in (("seed=0", "seed=1"), ("student=resnet8", "student=vgg8")):
-        with pytest.raises(ConfigError, match=f"{first.split('=')[0]}: found two values"):
-            compose_one([first, second])
-    compose_one(["seed=0", "seed=0"])
+def test_of_two_values_for_one_key_the_last_counts_and_that_is_said(caplog):
+    cells = sweep(["seed=0", "student=vgg8", "seed=1", "distiller=kd", "distiller=kd"]).cells
+    assert [config["seed"] for _, config in cells] == [1]
+    assert [record.getMessage() for record in caplog.records] == [
+        "seed: found two values, 0 and 1; the last counts (-m seed=0,1 runs both)"
+    ]
 
 
 REFUSED = {

@@ -1,8 +1,9 @@
-"""What a command line says, before Hydra reads it: groups by name, distillers summed, each key once.
+"""What a command line says, before Hydra reads it: groups by name, distillers summed.
 
 Hydra takes a group's file by its name, or a list of names, which it merges key by key.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,8 @@ from hydra.errors import HydraException
 
 from sakd.configuration import sums
 from sakd.errors import ConfigError
+
+log = logging.getLogger("sakd")
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 NEEDED = ("dataset", "teacher", "student", "distiller", "spot_mode", "tracking")
@@ -41,11 +44,31 @@ def understood(arguments: Sequence[str], multirun: bool = False) -> list[str]:
     ``multirun`` what is set within a group counts for the cells alone: Hydra would look for it in the
     default's file, too.
 
-    Raises ConfigError for a group that is chosen by anything but a name, and for a key with two values.
+    Raises ConfigError for a group that is chosen by anything but a name.
     """
     arguments = [_with_names(_with_home(argument)) for argument in arguments]
-    _refuse_two_values(arguments)
     return [_for_the_cells(argument) for argument in arguments] if multirun else arguments
+
+
+def warn_of_two_values(arguments: Iterable[str]) -> None:
+    """Say which keys have two values: as in any of Hydra's programs, the last counts.
+
+    So a script's own overrides may stand before a user's; who wants both is told how.
+    """
+    values: dict[str, str] = {}
+    for argument in arguments:
+        override = None if argument.startswith("-") else _parsed(argument)
+        if override is None or override.type == OverrideType.DEL:
+            continue
+        package = "" if override.package is None else f"@{override.package}"
+        key, value = f"{override.key_or_group}{package}", argument.partition("=")[2]
+        before = values.get(key, value)
+        if before != value:
+            log.warning(
+                "%s: found two values, %s and %s; the last counts (-m %s=%s,%s runs both)",
+                *(key, before, value, key, before, value),
+            )
+        values[key] = value
 
 
 def as_typed(argument: str) -> str:
@@ -94,23 +117,6 @@ def _name(group: str, chosen: Any) -> Any:
             f"{', '.join(sorted(choices(group)))}{form}"
         )
     return chosen
-
-
-def _refuse_two_values(arguments: Iterable[str]) -> None:
-    """Hydra would take the last value of a key and say nothing."""
-    values: dict[str, str] = {}
-    for argument in arguments:
-        override = None if argument.startswith("-") else _parsed(argument)
-        if override is None or override.type == OverrideType.DEL:
-            continue
-        key = (
-            override.key_or_group
-            if override.package is None
-            else f"{override.key_or_group}@{override.package}"
-        )
-        value = argument.partition("=")[2]
-        if values.setdefault(key, value) != value:
-            raise ConfigError(f"{key}: found two values, {values[key]} and {value}, expected one")
 
 
 def _for_the_cells(argument: str) -> str:

@@ -32,7 +32,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from sakd import credentials
-from sakd.configuration.arguments import CONF, as_typed, choices, refuse_merged, understood
+from sakd.configuration.arguments import (
+    CONF,
+    as_typed,
+    choices,
+    refuse_merged,
+    understood,
+    warn_of_two_values,
+)
 from sakd.configuration.check import check, check_numbers
 from sakd.configuration.identity import digest, flatten
 from sakd.configuration.prerequisites import Config
@@ -177,6 +184,7 @@ def sweep(overrides: Sequence[str]) -> Sweep:
     with _hydra():
         try:
             loader = GlobalHydra.instance().config_loader()
+            warn_of_two_values(overrides)
             master = loader.load_configuration(
                 "config", understood(overrides, multirun=True), RunMode.MULTIRUN
             )
