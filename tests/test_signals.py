@@ -293,7 +293,7 @@ def test_who_is_interrupted_once_all_is_finished_is_told_so(sweep, training, lau
     process = training("epochs=300", sweep=sweep)
     until(lambda: begun(tmp_path), 120)
     with FileLock(tmp_path / "mlflow.db.lock"):
-        until(lambda: len(list(tmp_path.glob("runs/*/result.json"))) == (2 if sweep else 1), 60)
+        until(lambda: len(list(tmp_path.glob("runs/*/result.json"))) == (2 if sweep else 1), 240)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 130, output
