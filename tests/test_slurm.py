@@ -284,7 +284,7 @@ def test_a_sweep_to_which_everything_happens_ends_as_one_to_which_nothing_did(lo
         }
         assert {name: result["student_sha256"] for name, result in login.results().items()} == undisturbed
 
-        login.sakd("sync", "runs")
+        login.sakd("sync", "runs", "--uri", port_and_store.uri)
         states = mlflow_states(port_and_store.uri, "sakd")
         for cell in status["cells"]:
             assert states[cell["name"]] == cell["state"].upper()
@@ -495,7 +495,7 @@ def test_a_server_serves_several_nodes_and_may_be_away_at_submission_and_all_the
     assert login.until_done(*sweep)["counts"]["finished"] == 1
     process = server.start()
     try:
-        login.sakd("sync", "runs")
+        login.sakd("sync", "runs", "--uri", server.uri)
         assert set(mlflow_states(server.uri, "sakd").values()) == {"FINISHED"}
         assert list(metrics_in(server.uri, "sakd", "test/accuracy").values()) == [[1, 2, 3]]
     finally:
