@@ -23,9 +23,9 @@ from sakd.configuration import (
     prerequisites,
     without_effect,
 )
-from sakd.configuration.check import KEYS
 from sakd.configuration.compose import sweep
 from sakd.configuration.prerequisites import _shared_stages
+from sakd.configuration.schema import Whole
 from sakd.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from sakd.sweeps import launcher_of
 from tests.conftest import ROOT, compose_config, skip_without_package_of
@@ -352,10 +352,10 @@ def test_what_a_run_needs_first_are_whole_runs_in_the_order_in_which_they_are_tr
         (needed.teacher, config["teacher"]["training"]),
         (needed.pretraining, config["distiller"]["pretraining"]),
     ):
-        assert set(own) == set(KEYS)
+        assert set(own) == {*Whole.__annotations__}
         check(own)
         assert {key: own[key] for key in SET_BY_THE_RECIPE} == {key: recipe[key] for key in SET_BY_THE_RECIPE}
-        for key in set(KEYS) - {
+        for key in {*Whole.__annotations__} - {
             *SET_BY_THE_RECIPE,
             "student",
             "distiller",

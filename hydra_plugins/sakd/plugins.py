@@ -12,8 +12,6 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from sakd.configuration import sums
-
 
 class Sweeper(BasicSweeper):
     """Every combination, as Hydra's own; each cell is composed and checked once, before any is launched."""
@@ -68,6 +66,8 @@ class Sums(ConfigSource):
         return "sums"
 
     def load_config(self, config_path: str) -> ConfigResult:
+        from sakd.configuration import sums
+
         repository = GlobalHydra.instance().config_loader().repository
         options = [
             name
@@ -81,6 +81,8 @@ class Sums(ConfigSource):
         return False
 
     def is_config(self, config_path: str) -> bool:
+        from sakd.configuration import sums
+
         return sums.is_sum(config_path)
 
     def available(self) -> bool:

@@ -18,7 +18,6 @@ from sakd.configuration.schema import Pixels, Precision, Whole
 from sakd.errors import CheckpointError, ConfigError, did_you_mean
 from sakd.ranges import BatchSize, Epochs, Folder, Name, Rate, Seed
 
-KEYS = tuple(Whole.__annotations__)  # of a run
 PRECISIONS = get_args(Precision)
 NODES = ("dataset", "student", "teacher", "distiller", "spot_mode", "tracking", "optimizer")
 # What other values are computed from, in this order: a mistake in one is to be told by its own name.

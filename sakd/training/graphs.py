@@ -66,7 +66,7 @@ class Captured:
         self.function, self.settings, self.refresh = function, settings, refresh
         self.unchanged, self.forget, self.generators = unchanged, forget, generators
         self.stream = torch.cuda.Stream(device)
-        self.memory: object = None
+        self.memory = torch.cuda.graph_pool_handle()
         self.called = False
         self.captured_with: object = None
         self.captured: dict[int, tuple[torch.cuda.CUDAGraph, Any]] = {}
@@ -78,7 +78,7 @@ class Captured:
         self.refresh()
         settings = self.settings()
         if settings != self.captured_with:
-            self.captured_with, self.captured, self.memory = settings, {}, torch.cuda.graph_pool_handle()
+            self.captured_with, self.captured = settings, {}
         if len(images) not in self.captured:
             self.captured[len(images)] = self._capture(images, *others)
         graph, outputs = self.captured[len(images)]
