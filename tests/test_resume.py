@@ -35,7 +35,8 @@ MOMENTS = (
     ("sakd.runs:Run.save_checkpoint", 1, "after"),  # between two of the teacher's epochs
     ("sakd.runs:Run.finish", 1, "before"),  # the teacher is trained, its weights are not stored
     ("sakd.training.trainer:Trainer.train_step", 2, "after"),  # in the student's first epoch
-    ("sakd.files:os.replace", 3, "before"),  # last.pt is written beside, not renamed
+    ("sakd.files:os.replace", 3, "before"),  # the record is written beside, not renamed
+    ("sakd.files:os.replace", 4, "before"),  # and last.pt
     ("sakd.files:os.fsync", 5, "before"),  # in the midst of a write
     ("sakd.runs:Run.save_checkpoint", 1, "after"),
     ("sakd.runs:Run.finish", 1, "before"),
@@ -68,6 +69,8 @@ def assert_same_runs(found: Run, expected: Run) -> None:
     assert found.weights.read_bytes() == expected.weights.read_bytes()
     sources = sources_of(expected.result())
     assert_same(found.load_checkpoint(sources), expected.load_checkpoint(sources))
+    record = expected.folder / "spots.npz"
+    assert not record.exists() or (found.folder / "spots.npz").read_bytes() == record.read_bytes()
     times = ("seconds", "time", "images_per_second")
     for line, other in zip(found.metrics(), expected.metrics(), strict=True):
         assert {k: v for k, v in line.items() if k not in times} == {

@@ -197,7 +197,13 @@ def trainer(
     if policy is not None:
         policy_optimizer = partial(make, policy, "spot_mode.optimizer", kind=Optimizer)
     return Trainer(
-        built.student, teacher, built.distillers, built.spot_mode, policy_optimizer=policy_optimizer, **keys
+        built.student,
+        teacher,
+        built.distillers,
+        built.spot_mode,
+        policy_optimizer=policy_optimizer,
+        record_spots=config["record_spots"],
+        **keys,
     )
 
 

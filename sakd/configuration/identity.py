@@ -22,6 +22,7 @@ NOT_IDENTITY = {
     "fold_batch_norm": "how a step is carried out; results differ by rounding",
     "cohort": "who trains beside it; each trains as if alone",
     "profile": "what is noted of its steps",
+    "record_spots": "what is noted of its decisions",
     "runs": "where its folder lies",
     "tracking": "where its metrics are mirrored",
     "dataset.root": "where the images lie; they are told apart by `dataset.name`",

@@ -119,6 +119,7 @@ def _as_here(config: Config) -> Config:
         "compile": config["compile"],
         "cohort": config["cohort"],
         "profile": config["profile"],
+        "record_spots": config["record_spots"],
         "runs": config["runs"],
     }
 

@@ -164,4 +164,5 @@ class Whole(TypedDict):
     compile: Literal["none", "default", "graph"]
     cohort: Count
     profile: bool
+    record_spots: bool
     runs: Folder

@@ -68,7 +68,8 @@ class Images(Protocol):
 class Dataset:
     """Parts of one data set, and what it knows.
 
-    ``mean`` and ``std``: per channel, of pixels in [0, 1].
+    ``mean`` and ``std``: per channel, of pixels in [0, 1]. ``places``: where a part was taken from more
+    images, by name, their places among these, int64 [N].
     """
 
     train: Images
@@ -79,6 +80,11 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: Augmentation = field(default_factory=Augmentation)
+    places: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def places_of(self, part: str) -> Tensor:
+        """Places, int64 [N], of a part's images in what was read: the training or the test images."""
+        return self.places.get(part, torch.arange(len(getattr(self, part))))
 
     @cached_property
     def checksum(self) -> str:
@@ -112,6 +118,7 @@ class Dataset:
             self.mean,
             self.std,
             self.augmentation,
+            self.places,
         )
 
 
@@ -231,6 +238,7 @@ def assemble(
         if low < 0 or high >= classes:
             raise DataError(f"{name}: found {part} labels from {low} to {high}, expected 0 to {classes - 1}")
     val = None
+    places = {"train": torch.arange(len(train)), "test": torch.arange(len(test))}
     if val_fraction > 0:
         held_out = round(val_fraction * len(train))
         if not 0 < held_out < len(train) - 1:
@@ -240,10 +248,11 @@ def assemble(
             )
         chosen = stratified(train.labels, held_out)
         val, train = train[chosen], train[~chosen]
-    train = _part(train, train_samples, "dataset.train_samples")
-    test = _part(test, test_samples, "dataset.test_samples")
+        places |= {"val": places["train"][chosen], "train": places["train"][~chosen]}
+    train, places["train"] = _part(train, places["train"], train_samples, "dataset.train_samples")
+    test, places["test"] = _part(test, places["test"], test_samples, "dataset.test_samples")
     augmentation = Augmentation(crop_padding, flip)
-    return Dataset(train, test, val, classes, image_size, tuple(mean), tuple(std), augmentation)
+    return Dataset(train, test, val, classes, image_size, tuple(mean), tuple(std), augmentation, places)
 
 
 def fetch(reader: Callable[..., object], root: str) -> None:
@@ -261,12 +270,14 @@ def fetch(reader: Callable[..., object], root: str) -> None:
         ) from error
 
 
-def _part(images: Images, count: int | None, key: str) -> Images:
+def _part(images: Images, places: Tensor, count: int | None, key: str) -> tuple[Images, Tensor]:
+    """A stratified part of images, and their places likewise."""
     if count is None:
-        return images
+        return images, places
     if count > len(images):
         raise ConfigError(f"{key}: found {count}, expected at most the {len(images)} images there are")
-    return images[stratified(images.labels, count)]
+    chosen = stratified(images.labels, count)
+    return images[chosen], places[chosen]
 
 
 def stratified(labels: Tensor, count: int) -> Tensor:

@@ -9,13 +9,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sakd.configuration import short_names
-from sakd.data import Dataset
+from sakd.data import Dataset, evaluation_batches
 from sakd.errors import CheckpointError
-from sakd.runs import code
+from sakd.files import write_whole
+from sakd.runs import code, record
 from sakd.runs.logs import OwnLog
 from sakd.runs.run import START_ANEW, Run
 from sakd.runs.tracking import Delivery, Mirror, start_mirror
-from sakd.training import Certificate, Measured, Trainer
+from sakd.training import Certificate, Measured, Trainer, seen
 
 log = logging.getLogger("sakd")
 
@@ -59,6 +60,8 @@ class UnderWay:
         self.prepared, self.run, self.trainer = prepared, prepared.run, prepared.trainer
         self.own_log = OwnLog(self.run.folder / "run.log")
         self.mirror: Mirror | None = None
+        self.recording = _recording(prepared) if self.trainer.record_spots else None
+        self.recorded: dict[str, Any] | None = None  # what the checkpoint says of the record
         self.best = 0.0  # test accuracy so far, percent
         self.together = 1  # members of its cohort
         self.over = False  # it has said how it ended
@@ -70,11 +73,14 @@ class UnderWay:
         self.mirror = start_mirror(run.folder, run.config)
         state = run.load_checkpoint(self.prepared.sources)
         if state is not None:
+            self.recorded = state.pop("record", None)
             try:
                 self.trainer.load_state_dict(state)
             except CheckpointError as error:
                 raise CheckpointError(f"{run.folder / 'last.pt'}: {error}; {START_ANEW}") from error
             log.info("going on after epoch %d", self.trainer.epoch)
+        if self.recording is not None and self.recorded is not None:
+            self.recording.go_on(run.folder / record.FILE, self.recorded)
         run.keep_metrics(self.trainer.epoch)
         self.best = max((line.get("test/accuracy", 0.0) for line in run.metrics()), default=0.0)
 
@@ -87,16 +93,35 @@ class UnderWay:
         if self.prepared.certificate is not None:
             measured["teacher/accuracy"] = self.prepared.certificate.accuracy
         self.run.append_metrics(measured)
-        self.run.save_checkpoint(self.trainer.state_dict(), self.prepared.sources)
+        if self.recording is not None:
+            self.recording.add(self.trainer.epoch, self.trainer.kept_table.packed())
+            self.recorded = self.recording.state()
+            write_whole(self.run.folder / record.FILE, self.recording.content())
+        state = {**self.trainer.state_dict(), "record": self.recorded}
+        self.run.save_checkpoint(state, self.prepared.sources)
         if self.mirror is not None:
             self.mirror.notify()
         return measured
 
     def finish(self) -> Result:
-        """Store weights and result."""
+        """Store what the spot mode decided, weights and result."""
+        if self.recording is not None:
+            write_whole(self.run.folder / record.FILE, self.recording.content(self._seen()))
         result = self.run.finish(self.trainer.product.state_dict(), self._result())
         self.end("FINISHED")
         return result
+
+    def _seen(self) -> dict[str, Any]:
+        """What is known of training and test images in the end, by the names of a record's arrays."""
+        trainer, dataset = self.trainer, self.prepared.dataset.to(self.trainer.device)
+        arrays = {}
+        for split in record.SPLITS:
+            images = getattr(dataset, split)
+            own = {"indices": dataset.places_of(split).numpy(), "labels": images.labels.cpu().numpy()}
+            batches = evaluation_batches(images, dataset)
+            own |= seen(trainer.student, trainer.teacher.network, trainer.spot_mode, batches)
+            arrays |= {f"{split}_{name}": array for name, array in own.items()}
+        return arrays
 
     def failed(self, error: BaseException, status: str) -> None:
         """Say why it ends early, in its own log."""
@@ -157,6 +182,12 @@ class UnderWay:
             "versions": _versions(),
             "code": asdict(code.of_this_process()[0]),
         }
+
+
+def _recording(prepared: Prepared) -> record.Recording:
+    dataset = prepared.dataset
+    spots = [spot.name for spot in prepared.trainer.spots]
+    return record.Recording(spots, dataset.train.labels.numpy(), dataset.places_of("train").numpy())
 
 
 def _versions() -> dict[str, str]:

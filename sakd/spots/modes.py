@@ -34,6 +34,15 @@ class SpotMode(Plugin):
         """Mask [B, spots], True where the sample is distilled at the spot. Carries no gradient."""
         return route.detach() > 0.5
 
+    def probability(
+        self, student_features: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor]
+    ) -> Tensor | None:
+        """Probability [B, spots] with which each sample's route is the teacher, where samples decide it.
+
+        None where they do not.
+        """
+        return None
+
     def loss(
         self,
         student: StagedNet,
@@ -128,10 +137,21 @@ class Adaptive(SpotMode):
         self.grafts = Grafts(self.spots)
 
     def route(self, student_features: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor]) -> Tensor:
+        scores = self._scores(student_features, teacher_features)
+        return straight_through_gumbel(scores, self.temperature, self.stream)
+
+    def probability(
+        self, student_features: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor]
+    ) -> Tensor:
+        return F.softmax(self._scores(student_features, teacher_features), dim=-1)[..., 0]
+
+    def _scores(
+        self, student_features: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The policy's scores [B, spots, 2], the teacher's first."""
         embeddings = torch.cat([teacher_features["embedding"], student_features["embedding"].detach()], dim=1)
         embeddings = embeddings.to(self.policy.weight.dtype)
-        scores = self.policy(embeddings).view(len(embeddings), len(self.spots), 2)
-        return straight_through_gumbel(scores, self.temperature, self.stream)
+        return self.policy(embeddings).view(len(embeddings), len(self.spots), 2)
 
     def loss(
         self,

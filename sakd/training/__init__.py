@@ -6,6 +6,7 @@ from sakd.training.graphs import unchanged
 from sakd.training.measuring import evaluate
 from sakd.training.pretraining import Pretraining
 from sakd.training.profiling import Profile
+from sakd.training.recording import seen
 from sakd.training.teacher import Certificate, Teacher
 from sakd.training.trainer import Step, Trainer, spots_of
 
@@ -22,6 +23,7 @@ __all__ = [
     "Teacher",
     "Trainer",
     "evaluate",
+    "seen",
     "spots_of",
     "unchanged",
 ]

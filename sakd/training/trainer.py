@@ -21,6 +21,7 @@ from sakd.streams import initialising, stream_seed
 from sakd.training.execution import Execution
 from sakd.training.measuring import all_finite, broken
 from sakd.training.optimizers import Stepper
+from sakd.training.recording import KeptTable
 from sakd.training.teacher import Teacher
 
 Features = Mapping[str, Tensor]
@@ -39,7 +40,8 @@ class Trainer:
 
     ``optimizer`` and ``policy_optimizer`` build an optimizer from parameters, ``schedule`` builds a learning
     rate schedule from an optimizer and is stepped once an epoch, for both. Random numbers come from streams
-    of ``seed``. A ``Cohort``, of this trainer alone or with others, runs it.
+    of ``seed``. With ``record_spots``, ``kept_table`` tells after an epoch who was kept where in it. A
+    ``Cohort``, of this trainer alone or with others, runs it.
 
     Raises ConfigError if teacher, distillers and spot mode are not given together, or do not fit together.
     """
@@ -59,6 +61,7 @@ class Trainer:
         seed: int = 0,
         device: torch.device | str = "cpu",
         execution: Execution = Execution(),  # noqa: B008, immutable
+        record_spots: bool = False,
     ):
         given = [bool(part) for part in (teacher is not None, distillers, spot_mode is not None)]
         if any(given) != all(given):
@@ -100,6 +103,8 @@ class Trainer:
             self.routed_student = frozen_alias(self.student, execution.refolds_on(self.device))
         self.streams = {name: torch.Generator(device=self.device) for name in self.plugins}
         self.prepared = False
+        self.record_spots = record_spots and spot_mode is not None
+        self.kept_table: KeptTable | None = None
         self._student_features = execution.compiled(self.student.features)
 
     def _stepper(self, optimizer: Optimizer, key: str) -> Stepper:
@@ -144,11 +149,15 @@ class Trainer:
             with initialising(self.seed, f"prepare/{name.removeprefix('distiller/')}"):
                 plugin.prepare(labels, dataset.classes, self.streams[name])
             plugin.to(self.device)
+        if self.record_spots:
+            self.kept_table = KeptTable(len(labels), len(self.spots), self.device)
         self.prepared = True
 
     def begin_epoch(self) -> None:
         """Start the epoch's random streams; count it, and tell the plug-ins."""
         self.epoch += 1
+        if self.kept_table is not None:
+            self.kept_table.begin_epoch()
         for name, plugin in self.plugins.items():
             self.streams[name].manual_seed(stream_seed(self.seed, name, self.epoch))
             plugin.begin_epoch(self.epoch)
@@ -172,6 +181,8 @@ class Trainer:
             with torch.autocast(self.device.type, enabled=False):  # only networks may run in bfloat16
                 route = self.spot_mode.route(student_features, teacher_features)
                 kept = self.spot_mode.keep(route)
+                if self.kept_table is not None:
+                    self.kept_table.add(indices, kept)
                 keep = dict(zip(self.spots, kept.unbind(1), strict=True))
                 for name, distiller in self.distillers.items():
                     losses[name] = distiller(student_features, teacher_features, keep, indices)
