@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sakd.configuration import build, prerequisites
 from sakd.data import evaluation_batches
 from sakd.distillers import Distiller
-from sakd.errors import RunError
+from sakd.errors import ConfigError, RunError
 from sakd.runs import Run
 from sakd.runs.job import execute, execute_together
 from sakd.runs.record import Record, read_record
@@ -162,6 +162,34 @@ def test_a_record_may_begin_late_and_be_left_out_for_a_while(tiny):
         assert in_a_process(own, *moment) == KILLED
     execute(config)
     assert record_of(config).epochs.tolist() == [2, 4]
+
+
+def test_random_takes_its_rates_from_a_finished_run(tiny):
+    config = tiny("spot_mode=adaptive", "distiller=at", "spot_mode.same_family_bias=0", "epochs=2")
+    random = ("spot_mode=random", "distiller=at", "epochs=2")
+    with pytest.raises(
+        ConfigError, match=r"spot_mode\.p: found from:adaptive, .*none in .*runs; expected one"
+    ):
+        tiny(*random, "spot_mode.p=from:adaptive")
+    execute(config)
+    execute(tiny("spot_mode=adaptive", "distiller=at", "epochs=1"))  # another, of the same short names
+    rates = {spot: np.mean(epochs) for spot, epochs in shares(record_of(config)).items()}
+    for wanted in ("adaptive", Run(config).name, Run(config).folder):
+        control = tiny(*random, f"spot_mode.p=from:{wanted}")
+        assert control["spot_mode"]["p"] == pytest.approx(rates), wanted
+    numbers = ",".join(f"{spot}:{rate!r}" for spot, rate in control["spot_mode"]["p"].items())
+    assert Run(control).name == Run(tiny(*random, f"spot_mode.p={{{numbers}}}")).name
+    teacher = Run(prerequisites(config).teacher).name
+    for wanted, found in (
+        ("nowhere", "none in"),
+        (teacher, "no kept_mean"),
+        ("", "none in"),
+        ("anti", "none"),
+    ):
+        with pytest.raises(ConfigError, match=rf"spot_mode\.p: found .*{found}"):
+            tiny(*random, f"spot_mode.p=from:{wanted}")
+    with pytest.raises(ConfigError, match="found from:adaptive"):
+        tiny(*random, "spot_mode.p=from:adaptive", "seed=1")
 
 
 def _cut(path: Path) -> None:

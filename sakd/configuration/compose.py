@@ -43,6 +43,7 @@ from sakd.configuration.arguments import (
 from sakd.configuration.check import check, check_numbers
 from sakd.configuration.identity import digest, flatten
 from sakd.configuration.prerequisites import Config
+from sakd.configuration.rates import with_rates
 from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.process import uncollected
 from sakd.signals import as_by_default
@@ -93,6 +94,7 @@ def resolve(cfg: DictConfig) -> Config:
         node = _find(config, ".".join(parents), {}) if parents else config
         if isinstance(node, dict) and isinstance(node.get(key), str):
             node[key] = os.path.expanduser(node[key])
+    config = with_rates(config)
     check(config)
     if (uri := config["tracking"].get("uri")) is not None:
         config["tracking"]["uri"] = credentials.remember(uri)

@@ -153,13 +153,14 @@ class UnderWay:
     def _result(self) -> Result:
         """What is kept of a finished run.
 
-        Accuracies in percent (None after a pretraining), ``kept`` as shares in the last epoch, ``seconds`` of
-        its own steps and its share of what its cohort shared.
+        Accuracies in percent (None after a pretraining), ``kept`` as shares in the last epoch and
+        ``kept_mean`` over all, ``seconds`` of its own steps and its share of what its cohort shared.
         """
         run, certificate = self.run, self.prepared.certificate
         lines = run.metrics()
         last = lines[-1]
         best = max(lines, key=lambda line: line.get("test/accuracy", 0.0))
+        spots = [key.removeprefix("kept/") for key in last if key.startswith("kept/")]
         return {
             "run": run.name,
             **short_names(run.config),
@@ -174,9 +175,8 @@ class UnderWay:
                 "best_epoch": best["epoch"],
                 "val_accuracy": last.get("val/accuracy"),
             },
-            "kept": {
-                key.removeprefix("kept/"): share for key, share in last.items() if key.startswith("kept/")
-            },
+            "kept": {spot: last[f"kept/{spot}"] for spot in spots},
+            "kept_mean": {spot: sum(line[f"kept/{spot}"] for line in lines) / len(lines) for spot in spots},
             "seconds": sum(line["seconds"] for line in lines),
             "cohort": self.together,
             "versions": _versions(),

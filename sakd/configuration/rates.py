@@ -1,0 +1,77 @@
+"""Rates that a finished run kept at its spots: `spot_mode=random spot_mode.p=from:adaptive` is its control.
+
+What is kept is then of the same amount, and of no choice.
+"""
+
+import glob
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sakd import names
+from sakd.configuration.identity import identity, short_names
+from sakd.configuration.prerequisites import Config
+from sakd.errors import ConfigError
+from sakd.files import read_json, read_whole
+
+FROM = "from:"
+EXPECTED = "a finished run's folder, its name in `runs`, or the spot mode of a run that differs in that alone"
+
+
+def with_rates(config: Config) -> Config:
+    """The configuration with numbers in the place of ``spot_mode.p: from:RUN``.
+
+    They are means over RUN's epochs, by spot. RUN: EXPECTED. Raises ConfigError where there is none such.
+    """
+    mode = config["spot_mode"]
+    wanted = mode.get("p") if isinstance(mode, dict) else None
+    if not isinstance(wanted, str) or not wanted.startswith(FROM):
+        return config
+    folder = _folder(config, wanted.removeprefix(FROM))
+    result = read_json(folder / "result.json")
+    if result is None:
+        raise ConfigError(f"spot_mode.p: found {wanted}, expected a finished run in {folder}")
+    rates = result.get("kept_mean")
+    if not isinstance(rates, dict) or not rates:
+        raise ConfigError(
+            f"spot_mode.p: found no kept_mean in {folder / 'result.json'}, expected rates by spot: that run "
+            "has no teacher, or an earlier version finished it"
+        )
+    return {**config, "spot_mode": {**mode, "p": rates}}
+
+
+def _folder(config: Config, wanted: str) -> Path:
+    runs = Path(config["runs"])
+    for folder in (runs / wanted, Path(wanted).expanduser()):
+        if wanted and (folder / "config.yaml").is_file():
+            return folder
+    *parts, seed = short_names({**config, "spot_mode": {"name": wanted}}).values()
+    beginning = names.folder(*parts, f"seed{seed}")
+    twins = [
+        path.parent
+        for path in sorted(runs.glob(f"{glob.escape(beginning)}-*/result.json"))
+        if _beside_mode(_config(path.parent)) == _beside_mode(config)
+    ]
+    if len(twins) != 1:
+        found = ", ".join(twin.name for twin in twins) or f"none in {runs}"
+        raise ConfigError(
+            f"spot_mode.p: found {FROM}{wanted}, and of finished runs that it may mean {found}; expected "
+            f"one: {EXPECTED}"
+        )
+    return twins[0]
+
+
+def _config(folder: Path) -> Any:
+    try:
+        return yaml.safe_load(read_whole(folder / "config.yaml") or b"")
+    except yaml.YAMLError:
+        return None
+
+
+def _beside_mode(config: Any) -> Config | None:
+    """What a run's result depends on but for its spot mode; None of what is no configuration."""
+    try:
+        return {key: value for key, value in identity(config).items() if key != "spot_mode"}
+    except (AttributeError, KeyError, TypeError, OSError):
+        return None
