@@ -2,7 +2,8 @@
 
 ``config.yaml``, ``metrics.jsonl`` (a line per epoch, the truth), ``last.pt`` (resume from here),
 ``spots.npz`` (``sakd.runs.record``), ``student.safetensors``, ``result.json`` (only once finished),
-``run.log``, ``code.diff`` (if the code is not its commit's). Files appear whole or not at all; what a run goes on from, or answers from, has a checksum.
+``run.log``, ``code.diff`` (if the code is not its commit's). Files appear whole or not at all; what
+a run goes on from, or answers from, has a checksum.
 """
 
 import fcntl
