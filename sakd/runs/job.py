@@ -5,6 +5,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from hashlib import sha256
 from pathlib import Path
@@ -240,6 +241,7 @@ class Together:
         """Train what is not finished meanwhile, but for those that another process holds."""
         with ExitStack() as stack:
             members: dict[str, UnderWay] = {}
+            writing = stack.enter_context(ThreadPoolExecutor(1, "writing"))
             for one in prepared:
                 with self._alone(one.run, leave=False):
                     lock = stack.enter_context(ExitStack())
@@ -250,7 +252,7 @@ class Together:
                         continue
                     result = one.run.result()
                     if result is None:
-                        members[one.run.name] = UnderWay(one, lock)
+                        members[one.run.name] = UnderWay(one, lock, writing)
                     else:
                         self._end(one.run.name, result)
             if members:
@@ -298,6 +300,7 @@ class Together:
 
             def progress(name: str, *seen: Any) -> None:
                 self._ask(name, asked)
+                members[name].writer.check()
                 watch.step(name, *seen)
                 if profile is not None:
                     profile.step()

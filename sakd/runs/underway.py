@@ -3,19 +3,23 @@
 import logging
 import platform
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sakd.configuration import short_names
 from sakd.data import Dataset, evaluation_batches
-from sakd.errors import CheckpointError
+from sakd.errors import CheckpointError, in_one_line
 from sakd.files import write_whole
 from sakd.runs import code, record
 from sakd.runs.logs import OwnLog
 from sakd.runs.run import START_ANEW, Run
 from sakd.runs.tracking import Delivery, Mirror, start_mirror
+from sakd.runs.writing import Writer
 from sakd.training import Certificate, Measured, Trainer, seen
 
 log = logging.getLogger("sakd")
@@ -54,9 +58,9 @@ class Prepared:
 class UnderWay:
     """A run while it is trained: its log, its folder and its place in MLflow keep up with it."""
 
-    def __init__(self, prepared: Prepared, lock: ExitStack):
-        """Begin with ``lock``, which holds the run's folder."""
-        self.lock = lock
+    def __init__(self, prepared: Prepared, lock: ExitStack, writing: ThreadPoolExecutor):
+        """Begin with ``lock``, which holds the run's folder, and a thread in which epochs are written."""
+        self.lock, self.writer = lock, Writer(writing)
         self.prepared, self.run, self.trainer = prepared, prepared.run, prepared.trainer
         self.own_log = OwnLog(self.run.folder / "run.log")
         self.mirror: Mirror | None = None
@@ -85,26 +89,44 @@ class UnderWay:
         self.best = max((line.get("test/accuracy", 0.0) for line in run.metrics()), default=0.0)
 
     def keep(self, measured: Measured) -> Measured:
-        """Store an epoch; its measurements with what is known of the run beside."""
+        """Store an epoch; its measurements with what is known of the run beside.
+
+        It is written while the next one is trained, and the one before is on the disk by now: a kill loses
+        the epoch under way, and of the one before it only what is not written yet.
+        """
+        self.writer.wait()
         measured["time"] = time.time()
         if "test/accuracy" in measured:
             self.best = max(self.best, measured["test/accuracy"])
             measured["test/best_accuracy"] = self.best
         if self.prepared.certificate is not None:
             measured["teacher/accuracy"] = self.prepared.certificate.accuracy
-        self.run.append_metrics(measured)
-        if self.recording is not None:
-            self.recording.add(self.trainer.epoch, self.trainer.kept_table.packed())
-            self.recorded = self.recording.state()
-            write_whole(self.run.folder / record.FILE, self.recording.content())
-        state = {**self.trainer.state_dict(), "record": self.recorded}
-        self.run.save_checkpoint(state, self.prepared.sources)
-        if self.mirror is not None:
-            self.mirror.notify()
+        recorded = [] if self.recording is None else [self._record_epoch()]
+        self.writer.submit(
+            partial(self.run.append_metrics, measured),
+            *recorded,
+            partial(self._save_checkpoint, self.trainer.snapshot()),
+            *([] if self.mirror is None else [self.mirror.notify]),
+        )
         return measured
 
+    def _record_epoch(self) -> Callable[[], None]:
+        """Read what the spot mode decided; the function that stores it, for the writer."""
+        epoch, kept = self.trainer.epoch, self.trainer.kept_table.packed()
+
+        def store() -> None:
+            self.recording.add(epoch, kept)
+            self.recorded = self.recording.state()
+            write_whole(self.run.folder / record.FILE, self.recording.content())
+
+        return store
+
+    def _save_checkpoint(self, state: Callable[[], dict[str, Any]]) -> None:
+        self.run.save_checkpoint({**state(), "record": self.recorded}, self.prepared.sources)
+
     def finish(self) -> Result:
-        """Store what the spot mode decided, weights and result."""
+        """Store what the spot mode decided, weights and result, once all epochs are on the disk."""
+        self.writer.wait()
         if self.recording is not None:
             write_whole(self.run.folder / record.FILE, self.recording.content(self._seen()))
         result = self.run.finish(self.trainer.product.state_dict(), self._result())
@@ -124,7 +146,13 @@ class UnderWay:
         return arrays
 
     def failed(self, error: BaseException, status: str) -> None:
-        """Say why it ends early, in its own log."""
+        """Say why it ends early, in its own log, once what is being written is on the disk."""
+        try:
+            self.writer.wait()
+        except Exception as other:
+            if other is not error:
+                with self.own_log.speaking():
+                    log.warning("%s", in_one_line(other))
         self.own_log.failed(error)
         self.end(status)
 

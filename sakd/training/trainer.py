@@ -22,6 +22,7 @@ from sakd.training.execution import Execution
 from sakd.training.measuring import all_finite, broken
 from sakd.training.optimizers import Stepper
 from sakd.training.recording import KeptTable
+from sakd.training.snapshot import snapshot
 from sakd.training.teacher import Teacher
 
 Features = Mapping[str, Tensor]
@@ -281,6 +282,13 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """State of all that changes; random streams are functions of the seed and the epoch."""
         return {"epoch": self.epoch} | {name: part.state_dict() for name, part in self._parts().items()}
+
+    def snapshot(self) -> Callable[[], dict[str, Any]]:
+        """The state as it is now, whatever is trained from here on.
+
+        What is returned gives it, in any thread.
+        """
+        return snapshot(self.state_dict(), self.device)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state, strictly.
