@@ -3,7 +3,7 @@
 import io
 import itertools
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import matplotlib
@@ -89,6 +89,13 @@ def content(figure: Figure, suffix: str) -> bytes:
         metadata = {"Date": None} if suffix == "svg" else None
         figure.savefig(written, format=suffix, dpi=DOTS, metadata=metadata)
     return written.getvalue()
+
+
+def contents(figures: Mapping[str, Figure]) -> dict[str, bytes]:
+    """Figures by name as files by name, each as PNG and as SVG."""
+    return {
+        f"{name}.{suffix}": content(figure, suffix) for name, figure in figures.items() for suffix in SUFFIXES
+    }
 
 
 def panels(

@@ -49,8 +49,12 @@ def pixels(images: Images, places: Sequence[int]) -> list[np.ndarray]:
     return list(shown if shown.shape[3] == 3 else shown[..., 0])
 
 
-def file_names(images: Images) -> list[str] | None:
-    """The file of each image; None for images that are in memory, of which many may be in one file."""
-    if not hasattr(images, "paths"):
+def file_names(run: Recorded, split: str) -> list[str] | None:
+    """The file of each image of a split; None where many are in one file.
+
+    Raises as ``images_of``.
+    """
+    if "augmentation" not in run.config["dataset"]["reads"]:  # read into memory
         return None
+    images = images_of(run, split)
     return [os.path.join(images.folder, os.fsdecode(path)) for path in images.paths]

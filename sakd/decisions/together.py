@@ -96,25 +96,27 @@ def _check_comparable(runs: Sequence[Recorded]) -> None:
         if names.count(name) > 1:
             raise RunError(f"{name}: found this run {names.count(name)} times, expected each once")
     for run in others:
-        what = _other_data(first, run)
-        if what is not None:
+        told = _other_data(first, run)
+        if told is not None:
+            found, expected = told
             raise RunError(
-                f"{run.name}: found {what} than {first.name} learned from, expected runs of the same images"
+                f"{run.name}: found {found}, expected {expected} as in {first.name}: only runs of the same "
+                "images can be compared"
             )
 
 
-def _other_data(first: Recorded, other: Recorded) -> str | None:
-    """What tells the images of two runs apart, None if nothing does."""
-    if len(first.record.labels) != len(other.record.labels):
-        counts = len(other.record.labels), len(first.record.labels)
-        return "{:,} training samples, others ({:,})".format(*counts)
-    if not np.array_equal(first.record.indices, other.record.indices):
-        return "other training samples"
-    if not np.array_equal(first.record.labels, other.record.labels):
-        return "training samples with other labels"
-    checksums = first.data_sha256, other.data_sha256
+def _other_data(first: Recorded, other: Recorded) -> tuple[str, str] | None:
+    """What tells the images of two runs apart: of the other, and of the first; None if nothing does."""
+    records = other.record, first.record
+    counts = [len(record.labels) for record in records]
+    if counts[0] != counts[1]:
+        return tuple(f"{count:,} training samples" for count in counts)
+    for name in ("indices", "labels"):
+        if not np.array_equal(*(getattr(record, name) for record in records)):
+            return f"training samples with other {name}", "the same"
+    checksums = other.data_sha256, first.data_sha256
     if None not in checksums and checksums[0] != checksums[1]:
-        return f"images with another checksum ({checksums[1][:12]}, not {checksums[0][:12]})"
+        return tuple(f"images with checksum {checksum}" for checksum in checksums)
     return None
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import yaml
 
+from sakd.configuration import short_names
 from sakd.decisions import Recorded
 from sakd.errors import RunError, did_you_mean, in_one_line
 from sakd.files import read_whole
@@ -44,17 +45,14 @@ def read_recorded(folder: Path) -> Recorded:
     Raises RunError if the folder is no run's, has no record, or what lies there is damaged.
     """
     path = folder / "config.yaml"
-    raw = read_whole(path)
     try:
-        config = yaml.load(raw or b"", Loader)
-        name = folder.resolve().name
-        recorded = Recorded(name, config, read_record(folder), _data_sha256(folder))
-        recorded.names, recorded.progress  # noqa: B018, what they need is there
+        config = yaml.load(read_whole(path) or b"", Loader)
+        short_names(config), int(config["epochs"])
     except (yaml.YAMLError, LookupError, TypeError, ValueError) as error:
         raise RunError(
             f"{path}: found no configuration of a run ({in_one_line(error)}), expected one"
         ) from error
-    return recorded
+    return Recorded(folder.resolve().name, config, read_record(folder), _data_sha256(folder))
 
 
 def _data_sha256(folder: Path) -> str | None:
