@@ -245,6 +245,8 @@ def test_the_text_tells_what_a_record_was_made_to_have(tmp_path):
     assert re.search(r"logits +all alike, 100\.0 %", classes)
     right = kept[-1, 0][HARD > -0.5].mean()
     assert re.search(rf"stage1 +{100 * right:.1f} % .*\+\d+\.\d \(\+", agreement)
+    changes = (kept[1:, 1] != kept[:-1, 1]).mean()
+    assert re.search(rf"stage2 .* {100 * changes:.1f} % +[\d.]+ % to [\d.]+ % ", random_)
     never = (~kept[:, 1].any(0)).sum()
     assert re.search(rf"stage2 .* {never} +[\d.]+ +{kept[:, 1].all(0).sum()} +[\d.]+$", random_, re.MULTILINE)
     assert "logits: always kept (nothing was chosen)" in told
