@@ -1,5 +1,6 @@
 """`sakd`: what is done with runs besides launching them."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -262,6 +263,7 @@ def _compared(source: str, filters: tuple[str, ...]) -> "tuple[list[Finished], l
 @click.option(
     "--last", type=click.IntRange(min=1), default=5, show_default=True, help="Epochs that count as the last."
 )
+@click.option("--epochs", help="Look at these alone: 1-5, or 7.")
 @click.option("--across-spots", "across", is_flag=True, help="Compare different spots, too.")
 @click.option(
     "--output",
@@ -276,6 +278,7 @@ def spots(
     runs: tuple[str, ...],
     folder: Path,
     last: int,
+    epochs: str | None,
     across: bool,
     output: Path | None,
     split: str | None,
@@ -298,6 +301,8 @@ def spots(
             found = f"{len(runs)} runs" if len(runs) > 1 else f"--output={output}"
             raise ConfigError(f"--split: found {found}, expected one run, whose images are listed here")
         found = [read_recorded(find_run(called, folder)) for called in runs]
+        if epochs is not None:
+            found = [run.within(*_span(epochs)) for run in found]
         if is_list:
             listed = chosen.choose(found[0], split, spot, kept=not skipped)
             click.echo(chosen.FORMATS[form or "text"](listed, _files(found[0], split)), nl=False)
@@ -310,6 +315,14 @@ def spots(
             click.echo(text.of_several(together), nl=False)
             if output is not None:
                 _draw_together(together, output)
+
+
+def _span(epochs: str) -> tuple[int, int]:
+    """The first and the last of the epochs that are asked for, of ``"1-5"`` or ``"7"``."""
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", epochs)
+    if found is None:
+        raise ConfigError(f"--epochs: found {epochs!r}, expected the number of an epoch, or two such as 1-5")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def _is_list(asked: "dict[str, str | bool | None]", form: str | None) -> bool:

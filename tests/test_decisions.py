@@ -10,6 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from PIL import Image
+from scipy import stats
 
 from sakd.cli import main as cli
 from sakd.decisions import Recorded, beside, pictures, samples, text
@@ -50,9 +51,9 @@ def by_chance(seed: int, epochs: int = EPOCHS) -> np.ndarray:
     return random(seed + 100).random((epochs, len(SPOTS), SAMPLES)) < rates
 
 
-def seen(split: str, spots: int, learns: bool = True) -> dict[str, np.ndarray]:
+def seen(split: str, spots: int, learns: bool = True, seed: int = 0) -> dict[str, np.ndarray]:
     """What a finished run knows of a split: the teacher is right on easy samples, the student at random."""
-    draws = random(7)
+    draws = random(7 + seed)
     own = {
         "indices": np.arange(SAMPLES),
         "labels": LABELS,
@@ -82,13 +83,14 @@ def write(folder, kept, *, finished=True, learns=True, labels=LABELS, spots=SPOT
         "train_labels": labels,
     }
     if finished:
-        content |= seen("train", kept.shape[1], learns) | seen("test", kept.shape[1], learns)
+        for split in ("train", "test"):
+            content |= seen(split, kept.shape[1], learns, names.get("seed", 0))
     np.savez(folder / "spots.npz", **content)
     called = {"distiller": "at", "spot_mode": "adaptive"} | names
     config = {
         "seed": called.pop("seed", 0),
         "epochs": epochs if finished else 240,
-        "dataset": {"name": "digits", "reads": []},
+        "dataset": {"name": "digits"},
         "teacher": {"name": "resnet20"},
         "student": {"name": "resnet8"},
         "distiller": {"name": called["distiller"], "losses": {"at": {}}},
@@ -264,6 +266,17 @@ def test_an_unfinished_run_shows_what_there_is(tmp_path):
     )
 
 
+def test_some_epochs_can_be_looked_at_alone(tmp_path):
+    kept = np.ones((EPOCHS, 2, SAMPLES), bool)
+    kept[1:4] = chosen(1, spots=2, epochs=3)
+    write(tmp_path / "whole", kept)
+    told = command("--from", tmp_path, "whole", "--epochs", "2-4")
+    share = f"{100 * kept[1, 0].mean():.1f} %"
+    assert "epochs 2 to 4 of 8" in told
+    assert re.search(rf"kept, epoch 2 +kept, epoch 4.*\n.*\nstage1 +{share} ", told)
+    assert "always kept (nothing was chosen)" in command("--from", tmp_path, "whole", "--epochs", "7")
+
+
 # ---- several runs
 
 
@@ -272,7 +285,8 @@ def several(tmp_path):
     """Three seeds that choose by the sample, one of another distiller that draws, one that keeps all."""
     runs = [recorded(tmp_path / f"at{seed}", chosen(seed), seed=seed) for seed in range(3)]
     runs.append(recorded(tmp_path / "sp", by_chance(5), distiller="sp", seed=0))
-    return [*runs, recorded(tmp_path / "all", np.ones((EPOCHS, 2, SAMPLES), bool), spot_mode="fixed")]
+    all_kept = np.ones((EPOCHS, 2, SAMPLES), bool)
+    return [*runs, recorded(tmp_path / "all", all_kept, learns=False, spot_mode="fixed")]
 
 
 def test_seeds_that_choose_by_the_sample_agree_and_random_does_not(several):
@@ -284,6 +298,9 @@ def test_seeds_that_choose_by_the_sample_agree_and_random_does_not(several):
     pair = pairs.loc["at0", "at1", "stage2"]
     assert (pair.kappa, pair.differ) == (pytest.approx((agreement - chance) / (1 - chance)), "seed")
     assert pair.low > 0.2
+    probabilities = [run.record.of("train").probability[:, 1] for run in several[:2]]
+    assert pair.policies == pytest.approx(stats.spearmanr(*probabilities).statistic)
+    assert np.isnan(pairs.loc["at0", "all", "stage2"].policies)
     in_classes = sum(
         (c == LABELS).mean() * (p * q + (1 - p) * (1 - q))
         for c in range(CLASSES)
@@ -507,6 +524,8 @@ TEST = ("--split", "test", "--spot", "stage2", "--kept")
         (("good-1", *TEST[:-1]), r"--skipped or --kept: found none, expected one beside --split and --spot"),
         (("good-1", "--spot", "stage2"), r"--split: found none, expected one beside --spot"),
         (("good-1", "--format", "csv"), r"--split: found none, expected one beside --format"),
+        (("good-1", "--epochs", "9-12"), r"--epochs: found 9-12, expected some of 1 to 8, which good-1 has"),
+        (("good-1", "--epochs", "last"), r"--epochs: found 'last', expected the number of an epoch, or two"),
         (("under-way", *TEST), r"under-way: found 3 epochs so far, of 240, expected a finished run"),
         (("fixed", *TEST), r"fixed: found spot_mode=fixed, expected a mode that learns"),
     ],

@@ -1,11 +1,12 @@
 """What is looked at: a run's record of what its spot mode decided, with its name and its configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from sakd.configuration import Config, short_names
+from sakd.errors import ConfigError
 
 
 class Seen(Protocol):
@@ -46,6 +47,36 @@ class Record(Protocol):
 
 
 @dataclass(frozen=True)
+class SomeEpochs:
+    """A record of which only ``some`` epochs, bool [E], are looked at."""
+
+    whole: Record
+    some: np.ndarray
+
+    @property
+    def epochs(self) -> np.ndarray:
+        return self.whole.epochs[self.some]
+
+    @property
+    def spots(self) -> list[str]:
+        return self.whole.spots
+
+    @property
+    def indices(self) -> np.ndarray:
+        return self.whole.indices
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.whole.labels
+
+    def kept_of(self, spot: str) -> np.ndarray:
+        return self.whole.kept_of(spot)[self.some]
+
+    def of(self, split: str) -> Seen | None:
+        return self.whole.of(split)
+
+
+@dataclass(frozen=True)
 class Recorded:
     """A run whose decisions are looked at.
 
@@ -63,8 +94,23 @@ class Recorded:
 
     @property
     def progress(self) -> str:
-        """How many epochs there are: ``"240 epochs"``, or ``"3 epochs so far, of 240"``."""
-        done, all_of_them = len(self.record.epochs), self.config["epochs"]
-        told = "1 epoch" if done == 1 else f"{done:,} epochs"
-        unfinished = self.record.epochs[-1] < all_of_them or self.record.of("train") is None
-        return f"{told} so far, of {all_of_them:,}" if unfinished else told
+        """Which epochs there are, such as ``"240 epochs"`` or ``"3 epochs so far, of 240"``."""
+        epochs, all_of_them = self.record.epochs, self.config["epochs"]
+        if isinstance(self.record, SomeEpochs):
+            return f"epochs {epochs[0]} to {epochs[-1]} of {all_of_them:,}"
+        told = "1 epoch" if len(epochs) == 1 else f"{len(epochs):,} epochs"
+        return told if self.record.of("train") is not None else f"{told} so far, of {all_of_them:,}"
+
+    def within(self, first: int, last: int) -> "Recorded":
+        """The run with what it decided in the epochs from ``first`` to ``last`` alone.
+
+        Raises ConfigError if it has none of them.
+        """
+        epochs = self.record.epochs
+        some = (epochs >= first) & (epochs <= last)
+        if not some.any():
+            raise ConfigError(
+                f"--epochs: found {first}-{last}, expected some of {epochs[0]} to {epochs[-1]}, which "
+                f"{self.name} has"
+            )
+        return replace(self, record=SomeEpochs(self.record, some))

@@ -222,7 +222,21 @@ def of_several(together: Together) -> str:
 
 
 def _pairs(together: Together) -> Lines:
-    lines = [["pair", "", "spot", "kept", "kept", "agree", "chance", "kappa", INTERVAL, "within classes"]]
+    lines = [
+        [
+            "pair",
+            "",
+            "spot",
+            "kept",
+            "kept",
+            "agree",
+            "chance",
+            "kappa",
+            INTERVAL,
+            "within classes",
+            "policies",
+        ]
+    ]
     for pair in together.pairs.itertuples():
         units = together.units[pair.left], together.units[pair.right]
         constant = [unit.constant for unit in units if unit.constant]
@@ -239,6 +253,7 @@ def _pairs(together: Together) -> Lines:
                 value,
                 between((pair.low, pair.high)),
                 number(pair.kappa_in_classes),
+                number(pair.policies),
             ]
         )
     return lines
@@ -251,7 +266,7 @@ def _spots(pair: Any) -> str:
 
 def _kinds(together: Together) -> Lines:
     head = ["pairs that differ in", "spot", "pairs", "mean kappa", f"{INTERVAL} over runs", "least", "most"]
-    lines = [[*head, "above 0", "below 0", "undefined", "within classes"]]
+    lines = [[*head, "above 0", "below 0", "undefined", "within classes", "policies"]]
     runs = np.array([unit.run for unit in together.units])
     pairs = together.pairs.assign(spot=[_spots(pair) for pair in together.pairs.itertuples()])
     order = ["differ", "spot"]
@@ -273,6 +288,7 @@ def _kinds(together: Together) -> Lines:
                 f"{(alike['high'] < 0).sum():,}",
                 f"{alike['kappa'].isna().sum():,}",
                 number(alike["kappa_in_classes"].mean()),
+                number(alike["policies"].mean()),
             ]
         )
     return lines
@@ -308,14 +324,14 @@ def _notes_on_several(together: Together) -> Iterator[str]:
         told = "; ".join(f"{what} in {count}" for what, count in constant.items())
         runs = len(together.runs)
         yield f"Kappa is undefined where a run decides all samples alike: {told} of {runs} runs."
-    progress = {run.progress for run in together.runs}
-    if len(progress) > 1 or "so far" in next(iter(progress)):
-        yield f"Epochs differ or are not all there: {'; '.join(sorted(progress))}."
+    progress = sorted({run.progress for run in together.runs})
+    yield f"Looked at: {'; '.join(progress)}."
     yield (
         "Intervals of a kappa are asymptotic (Fleiss, Cohen and Everitt, 1969): where nothing but chance "
         "agrees, 2.5 % are above 0 and 2.5 % below. Intervals of a mean are over runs, by the jackknife; "
-        "they take three. Within classes: kappa beyond what each class's own rates give. Where nearly all or "
-        "nearly nothing is kept, kappa rests on few samples."
+        "they take three. Within classes: kappa beyond what each class's own rates give. Policies: "
+        "Spearman's correlation of the probabilities of the teacher, without noise, after the last epoch. "
+        "Where nearly all or nearly nothing is kept, kappa rests on few samples."
     )
     yield (
         f"{RANDOM} {VARIANCE} above 1, the same samples are kept again and again. Between classes: how much "

@@ -24,6 +24,7 @@ class Unit:
     label: str
     spot: str
     kept: np.ndarray
+    probability: np.ndarray | None  # of the teacher, without noise, float32 [N]; None if not known
 
     @property
     def constant(self) -> str | None:
@@ -38,8 +39,9 @@ class Together:
     ``labels``: the names that tell runs apart. ``pairs``: a row for each pair of units: ``left`` and
     ``right`` (places in ``units``), their runs, labels, spots and shares kept, ``differ`` (what tells them
     apart), samples kept by ``both``, ``left_only``, ``right_only``, ``neither``, the ``agreement``, that of
-    ``chance``, ``kappa`` with ``low`` and ``high``, and ``kappa_in_classes``, beyond chance at each class's
-    own rates. ``random``: a row for each unit, its ``group`` (the label without the seed) and BesideRandom.
+    ``chance``, ``kappa`` with ``low`` and ``high``, ``kappa_in_classes``, beyond chance at each class's own
+    rates, and ``policies``, Spearman's correlation of the probabilities of the teacher. ``random``: a row for
+    each unit, its ``group`` (the label without the seed) and BesideRandom.
     """
 
     runs: list[Recorded]
@@ -59,9 +61,12 @@ def beside(runs: Sequence[Recorded], last: int, across: bool = False) -> Togethe
     labels, groups = _labels(runs)
     units, rows = [], []
     for place, run in enumerate(runs):
-        for spot in run.record.spots:
+        seen = run.record.of("train")
+        policy = None if seen is None else seen.probability
+        for column, spot in enumerate(run.record.spots):
             kept = run.record.kept_of(spot)
-            units.append(Unit(place, labels[place], spot, majority(kept, last)))
+            probability = None if policy is None else policy[:, column]
+            units.append(Unit(place, labels[place], spot, majority(kept, last), probability))
             random = beside_random(kept, run.record.labels)
             rows.append({"run": run.name, "group": groups[place], "spot": spot} | _flat(random))
     ends = [
@@ -175,7 +180,19 @@ def _pairs(
     frame["kappa"], frame["low"], frame["high"] = found.value, found.low, found.high
     rest = np.where(np.isnan(found.value) | (in_classes > 1 - 1e-12), np.nan, 1 - in_classes)
     frame["kappa_in_classes"] = (found.agreement - in_classes) / rest
+    frame["policies"] = _rank_correlations(units)[left, right]
     return frame
+
+
+def _rank_correlations(units: Sequence[Unit]) -> np.ndarray:
+    """Spearman's correlation of probabilities: [units, units], NaN where they are unknown or all alike."""
+    unknown = np.full(len(units[0].kept), np.nan)
+    known = [unknown if unit.probability is None else unit.probability for unit in units]
+    ranks = pd.DataFrame(np.array(known)).rank(axis=1).to_numpy()
+    apart = ranks - ranks.mean(1, keepdims=True)
+    lengths = np.sqrt((apart**2).sum(1, keepdims=True))
+    scaled = apart / np.where(lengths > 0, lengths, np.nan)
+    return scaled @ scaled.T
 
 
 def _chance_in_classes(kept: np.ndarray, labels: np.ndarray) -> np.ndarray:
