@@ -313,6 +313,7 @@ def test_seeds_that_choose_by_the_sample_agree_and_random_does_not(several):
     told = text.of_several(together)
     assert "undefined: always kept" in told
     assert "stage1 always kept in 1; stage2 always kept in 1 of 5 runs" in told
+    assert not re.search(r"^at fixed +stage1 ", told, flags=re.MULTILINE)
     assert re.search(r"^seed +stage1 +3 +0\.\d\d +0\.\d\d to 0\.\d\d ", told, flags=re.MULTILINE)
 
 

@@ -97,7 +97,8 @@ class Recorded:
         """Which epochs there are, such as ``"240 epochs"`` or ``"3 epochs so far, of 240"``."""
         epochs, all_of_them = self.record.epochs, self.config["epochs"]
         if isinstance(self.record, SomeEpochs):
-            return f"epochs {epochs[0]} to {epochs[-1]} of {all_of_them:,}"
+            told = f"epoch {epochs[0]}" if len(epochs) == 1 else f"epochs {epochs[0]} to {epochs[-1]}"
+            return f"{told} of {all_of_them:,}"
         told = "1 epoch" if len(epochs) == 1 else f"{len(epochs):,} epochs"
         return told if self.record.of("train") is not None else f"{told} so far, of {all_of_them:,}"
 

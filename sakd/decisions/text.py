@@ -216,7 +216,10 @@ def of_several(together: Together) -> str:
     if len(together.pairs) <= LISTED:
         parts.append(_pairs(together))
     parts.append(_kinds(together))
-    parts.append(_random(together.random))
+    measures = ["spread", "by_class", "changes_random"]
+    varying = together.random[together.random[measures].fillna(0).any(axis=1)]
+    if len(varying):  # what is constant is told below
+        parts.append(_random(varying))
     parts.append("\n".join(_notes_on_several(together)))
     return page(parts)
 
