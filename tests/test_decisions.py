@@ -364,6 +364,16 @@ def test_each_picture_has_an_axis_for_each_spot_and_is_not_blank(tmp_path, monke
     assert lines.tolist() == sorted(kept[:, 1].sum(0).tolist(), reverse=True)
 
 
+def test_names_are_drawn_and_printed_as_they_are(tmp_path):
+    """Neither dollars nor brackets mean anything."""
+    run = recorded(tmp_path / "a $run_1$ [red]", chosen(1, spots=1), finished=False)
+    assert run.name in text.of_one(run, 5)
+    pictures.content(pictures.draw(run.record, run.name)["changes"], "png")
+    several = [run, recorded(tmp_path / "other", chosen(2, spots=1), finished=False, distiller="[x]$_$")]
+    assert "[x]$_$" in text.of_several(beside(several, 5))
+    pictures.content(pictures.draw_agreement(beside(several, 5)), "png")
+
+
 def test_of_more_samples_than_lines_some_share_one(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "ROWS", 50)
     kept = chosen(1)

@@ -9,7 +9,9 @@ from contextlib import AbstractContextManager
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from sakd.data import Images
@@ -37,6 +39,7 @@ SETTINGS = {
     "ytick.labelsize": 9,
     "legend.fontsize": 9,
     "svg.hashsalt": "sakd",
+    "text.parse_math": False,  # names may have dollars
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
@@ -142,16 +145,14 @@ def draw_agreement(together: Together) -> Figure:
             names = [f"{unit.label} {unit.spot}" if is_across else unit.label for unit in units]
             shown = _matrix(axis, matrix, names, limit)
             if group == list(groups)[-1]:
-                axis.figure.colorbar(
-                    shown, ax=axis.figure.axes, location="bottom", label="kappa", aspect=50, pad=0.01
-                )
+                _bar(axis.figure, shown, "kappa")
 
         text = "Agreement of decisions beyond chance: Cohen's kappa (grey: undefined)"
         size = min(max(0.32 * max(map(len, groups.values())), 1.6), WIDTH - 2)
         return panels(list(groups), text, f"{len(together.runs)} runs", panel, size + 1, share_x=False)
 
 
-def _matrix(axis: Axes, matrix: np.ndarray, names: Sequence[str], limit: float) -> object:
+def _matrix(axis: Axes, matrix: np.ndarray, names: Sequence[str], limit: float) -> AxesImage:
     axis.set_facecolor("0.8")
     shown = axis.imshow(matrix, cmap=KAPPAS, vmin=-limit, vmax=limit, interpolation="nearest")
     every = -(-len(names) // NAMED_RUNS)
@@ -182,7 +183,7 @@ def _classes(record: Record, title: str) -> Figure:
         axis.set_ylabel("class")
         if spot == record.spots[-1]:
             axis.set_xlabel("epoch")
-            _bar(axis.figure, shown)
+            _bar(axis.figure, shown, "distilled").formatter = PercentFormatter(1)
 
     height = min(max(0.18 * len(names), 1.2), 0.18 * NAMED_CLASSES)
     return panels(record.spots, "Share of the samples distilled, by class and epoch", title, panel, height)
@@ -201,7 +202,7 @@ def _samples(record: Record, title: str) -> Figure:
         axis.set_ylabel("samples, by how\noften distilled")
         if spot == record.spots[-1]:
             axis.set_xlabel("epoch")
-            _bar(axis.figure, shown)
+            _bar(axis.figure, shown, "distilled").formatter = PercentFormatter(1)
 
     number = len(record.labels)
     each = "a line each" if number <= ROWS else f"a line for each {number / ROWS:,.0f}"
@@ -209,7 +210,7 @@ def _samples(record: Record, title: str) -> Figure:
     return panels(record.spots, text, title, panel)
 
 
-def _over_epochs(axis: Axes, record: Record, values: np.ndarray, low: float):
+def _over_epochs(axis: Axes, record: Record, values: np.ndarray, low: float) -> AxesImage:
     """An image of values [rows, epochs] with the epochs' numbers below it."""
     first, last = record.epochs[0] - 0.5, record.epochs[-1] + 0.5
     shown = axis.imshow(
@@ -225,16 +226,9 @@ def _over_epochs(axis: Axes, record: Record, values: np.ndarray, low: float):
     return shown
 
 
-def _bar(figure: Figure, shown: object) -> None:
-    figure.colorbar(
-        shown,
-        ax=figure.axes,
-        location="bottom",
-        format=PercentFormatter(1),
-        label="distilled",
-        aspect=50,
-        pad=0.01,
-    )
+def _bar(figure: Figure, shown: AxesImage, label: str) -> Colorbar:
+    """Tell what the colours of all panels mean, below them."""
+    return figure.colorbar(shown, ax=figure.axes, location="bottom", label=label, aspect=50, pad=0.01)
 
 
 def _changes(record: Record, title: str) -> Figure:
@@ -248,11 +242,8 @@ def _changes(record: Record, title: str) -> Figure:
         axis.set_ylim(-0.06 * top, 1.08 * top)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         _in_percent(axis, "samples")
-        if spot == record.spots[0]:
-            axis.figure.legend(
-                *axis.get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False
-            )
         if spot == record.spots[-1]:
+            _legend(axis)
             axis.set_xlabel("epoch")
 
     text = "Share of the samples that are decided otherwise than in the epoch before"
@@ -264,6 +255,12 @@ def _in_percent(axis: Axes, label: str) -> None:
     axis.set_ylabel(label)
     axis.grid(axis="y", color="0.9")
     axis.set_axisbelow(True)
+
+
+def _legend(axis: Axes) -> None:
+    """Tell what is drawn, below all panels, which draw alike."""
+    handles = axis.get_legend_handles_labels()
+    axis.figure.legend(*handles, loc="outside lower right", ncols=2, frameon=False)
 
 
 # ---- for whom
@@ -289,7 +286,7 @@ def _binned(record: Record, values: np.ndarray, digits: int, text: str, below: s
     def panel(axis: Axes, spot: str) -> None:
         kept = record.kept_of(spot)[-1]
         counts = np.bincount(places, kept, minlength=bins)
-        shares = counts / sizes
+        shares = counts / np.where(sizes > 0, sizes, np.nan)  # rounded edges may have nothing between them
         low, high = wilson(counts, sizes)
         axis.axhline(kept.mean(), color=RANDOM, linestyle="--", linewidth=1, label="all samples")
         axis.errorbar(
@@ -306,11 +303,8 @@ def _binned(record: Record, values: np.ndarray, digits: int, text: str, below: s
         axis.set_xlim(-0.5, bins - 0.5)
         axis.set_xticks(np.arange(bins - 1) + 0.5, [f"{edge:.{digits}g}" for edge in edges])
         _in_percent(axis, "distilled")
-        if spot == record.spots[0]:
-            axis.figure.legend(
-                *axis.get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False
-            )
         if spot == record.spots[-1]:
+            _legend(axis)
             axis.set_xlabel(below)
 
     return panels(record.spots, text, title, panel, 1.5)

@@ -36,12 +36,12 @@ Lines = list[list[str]]  # the first is the head
 def page(parts: Sequence[Lines | str]) -> str:
     """Tables and paragraphs, one below another."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
-    console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
+    console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False, markup=False)
     for number, part in enumerate(parts):
         if number:
             console.print()
         if isinstance(part, str):
-            console.print(part, markup=False)
+            console.print(part)
             continue
         head, *body = part
         table = Table(head[0], box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -49,18 +49,17 @@ def page(parts: Sequence[Lines | str]) -> str:
             table.add_column(name, justify="right")
         for line in body:
             table.add_row(*line)
-        console.print(table, markup=False)
+        console.print(table)
     return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().splitlines())
 
 
-def percent(share: float, signed: bool = False) -> str:
+def percent(share: float) -> str:
     """A share as ``"12.3 %"``; one that is not quite all or nothing is not rounded to it."""
     if math.isnan(share):
         return ABSENT
-    shown = f"{100 * share:{'+' * signed}.1f}"
+    shown = f"{100 * share:.1f}"
     if shown in ("100.0", "0.0") and share not in (0, 1):
-        shown = f"{100 * share:{'+' * signed}.3g}"
-        shown = {"100": ">99.9", "0": "<0.1"}.get(shown, shown)
+        shown = ">99.9" if share > 0.5 else "<0.1"
     return f"{shown} %".replace("-", MINUS)
 
 
