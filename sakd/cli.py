@@ -1,5 +1,6 @@
 """`sakd`: what is done with runs besides launching them."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sakd.credentials import hidden, remember, remember_typed
-from sakd.errors import SakdError
+from sakd.errors import ConfigError, SakdError
 from sakd.signals import ended_in_order
 
 if TYPE_CHECKING:
     from sakd.compare import Finished
+    from sakd.decisions import Recorded, Together
     from sakd.sweeps import Plan
 
 
@@ -253,6 +255,126 @@ def _compared(source: str, filters: tuple[str, ...]) -> "tuple[list[Finished], l
         return select(read(source), filters), None
     cells = {job.name: short_names(job.run.config) for job in _planned(filters).cells}
     return [run for run in read(source) if run.name in cells], list(cells.values())
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--from", "folder", type=click.Path(path_type=Path), default="runs", help="A folder of runs.")
+@click.option(
+    "--last", type=click.IntRange(min=1), default=5, show_default=True, help="Epochs that count as the last."
+)
+@click.option("--epochs", help="Look at these alone: 1-5, or 7.")
+@click.option("--across-spots", "across", is_flag=True, help="Compare different spots, too.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A folder for pictures, each as PNG and SVG.",
+)
+@click.option("--split", type=click.Choice(["train", "test"]), help="List images of this split.")
+@click.option("--spot", help="The spot of the list.")
+@click.option("--skipped/--kept", "skipped", default=None, help="Those sent past the spot, or the others.")
+@click.option("--format", "form", type=click.Choice(["text", "csv", "json"]), help="Of the list.")
+def spots(
+    runs: tuple[str, ...],
+    folder: Path,
+    last: int,
+    epochs: str | None,
+    across: bool,
+    output: Path | None,
+    split: str | None,
+    spot: str | None,
+    skipped: bool | None,
+    form: str | None,
+) -> None:
+    """See where runs distil: for whom, when, and beside what random would.
+
+    RUN is a run's folder, its name in the folder of runs, or the beginning of its name. Of several runs it is
+    told whether they agree on samples beyond chance. With --split, --spot and --skipped or --kept the images
+    are listed that the policy of one finished run, without noise, sends past a spot or does not.
+    """
+    from sakd.decisions import beside, chosen, text
+    from sakd.runs.find import find_run, read_recorded
+
+    with _errors_told():
+        is_list = _is_list({"--split": split, "--spot": spot, "--skipped or --kept": skipped}, form)
+        if is_list and (len(runs) > 1 or output is not None):
+            found = f"{len(runs)} runs" if len(runs) > 1 else f"--output={output}"
+            raise ConfigError(f"--split: found {found}, expected one run, whose images are listed here")
+        found = [read_recorded(find_run(called, folder)) for called in runs]
+        if epochs is not None:
+            found = [run.within(*_span(epochs)) for run in found]
+        if is_list:
+            listed = chosen.choose(found[0], split, spot, kept=not skipped)
+            click.echo(chosen.FORMATS[form or "text"](listed, _files(found[0], split)), nl=False)
+        elif len(found) == 1 and not across:
+            click.echo(text.of_one(found[0], last), nl=False)
+            if output is not None:
+                _draw(found[0], output)
+        else:
+            together = beside(found, last, across)
+            click.echo(text.of_several(together), nl=False)
+            if output is not None:
+                _draw_together(together, output)
+
+
+def _span(epochs: str) -> tuple[int, int]:
+    """The first and the last of the epochs that are asked for, of ``"1-5"`` or ``"7"``."""
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", epochs)
+    if found is None:
+        raise ConfigError(f"--epochs: found {epochs!r}, expected the number of an epoch, or two such as 1-5")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def _is_list(asked: "dict[str, str | bool | None]", form: str | None) -> bool:
+    """True if images are to be listed; raises ConfigError for a part of what says which."""
+    given = [name for name, value in asked.items() if value is not None]
+    missing = [name for name, value in asked.items() if value is None]
+    if missing and (given or form is not None):
+        raise ConfigError(
+            f"{missing[0]}: found none, expected one beside {' and '.join(given) or '--format'}"
+        )
+    return not missing
+
+
+def _files(run: "Recorded", split: str) -> list[str] | None:
+    """The files of a run's images; a line tells where they are not at hand."""
+    from sakd.decisions import samples
+
+    try:
+        return samples.file_names(run, split)
+    except SakdError as error:
+        click.echo(hidden(f"files are not named: {error}"), err=True)
+        return None
+
+
+def _draw(run: "Recorded", output: Path) -> None:
+    from sakd.decisions import pictures, samples
+
+    try:
+        images = samples.images_of(run, "train")
+    except SakdError as error:
+        click.echo(hidden(f"no image is shown: {error}"), err=True)
+        images = None
+    _write(output, pictures.contents(pictures.draw(run.record, run.name, images)))
+
+
+def _draw_together(together: "Together", output: Path) -> None:
+    from sakd.decisions import pictures
+
+    table = together.pairs.drop(columns=["left", "right"]).to_csv(index=False).encode()
+    contents = pictures.contents({"agreement": pictures.draw_agreement(together)})
+    _write(output, {"agreement.csv": table} | contents)
+
+
+def _write(output: Path, contents: "dict[str, bytes]") -> None:
+    """Write files, which are all there is to write, into a folder."""
+    from sakd.files import explained, write_whole
+
+    with explained(output):
+        output.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        write_whole(output / name, content)
+    click.echo(f"\n{output}: {', '.join(contents)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks import authors, cohort, epoch, parts, step
+from benchmarks import authors, cohort, epoch, parts, record, step
 from sakd.configuration import build
 from sakd.data import Augmentation, steps_per_epoch
 from sakd.data.batches import channel_moments, normalise
@@ -440,3 +440,16 @@ def test_students_together_are_measured_beside_each_alone(tmp_path, capsys):
     assert (row["pair"], row["members"]) == ("resnet14-resnet8", "4")
     assert 0 < float(row["ratio"]) < 1  # three of four passes of the teacher are left out
     assert "4" in capsys.readouterr().out
+
+
+# ---- records
+
+
+@pytest.mark.slow
+def test_the_record_benchmark_has_a_row_for_each_kind_of_decisions(tmp_path):
+    options = f"--samples 500 --epochs 6 --spots 2 --classes 5 --csv {tmp_path}/record.csv"
+    assert record.main(options.split()) == 0
+    structured, random = csv.DictReader((tmp_path / "record.csv").read_text().splitlines())
+    assert (structured["decisions"], random["decisions"]) == ("structured", "random")
+    assert structured["of"] == "500 x 6 x 2"
+    assert all(float(structured[key]) >= 0 for key in structured if key.endswith(("_s", "_mb")))

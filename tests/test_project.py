@@ -62,7 +62,8 @@ def test_the_readme_tree_names_what_there_is():
                 assert (ROOT / part).exists(), part
 
 
-ORDER = ("networks", "data", "spots", "distillers", "training", "configuration", "runs", "sweeps", "compare")
+ORDER = ("networks", "data", "spots", "distillers", "training", "configuration", "decisions", "runs")
+ORDER += ("sweeps", "compare")
 
 
 @pytest.mark.parametrize("wing", ORDER)

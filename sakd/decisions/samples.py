@@ -1,0 +1,60 @@
+"""The images of a run's own data, as the run read them: to be shown, and their files to be named."""
+
+import copy
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sakd.configuration import Config, build
+from sakd.data import Images
+from sakd.decisions.recorded import Recorded
+from sakd.errors import DataError
+
+
+def images_of(run: Recorded, split: str) -> Images:
+    """The ``train`` or ``test`` images of a run, in the order of its record; nothing is downloaded.
+
+    Raises ConfigError or DataError where they are not at hand, or are others than the run learned from.
+    """
+    dataset = build.dataset(_reading_only(run.config))
+    if run.data_sha256 is not None and dataset.checksum != run.data_sha256:
+        raise DataError(
+            f"{run.name}: found images with checksum {dataset.checksum}, expected {run.data_sha256}, from "
+            "which it learned"
+        )
+    images = getattr(dataset, split)
+    labels = run.record.labels if split == "train" else run.record.of(split).labels
+    if not np.array_equal(images.labels.numpy(), labels):
+        raise DataError(
+            f"{run.name}: found {len(images):,} {split} images with other labels than its record has, "
+            f"expected its {len(labels):,}"
+        )
+    return images
+
+
+def _reading_only(config: Config) -> Config:
+    """A configuration whose images are read where they are, by this process."""
+    config = copy.deepcopy(config)
+    reading = {"download": False, "workers": 0, "pin_memory": False}
+    config["dataset"] |= {key: value for key, value in reading.items() if key in config["dataset"]}
+    return config
+
+
+def pixels(images: Images, places: Sequence[int]) -> list[np.ndarray]:
+    """Images as they are evaluated: uint8 [H, W], or [H, W, 3] where they have colours."""
+    chosen = images[torch.tensor(places, dtype=torch.int64)]
+    shown = torch.cat(list(chosen.plain(len(places)))).permute(0, 2, 3, 1).numpy()
+    return list(shown if shown.shape[3] == 3 else shown[..., 0])
+
+
+def file_names(run: Recorded, split: str) -> list[str] | None:
+    """The file of each image of a split; None where many are in one file.
+
+    Raises as ``images_of``.
+    """
+    if "augmentation" not in run.config["dataset"].get("reads", []):  # read into memory
+        return None
+    images = images_of(run, split)
+    return [os.path.join(images.folder, os.fsdecode(path)) for path in images.paths]
