@@ -219,6 +219,10 @@ def _pickle(path: Path) -> None:
     np.savez(path, **dict(np.load(path)) | {"spots": np.array([{}], dtype=object)})
 
 
+def _finish_in_part(path: Path) -> None:
+    np.savez(path, **dict(np.load(path)) | {"train_student_right": np.zeros(192, bool)})
+
+
 DAMAGE = {
     os.unlink: "found no such file",
     _cut: "cannot be read",
@@ -226,6 +230,7 @@ DAMAGE = {
     _misfit: r"cannot be read \(kept: found uint8",
     _lack: "cannot be read .*epochs",
     _pickle: "cannot be read .*pickle",
+    _finish_in_part: "cannot be read .*train_",
     _forget_an_epoch: "found other decisions than were recorded",
 }
 

@@ -203,10 +203,11 @@ def _check(arrays: Arrays) -> None:
         "spots": ("U", (spots,)),
     }
     for split, count in samples.items():
-        for key in {f"{split}_indices", *arrays}:
-            name = key.removeprefix(f"{split}_")
-            if name != key:
-                expected[key] = (KINDS[name], (count, spots) if name in BY_SPOT else (count,))
+        own = [key.removeprefix(f"{split}_") for key in arrays if key.startswith(f"{split}_")]
+        needed = BY_IMAGE if "student_right" in own else ("indices",)
+        for name in {*own, *needed}:
+            key = f"{split}_{name}"
+            expected[key] = (KINDS[name], (count, spots) if name in BY_SPOT else (count,))
     for key, (kind, shape) in expected.items():
         found = arrays[key]
         if (found.dtype.kind, found.shape) != (kind, shape):
