@@ -371,3 +371,9 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_beside(tmp_path):
         write_whole(tmp_path / "last.pt", b"content")
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
     assert read_whole(tmp_path / "none") is None
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(RunError, match=f"^{tmp_path}/runs: found a file, expected a folder; move it away$"):
+        read_whole(tmp_path / "runs/run/result.json")

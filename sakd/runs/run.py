@@ -145,7 +145,8 @@ class Run:
         to ``epochs``.
         """
         kept = self._metrics_of(epochs)
-        write_whole(self.folder / "metrics.jsonl", "".join(f"{_line(metrics)}\n" for metrics in kept).encode())
+        lines = "".join(f"{_line(metrics)}\n" for metrics in kept)
+        write_whole(self.folder / "metrics.jsonl", lines.encode())
 
     def _metrics_of(self, epochs: int) -> list[Metrics]:
         """The metrics of the first ``epochs``. Raises RunError unless a line is there for each."""
@@ -187,9 +188,9 @@ class Run:
             before, now = saved["sources"].get(name), sources.get(name)
             if before != now:
                 raise CheckpointError(
-                    f"{self._checkpoint}: found a {name} with checksum {before} in the epochs so far, and now "
-                    f"one with {now}; expected the same. Bring it back, or move last.pt away to train from "
-                    "the start"
+                    f"{self._checkpoint}: found a {name} with checksum {before} in the epochs so far, "
+                    f"and now one with {now}; expected the same. Bring it back, or move last.pt away to "
+                    "train from the start"
                 )
         return saved["trainer"]
 
@@ -207,7 +208,7 @@ class Run:
         return self.folder / "last.pt"
 
     def _saved(self) -> dict[str, Any] | None:
-        """What ``save_checkpoint`` has written, with the trainer's state and the sources; None if nothing."""
+        """What ``save_checkpoint`` has written, the trainer's state and the sources; None if nothing."""
         import torch
 
         path = self._checkpoint
