@@ -9,6 +9,7 @@ The same command again resumes a run, or shows its result once it is finished.
 import logging
 import os
 import sys
+from traceback import walk_tb
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,7 +23,7 @@ from sakd.configuration.arguments import CONF, refuse_merged, understood, warn_o
 from sakd.configuration.compose import explain, register_resolvers, resolve
 from sakd.configuration.fits import check_node
 from sakd.credentials import hidden, remember_typed
-from sakd.errors import ConfigError, SakdError
+from sakd.errors import ConfigError, SakdError, in_one_line
 from sakd.process import set_up
 from sakd.runs import Run
 from sakd.runs.tracking import Delivery, open_command
@@ -90,6 +91,17 @@ def run() -> None:
         sys.exit(hidden(f"error: {error}"))
     except (HydraException, YAMLError) as error:
         sys.exit(hidden(f"error: {explain(error)}"))
+    except Exception as error:
+        if not _is_of_the_command_line(error):
+            raise
+        sys.exit(hidden(f"error: {in_one_line(error)}; found in {' '.join(sys.argv[1:])}"))
+
+
+def _is_of_the_command_line(error: Exception) -> bool:
+    """True for what Hydra raises while it composes: of some arguments it only asserts that they fit."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    by_hydra = frames[-1].f_globals["__name__"].partition(".")[0] in ("hydra", "omegaconf")
+    return by_hydra and all(frame.f_code is not main.__wrapped__.__code__ for frame in frames)
 
 
 if __name__ == "__main__":

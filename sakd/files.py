@@ -31,6 +31,11 @@ def read_whole(path: Path) -> bytes | None:
             return file.read()
     except FileNotFoundError:
         return None
+    except IsADirectoryError as error:
+        raise RunError(f"{path}: found a folder, expected a file; move it away") from error
+    except NotADirectoryError as error:
+        file = next(parent for parent in path.parents if parent.exists())
+        raise RunError(f"{file}: found a file, expected a folder; move it away") from error
     except OSError as error:
         refuse_link(path)
         raise RunError(f"cannot read {path}: {error.strerror}") from error

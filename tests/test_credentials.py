@@ -63,6 +63,12 @@ def test_a_password_is_hidden_before_a_message_is_cut():
     assert told.endswith("http://user:***@host")
 
 
+def test_of_what_mlflow_says_the_cause_is_told():
+    assert reason(OSError("pool: (Caused by ResponseError('too many (503)'))")) == (
+        "ResponseError('too many (503)')"
+    )
+
+
 def test_what_is_typed_names_stores_in_any_form():
     typed = "++tracking.uri=http://u:first1@a,'http://u:second@b'"
     assert remember_typed(typed) == "++tracking.uri=http://u:***@a,'http://u:***@b'"

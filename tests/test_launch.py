@@ -96,6 +96,9 @@ MISTAKES = {
     "teacher.min_accuracy=high": "teacher.min_accuracy: found 'high', expected percent",
     "student.num_classes=7": "student.num_classes: found 7, expected dataset.classes, which is 10",
     "teacher.checkpoint=missing.pt": "teacher.checkpoint: no file missing.pt",
+    "optimizer.lr=0.1,": "optimizer.lr: found '0.1,', which Hydra cannot read; expected optimizer.lr=VALUE",
+    "seed": "seed: found no value; expected seed=VALUE",
+    "hydra/job_logging=3": "must be a string or a list. Got int; found in hydra/job_logging=3",
 }
 
 
@@ -104,6 +107,7 @@ def test_a_mistake_is_named_at_once_with_exit_code_1_and_nothing_written(mistake
     done = launch(mistake, expect=1)
     assert MISTAKES[mistake] in done.stderr
     assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
     assert files(tmp_path) == []
 
 

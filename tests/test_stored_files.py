@@ -18,7 +18,7 @@ from sakd.configuration import Config, prerequisites
 from sakd.errors import CheckpointError, RunError, SakdError
 from sakd.files import append, is_sealed, read_json, read_whole, seal, with_checksum, write_whole
 from sakd.runs import Run, read_metrics
-from sakd.runs.job import execute
+from sakd.runs.job import check_before_work, execute
 from tests.conftest import TINY, compose_config
 
 WRONG = (None, True, "", "three", [], {}, -1, 0.5, 1000, 10**400, math.nan, math.inf)
@@ -260,6 +260,23 @@ def test_what_is_no_file_of_its_own_is_named_and_not_followed(kind, instead, fin
     told = again.refusal()
     assert str(again.path) in told
     assert "\n" not in told
+    if instead == "folder":
+        assert told == f"{again.path}: found a folder, expected a file; move it away"
+
+
+def test_a_damaged_file_is_told_before_any_data_is_read(finished, tmp_path):
+    for kind in ("last.pt", "metrics.jsonl"):
+        again = Again(kind, finished, tmp_path / kind)
+        check_before_work(again.run.config)
+        again.path.write_bytes(b"{}\n")
+        with pytest.raises(SakdError, match=f"^{re.escape(str(again.path))}: "):
+            check_before_work(again.run.config)
+    again = Again("last.pt", finished, tmp_path / "teacher")
+    teacher = Run(prerequisites(again.run.config).teacher).folder
+    (teacher / "result.json").unlink()
+    (teacher / "last.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(teacher))}/last.pt: "):
+        check_before_work(again.run.config)
 
 
 @pytest.mark.parametrize("name", ["", "run.log"])
@@ -354,3 +371,9 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_beside(tmp_path):
         write_whole(tmp_path / "last.pt", b"content")
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
     assert read_whole(tmp_path / "none") is None
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(RunError, match=f"^{tmp_path}/runs: found a file, expected a folder; move it away$"):
+        read_whole(tmp_path / "runs/run/result.json")

@@ -75,6 +75,13 @@ def test_a_text_file_is_refused(tmp_path, name):
         read_weights(path)
 
 
+@pytest.mark.parametrize("text", ["", "hello", "accuracy"])
+def test_what_pickle_stumbles_over_is_told_in_words(tmp_path, text):
+    (tmp_path / "weights.pt").write_text(text)
+    with pytest.raises(CheckpointError, match=r"cannot be read as weights \(it is damaged or holds more"):
+        read_weights(tmp_path / "weights.pt")
+
+
 class WritesWhenUnpickled:
     """Pickles as a call that writes a file."""
 

@@ -24,7 +24,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
@@ -50,6 +50,8 @@ from sakd.signals import as_by_default
 
 PATHS = (("dataset", "root"), ("teacher", "checkpoint"), ("runs",))  # keys with paths, which may begin with ~
 CELLS_WORTH_A_POOL = 64  # fewer are composed sooner than processes start
+
+QUOTES = """Quotes hold a value together: 'key={a: 1}', and text with signs of its own: 'key="a=b,c"'"""
 
 # What Hydra raises for what a user wrote, in a command or in a file.
 HYDRAS = (HydraException, ValueError, YAMLError)
@@ -399,6 +401,10 @@ def explain(error: Exception) -> str:
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{mark.name}: found {error.problem} in line {mark.line + 1}, expected YAML"
+    if isinstance(error, OverrideParseException):
+        key, equals, value = error.override.partition("=")
+        found = f"found {value!r}, which Hydra cannot read" if equals else "found no value"
+        return f"{key}: {found}; expected {key}=VALUE. {QUOTES}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, word = (
             error.missing_cfg_file.rpartition("/")

@@ -64,7 +64,8 @@ def parse_weights(raw: bytes, path: Path) -> dict[str, Tensor]:
 
 def _reason(error: Exception) -> str:
     """The reason why weights were refused, without PyTorch's advice to load them all the same."""
-    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+    by_pickle = isinstance(error, (pickle.UnpicklingError, LookupError, EOFError))
+    if by_pickle or "weights_only" in str(error):
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         return (
             "it is damaged or holds more than weights"

@@ -209,6 +209,7 @@ class Together:
                     )
                 trainers[run.name] = build.trainer(run.config, built[run.name], device, teacher)
                 _check_pretraining_can_be_built(run.config, device)
+                run.check_saved()
         runs = self._open(runs)
         if teacher is not None and runs:
             _check_teacher(shared, teacher, device)
@@ -416,15 +417,26 @@ def _check_teacher(config: Config, teacher: Teacher, device: torch.device) -> No
     if own is None:
         path = Path(config["teacher"]["checkpoint"])
         load_weights(teacher.network, read_weights(path), config["teacher"]["name"], path)
-    elif Run(own).result() is None:
-        build.trainer(own, build.parts(own), device, within="teacher.training.")
+    else:
+        _check_first(own, device, "teacher.training.")
 
 
 def _check_pretraining_can_be_built(config: Config, device: torch.device) -> None:
     """Check that the training of what is pretrained can be built."""
     own = prerequisites(config).pretraining
-    if own is not None and Run(own).result() is None:
-        build.trainer(own, build.parts(own), device, within="distiller.pretraining.")
+    if own is not None:
+        _check_first(own, device, "distiller.pretraining.")
+
+
+def _check_first(own: Config, device: torch.device, within: str) -> None:
+    """Check that a run that is needed first is finished, or its training can be built and go on.
+
+    ``within``: the node, with a dot, in which its keys are written.
+    """
+    run = Run(own)
+    if run.result() is None:
+        build.trainer(own, build.parts(own), device, within=within)
+        run.check_saved()
 
 
 def _teacher_weights(config: Config, dataset: Dataset, delivery: Delivery) -> tuple[Path, str | None]:

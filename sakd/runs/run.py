@@ -145,17 +145,22 @@ class Run:
         They are trained again, with the same values. Raises RunError unless a line is there for each epoch up
         to ``epochs``.
         """
-        path = self.folder / "metrics.jsonl"
+        kept = self._metrics_of(epochs)
+        lines = "".join(f"{_line(metrics)}\n" for metrics in kept)
+        write_whole(self.folder / "metrics.jsonl", lines.encode())
+
+    def _metrics_of(self, epochs: int) -> list[Metrics]:
+        """The metrics of the first ``epochs``. Raises RunError unless a line is there for each."""
         try:
             kept = read_metrics(self.folder, epochs)
         except RunError as error:
             raise RunError(f"{error}; move last.pt away to train from the start") from error
         if [line["epoch"] for line in kept] != list(range(1, epochs + 1)):
             raise RunError(
-                f"{path}: found epochs {[line['epoch'] for line in kept]}, expected 1 to {epochs} as in "
-                "last.pt; move last.pt away to train from the start"
+                f"{self.folder / 'metrics.jsonl'}: found epochs {[line['epoch'] for line in kept]}, expected "
+                f"1 to {epochs} as in last.pt; move last.pt away to train from the start"
             )
-        write_whole(path, "".join(f"{_line(metrics)}\n" for metrics in kept).encode())
+        return kept
 
     def append_metrics(self, metrics: Metrics) -> None:
         append(self.folder / "metrics.jsonl", _line(metrics))
@@ -169,7 +174,7 @@ class Run:
 
         content = io.BytesIO()  # a full disk is then an ordinary OSError
         torch.save({"digest": self.digest, "sources": dict(sources), "trainer": dict(state)}, content)
-        write_whole(self.folder / "last.pt", seal(content))
+        write_whole(self._checkpoint, seal(content))
 
     def load_checkpoint(self, sources: Mapping[str, str]) -> dict[str, Any] | None:
         """The trainer's last saved state; None before the first.
@@ -177,9 +182,37 @@ class Run:
         Raises CheckpointError if the file is not as it was written or foreign, or the run learned from other
         ``sources`` before.
         """
+        saved = self._saved()
+        if saved is None:
+            return None
+        for name in {**saved["sources"], **sources}:
+            before, now = saved["sources"].get(name), sources.get(name)
+            if before != now:
+                raise CheckpointError(
+                    f"{self._checkpoint}: found a {name} with checksum {before} in the epochs so far, "
+                    f"and now one with {now}; expected the same. Bring it back, or move last.pt away to "
+                    "train from the start"
+                )
+        return saved["trainer"]
+
+    def check_saved(self) -> None:
+        """Raise what ``load_checkpoint`` and ``keep_metrics`` would, as far as it shows without ``sources``.
+
+        So a damaged file is told before any data is read.
+        """
+        saved = self._saved()
+        if saved is not None:
+            self._metrics_of(saved["trainer"]["epoch"])
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "last.pt"
+
+    def _saved(self) -> dict[str, Any] | None:
+        """What ``save_checkpoint`` has written, the trainer's state and the sources; None if nothing."""
         import torch
 
-        path = self.folder / "last.pt"
+        path = self._checkpoint
         raw = read_whole(path)
         if raw is None:
             return None
@@ -198,16 +231,10 @@ class Run:
             not isinstance(saved, dict)
             or {"sources", "trainer"} - saved.keys()
             or saved.get("digest") != self.digest
+            or "epoch" not in saved["trainer"]
         ):
             raise CheckpointError(f"{path}: is not this run's checkpoint; {START_ANEW}")
-        for name in {**saved["sources"], **sources}:
-            before, now = saved["sources"].get(name), sources.get(name)
-            if before != now:
-                raise CheckpointError(
-                    f"{path}: found a {name} with checksum {before} in the epochs so far, and now one with "
-                    f"{now}; expected the same. Bring it back, or move last.pt away to train from the start"
-                )
-        return saved["trainer"]
+        return saved
 
     def finish(self, weights: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
         """Store the student's weights, then the result, which marks the run as finished.

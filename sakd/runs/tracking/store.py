@@ -213,7 +213,8 @@ def reason(error: Exception) -> str:
     """The first line of what MLflow says, of that the cause, 160 characters at most: it may go on for
     pages."""
     first = credentials.hidden((str(error).splitlines() or [type(error).__name__])[0])
-    return first.rpartition("(Caused by ")[2][:160]
+    _, caused, cause = first.rpartition("(Caused by ")
+    return (cause.removesuffix(")") if caused else first)[:160]
 
 
 def is_refusal(error: Exception) -> bool:

@@ -334,7 +334,8 @@ def _noted_or_new(folder: Path) -> dict[str, Any]:
     except RunError as error:
         if not path.is_file():
             raise
-        log.warning("%s; what MLflow has of this run is not known, so it gets a new one there", error)
+        what = str(error).removesuffix("; move the file away")
+        log.warning("%s; what MLflow has of this run is not known, so it gets a new one there", what)
         path.unlink()
         return {}
 
