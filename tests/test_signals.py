@@ -187,9 +187,8 @@ def of_mlflow(folder: Path) -> list[str]:
 
 
 def begun(folder: Path) -> bool:
-    """True once a run has done an epoch and the store knows of it."""
-    noted = [path.read_text() for path in folder.glob("runs/*/mlflow.json")]
-    return bool(list(folder.glob("runs/*/last.pt"))) and any('"run_id": "' in text for text in noted)
+    """True once a run has done an epoch."""
+    return bool(list(folder.glob("runs/*/last.pt")))
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from sakd.configuration import prerequisites
 from sakd.runs import Run
 from sakd.runs.job import execute
 from sakd.runs.logs import OwnLog
-from sakd.runs.tracking import Mirror, synchronise
+from sakd.runs.tracking import Mirror, synchronise, thread
 from tests.conftest import ROOT, TINY, compose_config, last_of_each
 from tests.servers import MlflowServer, free_port
 from tests.test_terminal import logging_started
@@ -250,6 +250,23 @@ def test_an_end_is_said_at_once_and_waited_for_apart(tmp_path, free_address):
     assert not mirror._thread.is_alive()
 
 
+@pytest.mark.parametrize("hurried", [False, True])
+def test_mlflow_is_imported_once_there_is_time_or_nothing_is_trained_any_more(hurried, tmp_path, monkeypatch):
+    attempts = []
+    monkeypatch.setattr(thread, "is_imported", lambda: False)
+    monkeypatch.setattr(thread, "SECONDS_BEFORE_THE_FIRST", 60.0 if hurried else 0.3)
+    monkeypatch.setattr(Mirror, "_attempt", lambda self: attempts.append(self._status))
+    mirror = Mirror(a_folder(tmp_path / "run"), "http://nowhere", "sakd")
+    time.sleep(0.05)
+    assert attempts == []
+    if not hurried:
+        time.sleep(1.0)
+        assert attempts == ["RUNNING"]
+    mirror.end("KILLED")
+    assert mirror.wait(10.0)
+    assert attempts[-1] == "KILLED"
+
+
 def test_all_that_runs_of_one_process_send_arrives(store, tmp_path):
     """Their threads begin at the same moment, in a process that has not imported MLflow yet."""
     script = """
@@ -259,12 +276,15 @@ from sakd.runs.tracking import Mirror
 mirrors = [Mirror(Path(folder), sys.argv[1], sys.argv[2]) for folder in sys.argv[3:]]
 for mirror in mirrors:
     mirror.end("FINISHED")
+print("mlflow" in sys.modules)
+for mirror in mirrors:
+    mirror.hurry()
 print(all([mirror.wait(60) for mirror in mirrors]))
 """
     folders = [a_folder(tmp_path / f"run{number}") for number in range(8)]
     command = [sys.executable, "-c", script, store, tmp_path.name, *map(str, folders)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
-    assert (done.stdout, done.stderr) == ("True\n", "")
+    assert (done.stdout, done.stderr) == ("False\nTrue\n", "")
     assert [run.info.status for run in runs_of(store, tmp_path.name)] == ["FINISHED"] * 8
 
 

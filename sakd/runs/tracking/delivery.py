@@ -46,6 +46,8 @@ class Delivery:
     def conclude(self) -> None:
         """Wait until the mirrors have sent what they have, and say so where they could not."""
         for mirror in self._mirrors:
+            mirror.hurry()
+        for mirror in self._mirrors:
             start = time.monotonic()
             arrived = mirror.wait(self._left(mirror.uri))
             self._spent += time.monotonic() - start

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sqlite3
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -278,6 +279,11 @@ def _is_busy(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, sqlite3.OperationalError):
         error = error.__cause__
     return error is not None
+
+
+def is_imported() -> bool:
+    """True if this process has MLflow already, so that a store costs it no more than the store's own time."""
+    return "mlflow" in sys.modules
 
 
 def _client_class() -> Any:

@@ -14,13 +14,16 @@ from typing import TypeVar
 
 from sakd.configuration import Config
 from sakd.errors import RunError
-from sakd.runs.tracking.store import is_a_file, is_refusal, reason
+from sakd.runs.tracking.store import is_a_file, is_imported, is_refusal, reason
 from sakd.runs.tracking.sync import note_status, note_store, synchronise, tell_trouble
 from sakd.runs.tracking.waiting import joined, no_answer
 
 log = logging.getLogger("sakd")
 
 SECONDS_BETWEEN = 2.0  # between two transfers of one run
+# Importing MLflow and making a store take seconds in which Python runs little else: the first epochs, and all
+# of a short launch, are spared them.
+SECONDS_BEFORE_THE_FIRST = 30.0
 PATIENCE = 20.0  # seconds that the end of a launch waits for a server
 PATIENCE_WITH_A_FILE = 600.0  # and for an SQLite store, which is never away, but may have many others waiting
 
@@ -40,7 +43,7 @@ class Mirror:
         self.refused = False  # what went wrong last will not be otherwise for being tried again
         self._status = "RUNNING"
         note_store(folder, uri, experiment, self._status)
-        self._new, self._ended = threading.Event(), threading.Event()
+        self._new, self._ended, self._hurried = threading.Event(), threading.Event(), threading.Event()
         work = contextvars.copy_context().run
         self._thread = threading.Thread(target=work, args=(self._work,), name="mlflow", daemon=True)
         self._thread.start()
@@ -48,6 +51,10 @@ class Mirror:
     def notify(self) -> None:
         """Say that there is something new in the folder."""
         self._new.set()
+
+    def hurry(self) -> None:
+        """Say that nothing is trained any more that sending could hold up; returns at once."""
+        self._hurried.set()
 
     def end(self, status: str) -> None:
         """Say how the run ended, and let the rest be sent; returns at once.
@@ -65,6 +72,7 @@ class Mirror:
 
         ``seconds``: how long, at most (None: as long as is sensible for such a store). Comes after ``end``.
         """
+        self.hurry()
         if seconds is None:
             seconds = self.patience
         if not joined(self._thread, seconds, self.uri):
@@ -89,6 +97,8 @@ class Mirror:
         return self.wait()
 
     def _work(self) -> None:
+        if not is_imported():
+            self._hurried.wait(SECONDS_BEFORE_THE_FIRST)
         while not self._ended.is_set():
             if not self.refused:
                 with suppress(Exception):  # told; the next attempt has it
