@@ -3,7 +3,7 @@
 Images are of CIFAR-100's shape and lie in no file.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -12,6 +12,7 @@ from sakd.data import Batch, Dataset, ImageSet
 from sakd.networks import StagedNet
 from sakd.streams import initialising, stream
 from sakd.training import Cohort, Execution, Teacher, Trainer
+from sakd.training.graphs import Captured
 
 CLASSES, CHANNELS, IMAGE_SIZE = 100, 3, 32  # CIFAR-100's
 LR = 0.01  # of the student's optimizer; the cost of a step does not depend on it
@@ -70,13 +71,24 @@ def trainers(
     return teacher, made
 
 
-def steps_of(teacher: Teacher, trainers: Mapping[str, Trainer], inputs: Batch) -> Callable[[], object]:
-    """A function that takes a step of all trainers together, from the same batch, as in an epoch."""
-    cohort = Cohort(teacher, trainers)
-    members = list(cohort.members.values())
-    for member in members:
-        member.begin_epoch()
-    return lambda: cohort.take_step(members, inputs)
+class Steps:
+    """Takes, each time it is called, a step of all trainers together, from the same batch, as in an epoch."""
+
+    def __init__(self, teacher: Teacher, trainers: Mapping[str, Trainer], inputs: Batch):
+        self.cohort, self.inputs = Cohort(teacher, trainers), inputs
+        self.members = list(self.cohort.members.values())
+        for member in self.members:
+            member.begin_epoch()
+
+    def __call__(self) -> object:
+        return self.cohort.take_step(self.members, self.inputs)
+
+    def captured_bytes(self) -> int:
+        """Memory on the device that captured steps have for themselves, also while none is replayed."""
+        functions = (self.cohort.teacher_features, *(member.train_step for member in self.members))
+        pools = {function.memory for function in functions if isinstance(function, Captured)}
+        segments = torch.cuda.memory_snapshot() if pools else []
+        return sum(part["total_size"] for part in segments if tuple(part["segment_pool_id"]) in pools)
 
 
 def dataset(samples: int, device: torch.device) -> Dataset:

@@ -225,6 +225,17 @@ def test_images_in_files_are_pinned_while_steps_are_captured(device, epochs):
     assert pinned["global"]["faults"] == ["cudaHostAlloc during a capture by another thread"]
 
 
+# ---- benchmarks
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_memory_that_a_captured_step_has_for_itself_counts_as_its_peak(device, told):
+    """A replay allocates nothing: what it works in was allocated when it was captured."""
+    found = told("benchmarked", device)
+    assert [record["error"] for record in found.values()] == [None, None]
+    assert found["graph"]["peak_mb"] >= found["none"]["peak_mb"]
+
+
 # ---- a whole run
 
 

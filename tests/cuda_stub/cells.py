@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -22,8 +23,10 @@ import torch
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from benchmarks import step
 from sakd.configuration import Config, build, prerequisites
 from sakd.data import Batch, Dataset, train_batches
+from sakd.process import quickest_convolutions
 from sakd.runs import job
 from sakd.runs.run import Run
 from sakd.runs.underway import UnderWay
@@ -146,7 +149,7 @@ def cohort_of(configs: Mapping[str, Config]) -> tuple[Cohort, Dataset]:
 def steps_of(configs: Mapping[str, Config]) -> dict[str, Any]:
     """What a cohort launches: for ``captures`` of two batch sizes, if it captures, and in ``steps`` then."""
     cohort, dataset = cohort_of(configs)
-    with on_device(cohort.device):
+    with on_device(cohort.device), quickest_convolutions():
         full, other, rest = islice(train_batches(dataset, BATCH, stream(0, "data", 1)), 3)
         captures = [watched_step(cohort, batch) for batch in (full, other, rest)][1:]
         torch.cuda.set_sync_debug_mode("error")
@@ -355,6 +358,25 @@ def pinned_meanwhile(device: str) -> dict[str, Any]:
     return {"ours": ours, "global": in_global}
 
 
+# ---- benchmarks
+
+
+def benchmarked(device: str) -> None:
+    """Peak memory of a step of a small pair, launched one by one and captured, as benchmarks.step has it."""
+    pair = ["--pair", "resnet14,resnet8", "--batch", "16", "--samples", "200", "--device", device]
+    for compiled in ("none", "graph"):
+        options = step.parse([*pair, "--compile", compiled])
+
+        def peak(options: Namespace = options) -> dict[str, float]:
+            with step.as_in_a_run(options):
+                timed = step.trainer_timed(options, "at", "adaptive")
+                for _ in range(2):
+                    timed.step()
+                return {"peak_mb": step.peak_mb(timed, options.device)}
+
+        tell(compiled, peak)
+
+
 # ---- a whole run
 
 
@@ -399,7 +421,14 @@ def run(device: str, compiled: str, runs: str) -> None:
     tell("finished", lambda: {"result": job.execute(config)})
 
 
-PARTS = {"steps": steps, "pair": pair, "wrongs": wrongs, "epochs": epochs, "run": run}
+PARTS = {
+    "steps": steps,
+    "pair": pair,
+    "wrongs": wrongs,
+    "epochs": epochs,
+    "benchmarked": benchmarked,
+    "run": run,
+}
 
 
 def main(part: str, *arguments: str) -> None:
