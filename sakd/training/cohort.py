@@ -49,6 +49,7 @@ class Member:
             unchanged=lambda: unchanged(trainer.state_dict, generators, trainer.device),
             forget=trainer.forget_gradients,
             generators=generators,
+            falls_back=trainer.execution.falls_back,
         )
 
 
@@ -86,12 +87,14 @@ class Cohort:
         self.clock = SharedClock(self.members)
         self._failed: Failed | None = None
         self._inside: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
-        if self.execution.captures:
+        if self.execution.captures_on(self.device):
             self.placed = PlacedBatches()
             if teacher is not None:
-                self.teacher_features = Captured(teacher.features, self.device)
+                falls_back = self.execution.falls_back
+                self.teacher_features = Captured(teacher.features, self.device, falls_back=falls_back)
             for member in self.members.values():
-                member.capture()
+                if member.trainer.captured:
+                    member.capture()
 
     def fit(
         self,

@@ -6,6 +6,7 @@ it, if one did. Nothing is judged here.
 
 import ctypes
 import json
+import logging
 import os
 import sys
 import threading
@@ -114,6 +115,21 @@ def tell(name: str, tried: Callable[[], Mapping[str, Any]]) -> None:
     print(json.dumps({"name": name, "error": None} | told), flush=True)
 
 
+@contextmanager
+def said() -> Iterator[list[str]]:
+    """What is logged inside."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    log = logging.getLogger("sakd")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        log.removeHandler(handler)
+
+
 # ---- steps
 
 
@@ -157,7 +173,7 @@ def steps_of(configs: Mapping[str, Config]) -> dict[str, Any]:
             steps = [watched_step(cohort, batch) for batch in (full, rest)]
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return {"captures": captures if cohort.execution.captures else [], "steps": steps}
+    return {"captures": captures if cohort.execution.captures_on(cohort.device) else [], "steps": steps}
 
 
 def watched_step(cohort: Cohort, batch: Batch) -> dict[str, Any]:
@@ -195,17 +211,38 @@ def wrongs(device: str) -> None:
     elsewhere = torch.zeros(4, device="cuda:0" if device == "cuda:1" else "cuda:1")
     here = torch.zeros(4, device=device)
 
-    def capture(function: Callable[..., Any]) -> dict[str, Any]:
+    def capture(function: Callable[..., Any], falls_back: bool = False) -> dict[str, Any]:
         with on_device(torch.device(device)), stub.watched() as seen:
-            captured = Captured(function, torch.device(device))
-            for _ in range(2):
-                captured(here)
-        return seen
+            captured = Captured(function, torch.device(device), falls_back=falls_back)
+            with said() as lines:
+                for _ in range(3):
+                    captured(here)
+        return seen | {"said": lines}
 
     def on_another_device(images: torch.Tensor) -> None:
         images.add_(1)
         with torch.cuda.device(elsewhere.device):
             elsewhere.add_(1)
+
+    def on_another_stream(images: torch.Tensor) -> None:
+        images.add_(1)
+        with torch.cuda.stream(torch.cuda.Stream(here.device)):
+            images.add_(1)
+
+    def backwards_on_another_device(images: torch.Tensor) -> None:
+        def hook(gradient: torch.Tensor) -> None:
+            elsewhere.add_(1)
+
+        weight = torch.nn.Parameter(torch.ones_like(images))
+        weight.register_hook(hook)
+        (weight * images).sum().backward()
+
+    def on_a_stream_that_forks(images: torch.Tensor) -> None:
+        other, first = torch.cuda.Stream(here.device), torch.cuda.current_stream()
+        other.wait_stream(first)
+        with torch.cuda.stream(other):
+            images.add_(1)
+        first.wait_stream(other)
 
     def waiting(images: torch.Tensor) -> float:
         return images.add_(1).sum().item()
@@ -217,7 +254,12 @@ def wrongs(device: str) -> None:
         torch.zeros(4).add_(1)
 
     tell("another device", lambda: capture(on_another_device))
+    tell("another stream", lambda: capture(on_another_stream))
+    tell("backwards", lambda: capture(backwards_on_another_device))
+    tell("a fork", lambda: capture(on_a_stream_that_forks))
     tell("a wait captured", lambda: capture(waiting))
+    for function in (waiting, on_another_stream, nothing):
+        tell(f"{function.__name__} falls back", lambda function=function: capture(function, True))
     tell("a copy captured", lambda: capture(reading_the_host))
     tell("nothing captured", lambda: capture(nothing))
     tell("a wait", lambda: step_with(device, "none", lambda step: step.measured.sum().item()))
@@ -254,7 +296,9 @@ def step_with(device: str, compiled: str, more: Callable[[Any], object]) -> dict
 def epochs_of(config: Config) -> dict[str, Any]:
     """What a trainer captures in each epoch, at which learning rates, and as what optimizers read them."""
     device = build.device(config["device"])
-    trainer, dataset = build.trainer(config, build.parts(config), device), build.dataset(config)
+    with said() as lines:
+        trainer = build.trainer(config, build.parts(config), device)
+    dataset = build.dataset(config)
     counted, rates, faults, kinds, current = [], [], set(), set(), set()
 
     def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -276,7 +320,19 @@ def epochs_of(config: Config) -> dict[str, Any]:
         "rates_are": sorted(kinds),
         "current_devices": sorted(current),
         "faults": sorted(faults),
+        "said": lines,
     }
+
+
+def resumed_rate(config: Config) -> dict[str, Any]:
+    """The rate that the first step reads behind a state that was saved at another one."""
+    device = build.device(config["device"])
+    trainer, saved = (build.trainer(config, build.parts(config), device) for _ in range(2))
+    saved.optimizer.param_groups[0]["lr"] = 0.002
+    trainer.prepare(build.dataset(config))
+    trainer.load_state_dict(saved.state_dict())
+    next(iter(Cohort(trainer.teacher, {"": trainer}).fit(build.dataset(config), 1, SAMPLES)))
+    return {"filled": trainer.steppers["student"].filled}
 
 
 def optimizer_keys(name: str) -> list[str]:
@@ -301,6 +357,10 @@ def epochs(device: str, place: str) -> None:
     )
     tell("Adagrad", lambda: {"result": job.execute(refused)})
     tell("left by Adagrad", lambda: {"files": sorted(path.name for path in folder.glob("refused/*"))})
+    for name in ("SGD", "Adagrad"):
+        chosen = configured(device, "auto", "kd", "adaptive", *falling, *optimizer_keys(name))
+        tell(f"auto, {name}", lambda chosen=chosen: epochs_of(chosen))
+    tell("resumed rate", lambda: resumed_rate(configured(device, "graph", "kd", "fixed", *falling)))
     tell("pretraining", lambda: epochs_of(pretraining(device, *falling)))
     tell("files", lambda: epochs_of(of_files(device, folder)))
     tell("a thread that pins", lambda: pinned_meanwhile(device))
