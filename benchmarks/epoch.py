@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from PIL import Image
@@ -20,24 +19,13 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
 from benchmarks import parts
+from benchmarks.parts import CROP_PADDING, random_images
 from benchmarks.step import Timed, as_in_a_run, checked, measure, parser_of, print_table, write_csv
-from sakd.data import Augmentation, Batch, Dataset, ImageSet, steps_per_epoch, train_batches
+from sakd.data import Batch, Dataset, steps_per_epoch, train_batches
 from sakd.streams import stream
 from sakd.training import Cohort
 
 COLUMNS = ("distiller", "mode", "pair", "device", "seconds", "images_per_second", "plain_seconds", "ratio")
-CROP_PADDING = 4
-
-
-def random_images(count: int) -> Dataset:
-    """A data set of random images in CIFAR-100's shape, with its augmentation; on the CPU."""
-    alike = parts.dataset(count, torch.device("cpu"))
-    pixels = torch.randint(
-        0, 256, alike.train.images.shape, dtype=torch.uint8, generator=stream(0, "benchmark")
-    )
-    return replace(
-        alike, train=ImageSet(pixels, alike.train.labels), augmentation=Augmentation(CROP_PADDING, flip=True)
-    )
 
 
 # ---- the two ways to batches

@@ -279,12 +279,25 @@ def test_images_in_files_are_pinned_while_steps_are_captured(device, epochs):
 # ---- benchmarks
 
 
+@pytest.fixture(scope="session")
+def benchmarked(told, shared):
+    return lambda device: told("benchmarked", device, str(shared / f"benchmarked-{device}"))
+
+
 @pytest.mark.parametrize("device", DEVICES)
-def test_memory_that_a_captured_step_has_for_itself_counts_as_its_peak(device, told):
+def test_memory_that_a_captured_step_has_for_itself_counts_as_its_peak(device, benchmarked):
     """A replay allocates nothing: what it works in was allocated when it was captured."""
-    found = told("benchmarked", device)
-    assert [record["error"] for record in found.values()] == [None, None]
+    found = benchmarked(device)
+    assert found["none"]["error"] is found["graph"]["error"] is None
     assert found["graph"]["peak_mb"] >= found["none"]["peak_mb"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("part", "rows"), [("steps", 6), ("epochs", 6), ("cohorts", 5)])
+def test_what_is_measured_on_a_gpu_is_whole(part, rows, device, benchmarked):
+    found = benchmarked(device)[part]
+    assert found["error"] is None
+    assert [row["note"] for row in found["rows"]] == [""] * rows
 
 
 # ---- a whole run

@@ -4,6 +4,7 @@ Prints a JSON line for each thing that was tried: its ``name``, what was seen, a
 it, if one did. Nothing is judged here.
 """
 
+import csv
 import ctypes
 import json
 import logging
@@ -24,7 +25,7 @@ import torch
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from benchmarks import step
+from benchmarks import gpu, step
 from sakd.configuration import Config, build, prerequisites
 from sakd.data import Batch, Dataset, train_batches
 from sakd.process import quickest_convolutions
@@ -421,8 +422,11 @@ def pinned_meanwhile(device: str) -> dict[str, Any]:
 # ---- benchmarks
 
 
-def benchmarked(device: str) -> None:
-    """Peak memory of a step of a small pair, launched one by one and captured, as benchmarks.step has it."""
+def benchmarked(device: str, place: str) -> None:
+    """Peak memory of a step of a small pair, launched one by one and captured, as benchmarks.step has it.
+
+    And parts of benchmarks.gpu.
+    """
     pair = ["--pair", "resnet14,resnet8", "--batch", "16", "--samples", "200", "--device", device]
     for compiled in ("none", "graph"):
         options = step.parse([*pair, "--compile", compiled])
@@ -435,6 +439,16 @@ def benchmarked(device: str) -> None:
                 return {"peak_mb": step.peak_mb(timed, options.device)}
 
         tell(compiled, peak)
+    small = "--pair resnet8,resnet8 --batch 4 --samples 18 --rounds 1 --steps 1 --warm-up 0 --distillers at"
+    for part in ("steps", "epochs", "cohorts"):
+
+        def measured(part: str = part) -> dict[str, list[dict[str, str]]]:
+            options = gpu.parse([*small.split(), "--device", device, "--output", place])
+            gpu.run_part(part, options)
+            with (options.output / f"{part}.csv").open() as file:
+                return {"rows": list(csv.DictReader(file))}
+
+        tell(part, measured)
 
 
 # ---- a whole run
