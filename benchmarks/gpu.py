@@ -183,8 +183,6 @@ def busy_share(spans: Iterable[tuple[float, float]]) -> float:
 
 def overhead(options: argparse.Namespace, add: Rows) -> None:
     """What lies between the training epochs of a whole run: evaluation, checkpoint, metrics."""
-    from sakd.runs.job import execute  # with packages that a machine may lack
-
     calls: dict[str, list[tuple[float, float]]] = {"train_epoch": [], "_evaluate": []}
 
     def watched(name: str) -> Any:
@@ -200,6 +198,8 @@ def overhead(options: argparse.Namespace, add: Rows) -> None:
 
     cell = cell_of(options, "at", "adaptive")
     with TemporaryDirectory() as folder, watched("train_epoch"), watched("_evaluate"), noted(add, cell):
+        from sakd.runs.job import execute  # with packages that a machine may lack
+
         weights = Path(folder, "teacher.pth")
         torch.save(parts.network(options.pair[0]).state_dict(), weights)
         execution = as_variant(options, quickest(options)).execution
