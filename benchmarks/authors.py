@@ -25,7 +25,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.parts import CLASSES, batch
-from benchmarks.step import Timed, checked, measure, parser_of, print_table, trainer_timed, write_csv
+from benchmarks.step import (
+    Timed,
+    as_in_a_run,
+    checked,
+    measure,
+    parser_of,
+    print_table,
+    trainer_timed,
+    write_csv,
+)
 
 SCRIPTS = {"adaptive": "train", "fixed": "train_baseline"}
 DISTILLERS = ["fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ft", "nst", "crd"]
@@ -178,10 +187,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    torch.set_num_threads(options.threads)
     rows = []
     # They print shapes.
-    with authors_scripts(options.code, options.device) as scripts, redirect_stdout(sys.stderr):
+    printed = redirect_stdout(sys.stderr)
+    with as_in_a_run(options), authors_scripts(options.code, options.device) as scripts, printed:
         # One after the other: their banks and negatives take much memory.
         for distiller in options.distillers:
             theirs = [authors_timed(scripts, options, distiller, mode) for mode in options.modes]

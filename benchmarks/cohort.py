@@ -5,25 +5,23 @@ The same trainers take the same steps twice: each in a cohort of its own, and al
 
 import argparse
 import sys
-from collections.abc import Callable
 
 import torch
 
 from benchmarks.authors import DISTILLERS
-from benchmarks.parts import batch, run_config, steps_of, trainers
+from benchmarks.parts import Steps, batch, run_config, trainers
 from benchmarks.step import (
     Timed,
+    as_in_a_run,
     checked,
-    gradients_of,
-    held_by,
     measure,
     parser_of,
     peak_mb,
     print_table,
+    together_timed,
     write_csv,
 )
 from sakd.errors import ConfigError
-from sakd.process import allow_tf32
 
 
 def timed_of(options: argparse.Namespace) -> tuple[Timed, Timed]:
@@ -36,21 +34,13 @@ def timed_of(options: argparse.Namespace) -> tuple[Timed, Timed]:
             )
     teacher, made = trainers(configs, options.samples, options.device)
     inputs = batch(options.batch, options.samples, options.device)
-    alone: list[Callable[[], object]] = [
-        steps_of(teacher, {name: trainer}, inputs) for name, trainer in made.items()
-    ]
+    alone = [Steps(teacher, {name: trainer}, inputs) for name, trainer in made.items()]
 
     def each() -> None:
         for step in alone:
             step()
 
-    together = Timed(
-        f"{len(made)}",
-        "together",
-        steps_of(teacher, made, inputs),
-        gradients_of(made),
-        lambda: held_by(teacher, made),
-    )
+    together = together_timed(options, f"{len(made)}", "together", teacher, made)
     return Timed(f"{len(made)}", "alone", each), together
 
 
@@ -75,15 +65,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    torch.set_num_threads(options.threads)
-    allow_tf32(options.precision == "tf32")
-    try:
-        alone, together = timed_of(options)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    measure([alone, together], options)
-    row = row_of(alone, together, options)
+    with as_in_a_run(options):
+        try:
+            alone, together = timed_of(options)
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        measure([alone, together], options)
+        row = row_of(alone, together, options)
     print(
         f"{' to '.join(options.pair)}, {', '.join(options.modes)}, batch {options.batch}, "
         f"{options.device_name}, CPU threads: {options.threads}, PyTorch {torch.__version__}; "

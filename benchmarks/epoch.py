@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from PIL import Image
@@ -20,24 +19,13 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
 from benchmarks import parts
-from benchmarks.step import Timed, checked, measure, parser_of, print_table, write_csv
-from sakd.data import Augmentation, Batch, Dataset, ImageSet, steps_per_epoch, train_batches
+from benchmarks.parts import CROP_PADDING, random_images
+from benchmarks.step import Timed, as_in_a_run, checked, measure, parser_of, print_table, write_csv
+from sakd.data import Batch, Dataset, steps_per_epoch, train_batches
 from sakd.streams import stream
 from sakd.training import Cohort
 
 COLUMNS = ("distiller", "mode", "pair", "device", "seconds", "images_per_second", "plain_seconds", "ratio")
-CROP_PADDING = 4
-
-
-def random_images(count: int) -> Dataset:
-    """A data set of random images in CIFAR-100's shape, with its augmentation; on the CPU."""
-    alike = parts.dataset(count, torch.device("cpu"))
-    pixels = torch.randint(
-        0, 256, alike.train.images.shape, dtype=torch.uint8, generator=stream(0, "benchmark")
-    )
-    return replace(
-        alike, train=ImageSet(pixels, alike.train.labels), augmentation=Augmentation(CROP_PADDING, flip=True)
-    )
 
 
 # ---- the two ways to batches
@@ -184,14 +172,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    torch.set_num_threads(options.threads)
     images = random_images(min(options.samples, options.timed_steps * options.batch))
     loader = plain_loader(images, options)
     dataset = images.to(options.device)
-    timed = [data_timed(dataset, loader, options)]
-    for distiller in options.distillers:
-        timed += [trainer_timed(distiller, mode, dataset, loader, options) for mode in options.modes]
-    measure([one for both in timed for one in both], options)
+    with as_in_a_run(options):
+        timed = [data_timed(dataset, loader, options)]
+        for distiller in options.distillers:
+            timed += [trainer_timed(distiller, mode, dataset, loader, options) for mode in options.modes]
+        measure([one for both in timed for one in both], options)
     rows = [row_of(ours, plain, options) for ours, plain in timed]
     report(rows, options)
     write_csv(rows, options.csv)

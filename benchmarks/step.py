@@ -9,7 +9,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import geometric_mean, median
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.parts import batch, choices, network, run_config, steps_of, trainers
+from benchmarks.parts import Steps, batch, choices, network, run_config, trainers
 from sakd.errors import ConfigError, did_you_mean
-from sakd.process import allow_tf32
+from sakd.process import quickest_convolutions, tf32
 from sakd.training import Execution, Teacher, Trainer
+from sakd.training.execution import on_device
 
 COLUMNS = (
     "distiller",
@@ -41,7 +43,8 @@ COLUMNS = (
 class Timed:
     """One step to measure.
 
-    ``holds`` are all tensors that live from step to step, gradients left out.
+    ``holds`` are all tensors that live from step to step, gradients left out; ``captured_bytes`` is the
+    memory that captured steps have for themselves.
     """
 
     distiller: str
@@ -50,6 +53,7 @@ class Timed:
     clear_gradients: Callable[[], None] = lambda: None
     holds: Callable[[], Iterable[Tensor]] = tuple
     times: list[float] = field(default_factory=list)  # ms a step
+    captured_bytes: Callable[[], int] = lambda: 0
 
     @property
     def ms(self) -> float:
@@ -88,9 +92,21 @@ def trainer_timed(options: argparse.Namespace, distiller: str, mode: str) -> Tim
     """
     config = run_config(options.pair, distiller, mode, options.batch, options.execution)
     teacher, made = trainers({distiller: config}, options.samples, options.device)
-    inputs = batch(options.batch, options.samples, options.device)
+    return together_timed(options, distiller, mode, teacher, made)
+
+
+def together_timed(
+    options: argparse.Namespace, distiller: str, mode: str, teacher: Teacher, trainers: Mapping[str, Trainer]
+) -> Timed:
+    """Timing to take of a step of all trainers, under the names given."""
+    steps = Steps(teacher, trainers, batch(options.batch, options.samples, options.device))
     return Timed(
-        distiller, mode, steps_of(teacher, made, inputs), gradients_of(made), lambda: held_by(teacher, made)
+        distiller,
+        mode,
+        steps,
+        gradients_of(trainers),
+        lambda: held_by(teacher, trainers),
+        captured_bytes=steps.captured_bytes,
     )
 
 
@@ -123,6 +139,14 @@ def weights_and_buffers_of(*modules: nn.Module) -> Iterable[Tensor]:
 # ---- measuring
 
 
+@contextmanager
+def as_in_a_run(options: argparse.Namespace) -> Iterator[None]:
+    """Threads, device and arithmetic inside as a run with these options has them."""
+    torch.set_num_threads(options.threads)
+    with on_device(options.device), tf32(options.precision == "tf32"), quickest_convolutions():
+        yield
+
+
 def measure(timed: list[Timed], options: argparse.Namespace) -> None:
     """Time all in turn, round after round, so that what else the machine does meets all alike."""
     for one in timed:
@@ -146,7 +170,8 @@ def wait_for(device: torch.device) -> None:
 def peak_mb(one: Timed, device: torch.device) -> float:
     """Peak memory in MiB: all tensors alive at a step's fullest moment.
 
-    They are those that it holds, and at most so many that it allocates.
+    They are those that it holds, and at most so many that it allocates; captured steps allocate nothing, but
+    hold what they were captured in.
     """
     one.clear_gradients()
     storages = {
@@ -159,7 +184,7 @@ def peak_mb(one: Timed, device: torch.device) -> float:
         allocated = torch.cuda.max_memory_allocated(device) - before
     else:
         allocated = peak_on_the_cpu(one.step)
-    return (sum(storages.values()) + allocated) / 2**20
+    return (sum(storages.values()) + allocated + one.captured_bytes()) / 2**20
 
 
 def peak_on_the_cpu(step: Callable[[], object]) -> int:
@@ -273,7 +298,7 @@ def parser_of(program: str, description: str, distillers: list[str], rounds: int
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32")
     parser.add_argument("--memory-format", choices=["contiguous", "channels_last"], default="channels_last")
-    parser.add_argument("--compile", choices=["none", "default", "graph"], default="none")
+    parser.add_argument("--compile", choices=["auto", "none", "default", "graph"], default="auto")
     parser.add_argument("--fold-batch-norm", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--csv", type=Path, help="write the rows there, too")
     return parser
@@ -316,16 +341,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    torch.set_num_threads(options.threads)
-    allow_tf32(options.precision == "tf32")
-    timed = [floor_timed(options)]
-    for distiller in options.distillers:
-        try:
-            timed += [trainer_timed(options, distiller, mode) for mode in options.modes]
-        except ConfigError as error:
-            print(f"{distiller} is left out: {error}", file=sys.stderr)
-    measure(timed, options)
-    rows = rows_of(timed, options)
+    with as_in_a_run(options):
+        timed = [floor_timed(options)]
+        for distiller in options.distillers:
+            try:
+                timed += [trainer_timed(options, distiller, mode) for mode in options.modes]
+            except ConfigError as error:
+                print(f"{distiller} is left out: {error}", file=sys.stderr)
+        measure(timed, options)
+        rows = rows_of(timed, options)
     report(rows, options)
     write_csv(rows, options.csv)
     return 0

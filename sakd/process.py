@@ -54,22 +54,32 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def allow_tf32(allowed: bool) -> None:
-    """Say whether float32 convolutions and products may be rounded to TensorFloat-32 on a GPU."""
-    for backend in _backends():
-        backend.allow_tf32 = allowed
-
-
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """As ``allow_tf32``, inside; afterwards it is as before."""
+    """Say whether float32 convolutions and products may be rounded to TensorFloat-32 on a GPU, inside."""
     before = [backend.allow_tf32 for backend in _backends()]
-    allow_tf32(allowed)
+    for backend in _backends():
+        backend.allow_tf32 = allowed
     try:
         yield
     finally:
         for backend, was_allowed in zip(_backends(), before, strict=True):
             backend.allow_tf32 = was_allowed
+
+
+@contextmanager
+def quickest_convolutions() -> Iterator[None]:
+    """Let cuDNN try its ways to convolve at each new shape, inside, and keep to the quickest.
+
+    That pays where shapes come again, as those of batches do. Which way is the quickest may differ from
+    process to process, and numbers on a GPU then by rounding. A CPU is not concerned.
+    """
+    _, cudnn = _backends()
+    before, cudnn.benchmark = cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 def _backends() -> tuple[Any, Any]:

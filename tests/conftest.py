@@ -6,20 +6,20 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; must be known before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import yaml
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 from torch import Tensor
 
 from sakd import configuration
-from sakd.configuration.compose import register_resolvers, resolve
 from sakd.data import Dataset
 from sakd.training import Cohort, Trainer
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,11 +49,17 @@ def last_of_each(*overrides: str) -> list[str]:
 
 def compose_config(*overrides: str) -> configuration.Config:
     """What launch.py makes of a command line."""
+    from sakd.configuration.compose import resolve  # here, since tests of a GPU do without Hydra
+
     return resolve(compose_lazily(*overrides))
 
 
-def compose_lazily(*overrides: str) -> DictConfig:
+def compose_lazily(*overrides: str) -> "DictConfig":
     """As ``compose_config``, before interpolations are resolved and values checked."""
+    from hydra import compose, initialize_config_dir
+
+    from sakd.configuration.compose import register_resolvers
+
     register_resolvers()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", list(overrides))
@@ -61,6 +67,8 @@ def compose_lazily(*overrides: str) -> DictConfig:
 
 def skip_without_package_of(network: str) -> None:
     """Skip the test if ``network`` of conf/network is another package's, and that is not installed."""
+    import yaml
+
     node = yaml.safe_load((ROOT / "conf/network" / f"{network}.yaml").read_text())
     if "build" in node:
         pytest.importorskip(node["build"].partition(".")[0])

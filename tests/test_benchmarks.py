@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks import authors, cohort, epoch, parts, record, step
+from benchmarks import authors, cohort, epoch, gpu, kept, parts, record, step
 from sakd.configuration import build
 from sakd.data import Augmentation, steps_per_epoch
 from sakd.data.batches import channel_moments, normalise
@@ -262,6 +263,94 @@ def test_a_plain_epoch_trains_on_every_image_once():
     epoch.plain_epoch(alone, DataLoader(epoch.PlainImages(images), 40, shuffle=True))
     assert len(seen) == steps_per_epoch(130, 40)
     assert sorted(torch.cat(seen).tolist()) == list(range(130))
+
+
+# ---- all of a GPU in one call
+
+TINY = [
+    "--pair",
+    "resnet8,resnet8",
+    "--wide-pair",
+    "resnet8,resnet8",
+    "--distillers",
+    "kd",
+    "--batch",
+    "4",
+    "--samples",
+    "18",
+    "--rounds",
+    "1",
+    "--steps",
+    "1",
+    "--warm-up",
+    "0",
+    "--device",
+    "cpu",
+]
+
+
+@pytest.mark.parametrize("group", kept.GROUPS)
+def test_what_was_composed_beforehand_is_what_would_be_composed(group):
+    """Some of each group: no choice depends on another, nor on the batch size.
+
+    If ``conf/`` was changed: python -m benchmarks.kept.
+    """
+    usual = {"teacher": "resnet56", "student": "resnet20", "distiller": "at", "spot_mode": "adaptive"}
+    for name in kept.GROUPS[group][-3:]:
+        names = usual | {group: name}
+        found, expected = kept.composed(names), parts.chosen(names, "tracking=none", "batch_size=48")
+        assert found == expected | {"batch_size": found["batch_size"]}, "to be written anew"
+
+
+@pytest.mark.slow
+def test_all_of_a_gpu_is_measured_with_torch_alone(tmp_path):
+    """As far as a CPU can: in processes that can import neither Hydra nor MLflow, nor what checks values."""
+    (tmp_path / "sitecustomize.py").write_text(
+        without("hydra", "omegaconf", "pydantic", "annotated_types", "mlflow", "submitit")
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--output", str(tmp_path / "out"), *TINY],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=500,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    of_steps = "done, 2 rows, 4 with a note in their place"  # a CPU captures nothing
+    assert summary["parts"] == {
+        "tests": "9 skipped in " + summary["parts"]["tests"].split()[-1],
+        "steps": of_steps,
+        "epochs": of_steps,
+        "cohorts": "done, 5 rows",
+        "busy": "done, 0 rows, 6 with a note in their place",
+        "overhead": "done, 1 rows",
+        "steps_wide": of_steps,
+        "epochs_wide": of_steps,
+    }
+    with (tmp_path / "out/steps.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["variant"] for row in rows] == 2 * ["captured", "captured bf16", "eager"]
+    assert rows[0]["note"].startswith("ConfigError: compile: found graph, which is for CUDA devices")
+    assert float(rows[2]["ms"]) > 0
+
+
+def test_parts_keep_to_their_time(tmp_path):
+    arguments = [*TINY, "--output", str(tmp_path), "--minutes", "0"]
+    assert gpu.main(arguments) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert {*summary["parts"].values()} == {"left out: no time was left"}
+    assert gpu.told("steps", arguments, gpu.parse(arguments), seconds=0.3) == "cut off after 0 s"
+
+
+def test_a_device_is_busy_while_any_operation_runs():
+    assert gpu.busy_share([(0, 2), (1, 3), (6, 8), (6.5, 7)]) == 5 / 8
+    assert gpu.busy_share([(5, 6)]) == 1
+
+
+def test_what_lies_between_epochs_is_told_without_the_first():
+    trained, evaluated = [(0, 9), (10, 12), (15, 17), (20, 22)], [(9, 9.5), (12, 13), (17, 18), (22, 23)]
+    found = gpu.between(trained, evaluated)
+    assert found == {"epoch_seconds": 2, "between_seconds": 3, "of_which_evaluation": 1}
 
 
 # ---- the authors' code

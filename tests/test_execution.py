@@ -176,14 +176,18 @@ def test_a_teacher_is_evaluated_once_for_all_its_students(tiny, evaluations):
 
 
 def test_each_step_and_certificate_has_its_own_precision_whatever_ran_before(tiny, monkeypatch):
-    """A student in TF32 whose teacher is trained and measured first, then one in float32 that finds it."""
+    """A student in TF32 whose teacher is trained and measured first, then one in float32 that finds it.
+
+    All by the convolutions that are the quickest on a GPU.
+    """
     seen, backends = [], (torch.backends.cuda.matmul, torch.backends.cudnn)
 
     def watch(of: object, name: str, what: Callable[..., str]) -> None:
         original = getattr(of, name)
 
         def watched(*arguments: object) -> object:
-            entry = (what(*arguments), *(backend.allow_tf32 for backend in backends))
+            allowed = (backend.allow_tf32 for backend in backends)
+            entry = (what(*arguments), *allowed, torch.backends.cudnn.benchmark)
             if seen[-1:] != [entry]:
                 seen.append(entry)
             return original(*arguments)
@@ -197,11 +201,12 @@ def test_each_step_and_certificate_has_its_own_precision_whatever_ran_before(tin
         execute(tiny(*keys, "precision=tf32"))
         execute(tiny(*keys))
         assert all(backend.allow_tf32 for backend in backends)
+    assert not torch.backends.cudnn.benchmark
     assert seen == [
-        ("teacher", False, False),
-        ("certificate", False, False),
-        ("student", True, True),
-        ("student", False, False),
+        ("teacher", False, False, True),
+        ("certificate", False, False, True),
+        ("student", True, True, True),
+        ("student", False, False, True),
     ]
 
 

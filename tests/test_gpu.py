@@ -28,6 +28,7 @@ from sakd.distillers import (
     SemCKD,
 )
 from sakd.networks import resnet8, wrn_16_1
+from sakd.process import quickest_convolutions, tf32
 from sakd.spots import Adaptive, Fixed
 from sakd.streams import initialising, stream
 from sakd.training import Cohort, Execution, Teacher, Trainer, spots_of
@@ -37,6 +38,13 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_run_in_float32():
+    """PyTorch rounds convolutions to TensorFloat-32 unless it is told not to."""
+    with tf32(False), quickest_convolutions():
+        yield
 
 
 def dataset() -> Dataset:

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,26 +14,17 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 
 from sakd.configuration import sums
+from sakd.configuration.groups import CONF, choices
 from sakd.errors import ConfigError
 
 log = logging.getLogger("sakd")
 
-CONF = Path(__file__).parent.parent.parent / "conf"
 NEEDED = ("dataset", "teacher", "student", "distiller", "spot_mode", "tracking")
 MADE_TO_BE_MERGED = ("experiment",)
 
 _CHOICE = re.compile(r"(\+{0,2}[a-z_/]+)=.*", re.DOTALL)
 _WITHIN_A_CHOICE = re.compile(rf"(\+{{0,2}}(?:{'|'.join(NEEDED)})\.[^=]+)=(.+)", re.DOTALL)
 _ONE_CHOICE = re.compile(r"([^=]+)=choice\((.*)\)", re.DOTALL)
-
-
-def choices(group: str) -> list[str]:
-    """Names of a group's files under conf/, also in its folders, as a command line has them.
-
-    Hydra lists its own.
-    """
-    folder = CONF / group
-    return [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
 
 
 def understood(arguments: Sequence[str], multirun: bool = False) -> list[str]:

@@ -161,7 +161,7 @@ class Whole(TypedDict):
     threads: Threads | None
     memory_format: Literal["contiguous", "channels_last"]
     fold_batch_norm: bool
-    compile: Literal["none", "default", "graph"]
+    compile: Literal["auto", "none", "default", "graph"]
     cohort: Count
     profile: bool
     record_spots: bool

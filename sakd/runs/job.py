@@ -17,7 +17,7 @@ from sakd.configuration import Config, build, prerequisites, require_accuracy
 from sakd.data import Dataset
 from sakd.errors import CheckpointError, DataError, RunError, RunHeldError, WithdrawnError, in_one_line
 from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
-from sakd.process import tf32
+from sakd.process import quickest_convolutions, tf32
 from sakd.runs.certificates import certify
 from sakd.runs.logs import OwnLog
 from sakd.runs.run import Run
@@ -138,7 +138,7 @@ class Together:
         """Train ``runs``; afterwards each has an outcome, or is held by another process."""
         try:
             # Inside, a teacher may be trained, with a precision of its own.
-            with self._for_all(runs), tf32(runs[0].config["precision"] == "tf32"):
+            with self._for_all(runs), tf32(runs[0].config["precision"] == "tf32"), quickest_convolutions():
                 self._train(self._prepare(runs))
             return
         except torch.OutOfMemoryError as error:

@@ -49,6 +49,7 @@ class Member:
             unchanged=lambda: unchanged(trainer.state_dict, generators, trainer.device),
             forget=trainer.forget_gradients,
             generators=generators,
+            falls_back=trainer.execution.falls_back,
         )
 
 
@@ -86,12 +87,14 @@ class Cohort:
         self.clock = SharedClock(self.members)
         self._failed: Failed | None = None
         self._inside: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
-        if self.execution.captures:
+        if self.execution.captures_on(self.device):
             self.placed = PlacedBatches()
             if teacher is not None:
-                self.teacher_features = Captured(teacher.features, self.device)
+                falls_back = self.execution.falls_back
+                self.teacher_features = Captured(teacher.features, self.device, falls_back=falls_back)
             for member in self.members.values():
-                member.capture()
+                if member.trainer.captured:
+                    member.capture()
 
     def fit(
         self,
@@ -197,11 +200,19 @@ class Cohort:
         for member in self._standing(members):
             with self._alone(member), member.draws():
                 taken[member.name] = member.train_step(*batch, features)
-        for member in self._standing(members):
-            _join(member.train_step)
-            with self._alone(member):
-                member.means.add(taken[member.name].measured, len(batch.labels))
+        self._put_aside({member: taken[member.name] for member in self._standing(members)}, len(batch.labels))
         return taken
+
+    def _put_aside(self, taken: Mapping[Member, Step], samples: int) -> None:
+        """Take in what a step has measured: for all members in one launch, since replays overwrite it."""
+        for member in taken:
+            _join(member.train_step)
+        if taken:
+            measured = [step.measured for step in taken.values()]
+            copies = torch.cat(measured).split([len(values) for values in measured])
+            for member, own in zip(taken, copies, strict=True):
+                with self._alone(member):
+                    member.means.add(own, samples)
 
     def _evaluate(self, members: list[Member], images: Images, dataset: Dataset) -> dict[str, Measured]:
         """Accuracies and losses of the members' students, all from the same batches."""

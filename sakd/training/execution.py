@@ -16,20 +16,27 @@ class Execution:
 
     precision: str = "fp32"  # of the networks: fp32, tf32 (on GPUs that have it), bf16; all else is float32
     memory_format: str = "contiguous"  # of images and of convolutions' weights; or channels_last
-    compile: str = "none"  # default: torch.compile; graph: passes and steps are captured as CUDA graphs
+    # graph: passes and steps are captured as CUDA graphs; auto: so on CUDA, where they can be; default:
+    # torch.compile
+    compile: str = "none"
     fold_batch_norm: bool = False  # into the convolutions, wherever a network is in eval in a step
 
     def check(self, device: torch.device) -> None:
         """Raise ConfigError for what the device cannot do."""
-        if self.captures and device.type != "cuda":
+        if self.compile == "graph" and device.type != "cuda":
             raise ConfigError(
-                f"compile: found graph, which is for CUDA devices; expected none or default on {device.type}"
+                "compile: found graph, which is for CUDA devices; expected auto, none or default on "
+                f"{device.type}"
             )
 
+    def captures_on(self, device: torch.device) -> bool:
+        """True if steps are captured once and replayed there, where they can be."""
+        return self.compile == "graph" or (self.falls_back and device.type == "cuda")
+
     @property
-    def captures(self) -> bool:
-        """True if steps are captured once and replayed."""
-        return self.compile == "graph"
+    def falls_back(self) -> bool:
+        """True if steps that cannot be captured are launched operation by operation."""
+        return self.compile == "auto"
 
     def refolds_on(self, device: torch.device) -> bool:
         """True if batch norms of weights that change are folded, and folded anew in every step, there.
@@ -55,7 +62,7 @@ class Execution:
         if self.precision != "bf16":
             return nullcontext()
         # Weights cast once would be stale when a captured step is replayed.
-        return torch.autocast(device.type, torch.bfloat16, cache_enabled=not self.captures)
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=not self.captures_on(device))
 
     def compiled(self, function: Callable) -> Callable:
         """Compile a part of a step where that is asked for."""

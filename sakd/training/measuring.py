@@ -19,7 +19,7 @@ from sakd.networks import StagedNet
 class RunningMeans:
     """Means of measurements over samples; the first step at which one was not finite.
 
-    A step costs one launch: what it measured is put aside on the device, and summed up when it is asked for.
+    What a step measured is put aside on the device, and summed up when it is asked for: that costs no launch.
     """
 
     def __init__(self, names: Sequence[str], epoch: int):
@@ -31,9 +31,9 @@ class RunningMeans:
     def add(self, measured: Tensor, samples: int) -> None:
         """Take in a step's measurements.
 
-        ``measured``: [M], one for each name, means over ``samples``.
+        ``measured``: [M], one for each name, means over ``samples``; nobody else may write into it.
         """
-        self._aside.append((measured.clone(), samples))
+        self._aside.append((measured, samples))
 
     def compute(self) -> dict[str, float]:
         """The means so far; waits for the device.

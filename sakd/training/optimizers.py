@@ -18,18 +18,14 @@ class Stepper:
     On CUDA they are fused where PyTorch has them so. Where steps are captured, a fused optimizer reads its
     learning rates from tensors, which ``fill`` brings up to date: schedules go on with plain numbers. Others
     have to be captured anew when a rate changes.
-
-    Raises ConfigError naming ``key`` if steps are to be captured and the optimizer's cannot be.
     """
 
-    def __init__(self, optimizer: Optimizer, device: torch.device, captured: bool, key: str = "optimizer"):
+    def __init__(self, optimizer: Optimizer, device: torch.device, captured: bool):
         self.optimizer = optimizer
-        if device.type != "cuda":
-            captured = False
-        else:
+        if device.type == "cuda":
             _fuse(optimizer)
         if captured:
-            _make_capturable(optimizer, key)
+            _make_capturable(optimizer)
         fused = all(group.get("fused") for group in optimizer.param_groups)
         self.rates = [
             torch.full((), group["lr"], device=device)
@@ -74,18 +70,27 @@ class Stepper:
 
 
 def _fuse(optimizer: Optimizer) -> None:
-    """Choose the fused step where the class has one and the user has not chosen."""
-    for group in optimizer.param_groups:
+    """Choose the fused step where the class has one and the user has not chosen.
+
+    Not where it has made its state already, as Adagrad does: for a step that is not fused.
+    """
+    for group in optimizer.param_groups if not optimizer.state else ():
         if "fused" in group and group["fused"] is None and not group.get("foreach"):
             group["fused"] = True
 
 
-def _make_capturable(optimizer: Optimizer, key: str) -> None:
+def check_capturable(optimizer: Optimizer, key: str) -> None:
+    """Raise ConfigError, naming ``key``, if the optimizer's steps cannot be captured."""
+    if not isinstance(optimizer, torch.optim.SGD) and any(
+        "capturable" not in group for group in optimizer.param_groups
+    ):
+        raise ConfigError(
+            f"{key}._target_: found {type(optimizer).__name__}, whose steps cannot be captured; expected SGD "
+            "or one that takes `capturable`, or compile=none"
+        )
+
+
+def _make_capturable(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         if "capturable" in group:
             group["capturable"] = True
-        elif not isinstance(optimizer, torch.optim.SGD):
-            raise ConfigError(
-                f"{key}._target_: found {type(optimizer).__name__}, whose steps cannot be captured; expected "
-                "SGD or one that takes `capturable`, or compile=none"
-            )

@@ -19,8 +19,9 @@ from sakd.plugin import Plugin
 from sakd.spots import Spot, SpotMode, all_spots, frozen_alias
 from sakd.streams import initialising, stream_seed
 from sakd.training.execution import Execution
+from sakd.training.graphs import say_not_captured
 from sakd.training.measuring import all_finite, broken
-from sakd.training.optimizers import Stepper
+from sakd.training.optimizers import Stepper, check_capturable
 from sakd.training.recording import KeptTable
 from sakd.training.snapshot import snapshot
 from sakd.training.teacher import Teacher
@@ -87,29 +88,37 @@ class Trainer:
                 f"the spot mode is built for spots {[s.name for s in spot_mode.spots]}, "
                 f"the distillers use {[s.name for s in self.spots]}"
             )
-        self.optimizer = optimizer([parameter for parameter in self.learned() if parameter.requires_grad])
-        self.steppers = {"student": self._stepper(self.optimizer, "optimizer")}
-        self.schedules = {} if schedule is None else {"student": schedule(self.optimizer)}
-        self.policy_optimizer = None
+        optimizers = {"student": optimizer([p for p in self.learned() if p.requires_grad])}
         if spot_mode is not None and spot_mode.learns:
             if policy_optimizer is None:
                 raise ConfigError(
                     f"{type(spot_mode).__name__} learns: expected a policy_optimizer, found none"
                 )
             self.policy_parameters = list(self.spot_mode.parameters())
-            self.policy_optimizer = policy_optimizer(self.policy_parameters)
-            self.steppers["policy"] = self._stepper(self.policy_optimizer, "spot_mode.optimizer")
-            if schedule is not None:
-                self.schedules["policy"] = schedule(self.policy_optimizer)
+            optimizers["policy"] = policy_optimizer(self.policy_parameters)
             self.routed_student = frozen_alias(self.student, execution.refolds_on(self.device))
+        self.optimizer, self.policy_optimizer = optimizers["student"], optimizers.get("policy")
+        self.captured = execution.captures_on(self.device) and self._can_be_captured(optimizers)
+        self.steppers = {name: Stepper(own, self.device, self.captured) for name, own in optimizers.items()}
+        self.schedules = {} if schedule is None else {n: schedule(own) for n, own in optimizers.items()}
         self.streams = {name: torch.Generator(device=self.device) for name in self.plugins}
         self.prepared = False
         self.record_spots = record_spots and spot_mode is not None
         self.kept_table: KeptTable | None = None
         self._student_features = execution.compiled(self.student.features)
 
-    def _stepper(self, optimizer: Optimizer, key: str) -> Stepper:
-        return Stepper(optimizer, self.device, self.execution.captures, key)
+    def _can_be_captured(self, optimizers: Mapping[str, Optimizer]) -> bool:
+        """Raise ConfigError for an optimizer whose steps cannot be captured, or say so and return False."""
+        keys = {"student": "optimizer", "policy": "spot_mode.optimizer"}
+        try:
+            for name, optimizer in optimizers.items():
+                check_capturable(optimizer, keys[name])
+        except ConfigError as error:
+            if not self.execution.falls_back:
+                raise
+            say_not_captured(error)
+            return False
+        return True
 
     def _placed(self, module: nn.Module) -> nn.Module:
         return self.execution.place(module, self.device)

@@ -4,13 +4,16 @@ Prints a JSON line for each thing that was tried: its ``name``, what was seen, a
 it, if one did. Nothing is judged here.
 """
 
+import csv
 import ctypes
 import json
+import logging
 import os
 import sys
 import threading
 import traceback
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -22,8 +25,10 @@ import torch
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from benchmarks import gpu, step
 from sakd.configuration import Config, build, prerequisites
 from sakd.data import Batch, Dataset, train_batches
+from sakd.process import quickest_convolutions
 from sakd.runs import job
 from sakd.runs.run import Run
 from sakd.runs.underway import UnderWay
@@ -111,6 +116,21 @@ def tell(name: str, tried: Callable[[], Mapping[str, Any]]) -> None:
     print(json.dumps({"name": name, "error": None} | told), flush=True)
 
 
+@contextmanager
+def said() -> Iterator[list[str]]:
+    """What is logged inside."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    log = logging.getLogger("sakd")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        log.removeHandler(handler)
+
+
 # ---- steps
 
 
@@ -146,7 +166,7 @@ def cohort_of(configs: Mapping[str, Config]) -> tuple[Cohort, Dataset]:
 def steps_of(configs: Mapping[str, Config]) -> dict[str, Any]:
     """What a cohort launches: for ``captures`` of two batch sizes, if it captures, and in ``steps`` then."""
     cohort, dataset = cohort_of(configs)
-    with on_device(cohort.device):
+    with on_device(cohort.device), quickest_convolutions():
         full, other, rest = islice(train_batches(dataset, BATCH, stream(0, "data", 1)), 3)
         captures = [watched_step(cohort, batch) for batch in (full, other, rest)][1:]
         torch.cuda.set_sync_debug_mode("error")
@@ -154,7 +174,7 @@ def steps_of(configs: Mapping[str, Config]) -> dict[str, Any]:
             steps = [watched_step(cohort, batch) for batch in (full, rest)]
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return {"captures": captures if cohort.execution.captures else [], "steps": steps}
+    return {"captures": captures if cohort.execution.captures_on(cohort.device) else [], "steps": steps}
 
 
 def watched_step(cohort: Cohort, batch: Batch) -> dict[str, Any]:
@@ -192,17 +212,38 @@ def wrongs(device: str) -> None:
     elsewhere = torch.zeros(4, device="cuda:0" if device == "cuda:1" else "cuda:1")
     here = torch.zeros(4, device=device)
 
-    def capture(function: Callable[..., Any]) -> dict[str, Any]:
+    def capture(function: Callable[..., Any], falls_back: bool = False) -> dict[str, Any]:
         with on_device(torch.device(device)), stub.watched() as seen:
-            captured = Captured(function, torch.device(device))
-            for _ in range(2):
-                captured(here)
-        return seen
+            captured = Captured(function, torch.device(device), falls_back=falls_back)
+            with said() as lines:
+                for _ in range(3):
+                    captured(here)
+        return seen | {"said": lines}
 
     def on_another_device(images: torch.Tensor) -> None:
         images.add_(1)
         with torch.cuda.device(elsewhere.device):
             elsewhere.add_(1)
+
+    def on_another_stream(images: torch.Tensor) -> None:
+        images.add_(1)
+        with torch.cuda.stream(torch.cuda.Stream(here.device)):
+            images.add_(1)
+
+    def backwards_on_another_device(images: torch.Tensor) -> None:
+        def hook(gradient: torch.Tensor) -> None:
+            elsewhere.add_(1)
+
+        weight = torch.nn.Parameter(torch.ones_like(images))
+        weight.register_hook(hook)
+        (weight * images).sum().backward()
+
+    def on_a_stream_that_forks(images: torch.Tensor) -> None:
+        other, first = torch.cuda.Stream(here.device), torch.cuda.current_stream()
+        other.wait_stream(first)
+        with torch.cuda.stream(other):
+            images.add_(1)
+        first.wait_stream(other)
 
     def waiting(images: torch.Tensor) -> float:
         return images.add_(1).sum().item()
@@ -214,7 +255,12 @@ def wrongs(device: str) -> None:
         torch.zeros(4).add_(1)
 
     tell("another device", lambda: capture(on_another_device))
+    tell("another stream", lambda: capture(on_another_stream))
+    tell("backwards", lambda: capture(backwards_on_another_device))
+    tell("a fork", lambda: capture(on_a_stream_that_forks))
     tell("a wait captured", lambda: capture(waiting))
+    for function in (waiting, on_another_stream, nothing):
+        tell(f"{function.__name__} falls back", lambda function=function: capture(function, True))
     tell("a copy captured", lambda: capture(reading_the_host))
     tell("nothing captured", lambda: capture(nothing))
     tell("a wait", lambda: step_with(device, "none", lambda step: step.measured.sum().item()))
@@ -251,7 +297,9 @@ def step_with(device: str, compiled: str, more: Callable[[Any], object]) -> dict
 def epochs_of(config: Config) -> dict[str, Any]:
     """What a trainer captures in each epoch, at which learning rates, and as what optimizers read them."""
     device = build.device(config["device"])
-    trainer, dataset = build.trainer(config, build.parts(config), device), build.dataset(config)
+    with said() as lines:
+        trainer = build.trainer(config, build.parts(config), device)
+    dataset = build.dataset(config)
     counted, rates, faults, kinds, current = [], [], set(), set(), set()
 
     def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -273,7 +321,19 @@ def epochs_of(config: Config) -> dict[str, Any]:
         "rates_are": sorted(kinds),
         "current_devices": sorted(current),
         "faults": sorted(faults),
+        "said": lines,
     }
+
+
+def resumed_rate(config: Config) -> dict[str, Any]:
+    """The rate that the first step reads behind a state that was saved at another one."""
+    device = build.device(config["device"])
+    trainer, saved = (build.trainer(config, build.parts(config), device) for _ in range(2))
+    saved.optimizer.param_groups[0]["lr"] = 0.002
+    trainer.prepare(build.dataset(config))
+    trainer.load_state_dict(saved.state_dict())
+    next(iter(Cohort(trainer.teacher, {"": trainer}).fit(build.dataset(config), 1, SAMPLES)))
+    return {"filled": trainer.steppers["student"].filled}
 
 
 def optimizer_keys(name: str) -> list[str]:
@@ -298,6 +358,10 @@ def epochs(device: str, place: str) -> None:
     )
     tell("Adagrad", lambda: {"result": job.execute(refused)})
     tell("left by Adagrad", lambda: {"files": sorted(path.name for path in folder.glob("refused/*"))})
+    for name in ("SGD", "Adagrad"):
+        chosen = configured(device, "auto", "kd", "adaptive", *falling, *optimizer_keys(name))
+        tell(f"auto, {name}", lambda chosen=chosen: epochs_of(chosen))
+    tell("resumed rate", lambda: resumed_rate(configured(device, "graph", "kd", "fixed", *falling)))
     tell("pretraining", lambda: epochs_of(pretraining(device, *falling)))
     tell("files", lambda: epochs_of(of_files(device, folder)))
     tell("a thread that pins", lambda: pinned_meanwhile(device))
@@ -355,6 +419,38 @@ def pinned_meanwhile(device: str) -> dict[str, Any]:
     return {"ours": ours, "global": in_global}
 
 
+# ---- benchmarks
+
+
+def benchmarked(device: str, place: str) -> None:
+    """Peak memory of a step of a small pair, launched one by one and captured, as benchmarks.step has it.
+
+    And parts of benchmarks.gpu.
+    """
+    pair = ["--pair", "resnet14,resnet8", "--batch", "16", "--samples", "200", "--device", device]
+    for compiled in ("none", "graph"):
+        options = step.parse([*pair, "--compile", compiled])
+
+        def peak(options: Namespace = options) -> dict[str, float]:
+            with step.as_in_a_run(options):
+                timed = step.trainer_timed(options, "at", "adaptive")
+                for _ in range(2):
+                    timed.step()
+                return {"peak_mb": step.peak_mb(timed, options.device)}
+
+        tell(compiled, peak)
+    small = "--pair resnet8,resnet8 --batch 4 --samples 18 --rounds 1 --steps 1 --warm-up 0 --distillers at"
+    for part in ("steps", "epochs", "cohorts"):
+
+        def measured(part: str = part) -> dict[str, list[dict[str, str]]]:
+            options = gpu.parse([*small.split(), "--device", device, "--output", place])
+            gpu.run_part(part, options)
+            with (options.output / f"{part}.csv").open() as file:
+                return {"rows": list(csv.DictReader(file))}
+
+        tell(part, measured)
+
+
 # ---- a whole run
 
 
@@ -399,7 +495,14 @@ def run(device: str, compiled: str, runs: str) -> None:
     tell("finished", lambda: {"result": job.execute(config)})
 
 
-PARTS = {"steps": steps, "pair": pair, "wrongs": wrongs, "epochs": epochs, "run": run}
+PARTS = {
+    "steps": steps,
+    "pair": pair,
+    "wrongs": wrongs,
+    "epochs": epochs,
+    "benchmarked": benchmarked,
+    "run": run,
+}
 
 
 def main(part: str, *arguments: str) -> None:
