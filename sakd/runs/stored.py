@@ -10,6 +10,8 @@ from sakd.files import parse_json, read_json, read_whole
 
 Metrics = dict[str, float]
 
+WHOLE_BELOW = 2**63  # more is no number that was measured, and none of floating point perhaps
+
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The result of a run's folder; None while there is none.
@@ -24,6 +26,9 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         for key, (fits, expected) in _TEACHER.items():
             if result["teacher"] is not None:
                 _require(result, f"teacher.{key}", fits, expected, path)
+        for key, (fits, expected) in _PRETRAINING.items():
+            if result.get("pretraining") is not None:
+                _require(result, f"pretraining.{key}", fits, expected, path)
     return result
 
 
@@ -73,7 +78,9 @@ def _require(content: Mapping[str, Any], key: str, fits: Any, expected: str, pat
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, float) or abs(value) < WHOLE_BELOW
 
 
 def is_percent(value: object) -> bool:
@@ -117,4 +124,5 @@ _RESULT = {
     "epochs": _EPOCH,
     "code.commit": (lambda value: value is None or isinstance(value, str), "a commit"),
 }
+_PRETRAINING = {"run": _NAME, "sha256": _CHECKSUM}
 _TEACHER = {"name": _NAME, "accuracy": _PERCENT, "sha256": _CHECKSUM, "source": _NAME}

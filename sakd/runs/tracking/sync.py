@@ -210,7 +210,7 @@ def _family(run: Run) -> Iterator[tuple[Path, Config, bool]]:
     if teacher is not None:
         yield Run(teacher).folder, teacher["tracking"], True
     if run.config["distiller"].get("pretraining") is not None:
-        result = read_json(run.folder / "result.json") or {}
+        result = read_result(run.folder) or {}
         if result.get("pretraining"):
             name = result["pretraining"]["run"]
             yield run.folder.parent / name, tracked_apart(tracking, "pretraining"), True
@@ -279,7 +279,7 @@ NOTED = {
     "start_time": ("milliseconds since 1970", lambda value: type(value) is int and value >= 0),
     "uri": ("a store's URI", lambda value: isinstance(value, str) and value),
     "experiment": ("an experiment's name", lambda value: isinstance(value, str) and value),
-    "run_id": ("a run's id, or null", lambda value: value is None or isinstance(value, str)),
+    "run_id": ("a run's id, or null", lambda value: value is None or (isinstance(value, str) and value)),
     "status": (f"one of {', '.join((*GOING_ON, *ENDS))}", lambda value: value in (*GOING_ON, *ENDS)),
     "delivered": (f"one of {', '.join(ENDS)}, or null", lambda value: value in (None, *ENDS)),
 }
@@ -296,7 +296,7 @@ def noted(folder: Path) -> dict[str, Any]:
         return {}
     for key, (expected, fits) in NOTED.items():
         if not fits(state.get(key)):
-            found = repr(state[key]) if key in state else "nothing"
+            found = f"{state[key]!r:.60}" if key in state else "nothing"
             raise RunError(f"{path}: found {found} for {key}, expected {expected}; move the file away")
     return state
 
