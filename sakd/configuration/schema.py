@@ -97,6 +97,7 @@ class Pretraining(TypedDict):
 
     name: Name
     loss: NotRequired[Node | None]  # its own; else it is the one of the distiller's that ``name`` names
+    distiller: NotRequired[Name]  # in a sum: whose it is
     seed: Seed
     epochs: Epochs
     batch_size: BatchSize
