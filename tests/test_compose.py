@@ -108,6 +108,8 @@ def test_a_mistake_in_one_is_told_as_launch_py_tells_it():
         compose.compose_one(["epohcs=3"])
     with pytest.raises(ConfigError, match=r"^epochs: found 0, expected"):
         compose.compose_one(["epochs=0"])
+    with pytest.raises(ConfigError, match=r"^optimizer: found nothing, a run needs it$"):
+        compose.compose_one(["~optimizer"])
 
 
 def test_lines_of_different_keys_do_not_take_each_others_values():

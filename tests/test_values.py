@@ -256,6 +256,21 @@ MISTAKES = [
     ("distiller=kd", {"distiller.temperature": 2.0}, "no such key"),
     ("tracking=mlflow", {"tracking.tags": {"group": "a"}}, "no such key; expected one of name, uri, exp"),
     ("tracking=mlflow", {"tracking.uri": "ftp://x/y"}, "found 'ftp://x/y', expected a store such as"),
+    *(
+        ("tracking=mlflow", {"tracking.uri": uri}, f"found '{re.escape(uri)}', expected {place}")
+        for place, uris in {
+            "a file, as sqlite": ("sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///?x=1"),
+            "a server, as http": ("http://", "https:///x", "http://a b", "http://host:99999", "http://a:b"),
+        }.items()
+        for uri in uris
+    ),
+    (
+        "dataset=digits",
+        {"dataset.mean": [125.3]},
+        r"found \[125\.3\], expected a list of numbers from 0 to 1",
+    ),
+    ("dataset=digits", {"dataset.std": [63]}, r"found \[63\], expected a list of numbers from 1e-06 to 1"),
+    ("dataset=digits", {"dataset.std": [1e-300]}, "found .*, expected a list of numbers from 1e-06 to 1"),
     ("dataset=digits", {"student._target_": 3}, "found 3, expected the import path"),
     ("dataset=digits", {"student._target_": ["a"]}, r"found \['a'\], expected the import path"),
     ("dataset=digits", {"student._target_": "sakd.networks"}, "found sakd.networks, a module"),
@@ -294,6 +309,9 @@ def test_a_mistake_is_told_by_its_key(option, changes, message):
         ("dataset=image_folder", {"dataset.augmentation.flip": {"_target_": "torch.nn.Identity"}}),
         ("tracking=mlflow", {"tracking.uri": "postgresql+psycopg2://somebody@host/runs"}),
         ("tracking=mlflow", {"tracking.uri": "databricks"}),
+        ("tracking=mlflow", {"tracking.uri": "sqlite:////data/mlflow.db"}),
+        ("tracking=mlflow", {"tracking.uri": "https://[::1]:65535/mlflow?x=1"}),
+        ("dataset=digits", {"dataset.mean": [0], "dataset.std": [1]}),
     ],
     ids=lambda part: str(part)[:60],
 )
