@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from sakd.configuration import Config, short_names
 from sakd.errors import RunError
 from sakd.files import parse_json, read_json, read_whole
 
@@ -30,6 +33,24 @@ def read_result(folder: Path) -> dict[str, Any] | None:
             if result.get("pretraining") is not None:
                 _require(result, f"pretraining.{key}", fits, expected, path)
     return result
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a run's folder. Raises RunError if it is damaged or foreign."""
+    path = folder / "config.yaml"
+    way_out = "bring it back, or move the folder away"
+    try:
+        config = yaml.safe_load(path.read_text())
+        short_names(config), config["epochs"]
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}; {way_out}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{path}: found no valid YAML ({' '.join(str(error).split()):.160}); {way_out}"
+        ) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: is not a run's configuration ({error!r}); {way_out}") from error
+    return config
 
 
 def read_metrics(folder: Path, epochs: int | None = None) -> list[Metrics]:

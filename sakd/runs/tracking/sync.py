@@ -16,13 +16,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sakd.configuration import Config, parameters, short_names, teacher_of, tracked_apart
 from sakd.errors import RunError
 from sakd.files import explained, read_json, write_whole
 from sakd.runs.run import Run
-from sakd.runs.stored import Metrics, read_metrics, read_result
+from sakd.runs.stored import Metrics, read_config, read_metrics, read_result
 from sakd.runs.tracking.store import ENDS, GOING_ON, Store, absolute, is_refusal, reason, sqlite_path
 from sakd.runs.tracking.waiting import holding
 
@@ -72,7 +70,7 @@ def _send(folder: Path, status: str | None = None) -> int:
         raise RunError(f"{folder / 'mlflow.json'}: found no file, expected what MLflow is to have of the run")
     finished = (folder / "result.json").exists()
     status = "FINISHED" if finished else status or state["status"]
-    config, lines, tags = _config(folder), _metrics(folder), _checksums(read_result(folder))
+    config, lines, tags = read_config(folder), _metrics(folder), _checksums(read_result(folder))
     if finished and len(lines) != config["epochs"]:
         raise RunError(
             f"{folder / 'metrics.jsonl'}: found {len(lines)} whole lines, expected {config['epochs']}, one "
@@ -157,22 +155,6 @@ def _traceback(path: Path) -> str:
         return ""
     _, head, rest = path.read_text(errors="replace").rpartition("Traceback (most recent call last)")
     return f"```\n{head}{rest}"[:TRACEBACK] + "\n```" if head else ""
-
-
-def _config(folder: Path) -> Config:
-    """The run's configuration. Raises RunError if it is damaged or foreign."""
-    path = folder / "config.yaml"
-    way_out = "bring it back, or move the folder away"
-    try:
-        config = yaml.safe_load(path.read_text())
-        short_names(config), config["epochs"]
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}; {way_out}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: found no valid YAML ({reason(error)}); {way_out}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: is not a run's configuration ({error!r}); {way_out}") from error
-    return config
 
 
 def _metrics(folder: Path) -> list[Metrics]:
