@@ -15,12 +15,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from yaml import YAMLError
 
 from sakd.configuration import without_effect
 from sakd.configuration.arguments import CONF, refuse_merged, understood, warn_of_two_values
-from sakd.configuration.compose import explain, register_resolvers, resolve
+from sakd.configuration.compose import explain, launcher_node, register_resolvers, resolve
 from sakd.configuration.fits import check_node
 from sakd.credentials import hidden, remember_typed
 from sakd.errors import ConfigError, SakdError, in_one_line
@@ -72,7 +72,7 @@ def _check_mode(hydra_config: DictConfig) -> None:
     if hydra_config.mode == RunMode.RUN and (sweep is not None or launcher != "basic"):
         found = f"hydra/launcher: found {launcher}" if sweep is None else f"sweeps: found {sweep}"
         raise ConfigError(f"{found} for one run, expected -m before it, for a sweep's cells")
-    check_node(OmegaConf.to_container(hydra_config.launcher), "hydra.launcher")
+    check_node(launcher_node(hydra_config), "hydra.launcher", leave=())
 
 
 def run() -> None:

@@ -8,13 +8,12 @@ import io
 from pathlib import Path
 
 import torch
-import yaml
 
 from sakd.configuration import build
 from sakd.errors import CheckpointError, RunError
 from sakd.files import write_whole
 from sakd.networks.checkpoints import load_weights, parse_weights, shared_weights
-from sakd.runs import read_result
+from sakd.runs import read_config, read_result
 
 
 def export_checkpoint(run: Path, output: Path) -> None:
@@ -33,7 +32,7 @@ def export_checkpoint(run: Path, output: Path) -> None:
             f"{run}: found no result.json, expected a finished run; the command that started it also "
             "finishes it"
         )
-    config = yaml.safe_load((run / "config.yaml").read_bytes())
+    config = read_config(run)
     if "pretrains" in config["distiller"]:
         raise RunError(
             f"{run}: found a pretraining ({config['distiller']['name']}), expected the run of a student "

@@ -18,6 +18,7 @@ Positive = Annotated[float, Gt(0), Le(1e9)]
 Factor = Annotated[float, Gt(0), Le(64)]  # of widths
 Share = Annotated[float, Ge(0), Le(1)]
 BelowOne = Annotated[float, Ge(0), Lt(1)]
+Deviation = Annotated[float, Ge(1e-6), Le(1)]  # of pixels in [0, 1]
 Percent = Annotated[float, Ge(0), Le(100), doc("percent, from 0 to 100")]
 
 Natural = Annotated[int, Ge(0), Le(2**31 - 1)]

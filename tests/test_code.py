@@ -147,7 +147,8 @@ def test_outside_of_git_the_package_is_copied_and_no_commit_told(tmp_path):
 
 
 def test_new_files_are_code_in_the_projects_folders_and_in_plug_ins_that_are_named_alone(small, tmp_path):
-    for path in ("sakd/new.py", "conf/distiller/new.yaml", "their_kd/loss.py", "their_kd/conf/new.yaml"):
+    theirs = {"their_kd/loss.py", "their_kd/conf/new.yaml", "their_loss.py"}
+    for path in ("sakd/new.py", "conf/distiller/new.yaml", *theirs):
         (small / path).parent.mkdir(parents=True, exist_ok=True)
         (small / path).write_text(f"{path}\n")
     for path in ("build/lib/sakd/old.py", "notebook.py", "others/x.py", ".venv/lib/torch/x.py", "sakd/x.bin"):
@@ -155,9 +156,11 @@ def test_new_files_are_code_in_the_projects_folders_and_in_plug_ins_that_are_nam
         (small / path).write_text("no code of ours\n")
     before = contents(code.snapshot(tmp_path, small))
     assert {path for path in before if "new" in path} == {"sakd/new.py", "conf/distiller/new.yaml"}
-    copy = code.snapshot(tmp_path, small, packages={"their_kd.loss.Theirs", "torch.optim.SGD"})
-    assert contents(copy).keys() - before.keys() == {"their_kd/loss.py", "their_kd/conf/new.yaml"}
-    assert "+++ b/their_kd/loss.py\n" in (copy / "snapshot.diff").read_text()
+    named = {"their_kd.loss.Theirs", "their_loss.Loss", "torch.optim.SGD"}
+    copy = code.snapshot(tmp_path, small, packages=named)
+    assert contents(copy).keys() - before.keys() == theirs
+    for path in ("their_kd/loss.py", "their_loss.py"):
+        assert f"+++ b/{path}\n" in (copy / "snapshot.diff").read_text()
 
 
 @pytest.mark.parametrize("text", ["", "one line", "one line\n", "a\n\nc\r\n", "a\x0cb\nc"])

@@ -108,6 +108,8 @@ def test_a_mistake_in_one_is_told_as_launch_py_tells_it():
         compose.compose_one(["epohcs=3"])
     with pytest.raises(ConfigError, match=r"^epochs: found 0, expected"):
         compose.compose_one(["epochs=0"])
+    with pytest.raises(ConfigError, match=r"^optimizer: found nothing, a run needs it$"):
+        compose.compose_one(["~optimizer"])
 
 
 def test_lines_of_different_keys_do_not_take_each_others_values():
@@ -363,3 +365,34 @@ def test_a_teacher_among_the_cells_is_trained_once():
 def test_cells_in_several_folders_are_refused():
     with pytest.raises(ConfigError, match="runs: found runs0, runs1, expected one folder"):
         planned("runs=runs${seed}", "seed=0,1")
+
+
+def test_a_group_may_be_swept_over_all_that_fit_a_pattern():
+    """As in any of Hydra's programs."""
+    chosen = [config["distiller"]["name"] for _, config in cells_of("distiller=glob(f*)", "spot_mode=fixed")]
+    assert chosen == ["fitnet", "fsp", "fsp_init", "ft"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("seed=range(0,0)", r"seed: found range\(0,0\), which is no value at all"),
+        ("student.name=glob(*)", r"student\.name: found glob\(\*\), which is no value at all"),
+        ("distiller=glob(z*)", r"distiller: found glob\(z\*\), which is no value at all"),
+        (
+            "hydra.sweeper.params=3",
+            r"hydra\.sweeper\.params: found 3, expected keys and values to sweep over",
+        ),
+        ("hydra.launcher=null", r"hydra\.launcher: found None, expected keys and values"),
+        ("=3", "=3: found no key, expected key=value"),
+        ("+@x=3", r"\+@x=3: found no key, expected key=value"),
+    ],
+)
+def test_what_can_be_no_sweep_is_told_by_its_key(line, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        cells_of(line)
+
+
+def test_a_launch_without_a_launcher_is_refused_by_its_key(launch, tmp_path):
+    assert "error: hydra.launcher: found None" in launch("-m", "hydra.launcher=null", expect=1).stderr
+    assert files(tmp_path) == []

@@ -92,7 +92,7 @@ def test_a_finished_run_brings_what_it_needed_first_and_then_asks_nobody(store, 
     config = tracked(tmp_path, store, "distiller=ft")
     first = [finished(Run(each)) for each in prerequisites(config)]
     assert len(first) == 2
-    run = finished(Run(config), pretraining={"run": first[1].name, "sha256": "d"})
+    run = finished(Run(config), pretraining={"run": first[1].name, "sha256": "d" * 64})
     Delivery().catch_up(run)
     experiments = (tmp_path.name, f"{tmp_path.name}-teachers", f"{tmp_path.name}-pretraining")
     for experiment, each in zip(experiments, (run, *first), strict=True):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sakd.configuration import build, check
-from sakd.errors import CheckpointError, DataError, SakdError
+from sakd.errors import CheckpointError, DataError, RunError, SakdError
 from sakd.networks import resnet8, vgg8
 from sakd.runs.job import execute
 from tests.conftest import ROOT, TINY, compose_config, last_of_each
@@ -190,6 +190,13 @@ def test_runs_where_no_folder_can_be_is_named(launch, tmp_path):
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder where nobody can write")
 def test_a_read_only_folder_is_named(launch, tmp_path):
     assert "cannot write /proc/self/" in launch(*UNTRACKED, "runs=/proc/self", expect=1).stderr
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder where nobody can write")
+def test_a_read_only_folder_is_found_before_any_data_is_read(tiny, monkeypatch):
+    monkeypatch.setattr(build, "dataset", lambda config: pytest.fail("data was read"))
+    with pytest.raises(RunError, match=r"^runs=/proc/self: cannot write /proc/self/"):
+        execute(tiny("distiller=fitnet") | {"runs": "/proc/self"})
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_same_command_goes_on(launch, tmp_path):

@@ -417,5 +417,11 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_written(finished, tmp_p
     assert_refused(export(folder), tmp_path, f"{finished.weights}: expected checksum")
     finished.weights.unlink()
     assert_refused(export(folder), tmp_path, f"{finished.weights}: no such file")
+    for content, told in {
+        "a: [": "found no valid YAML",
+        "student: 3": "is not a run's configuration",
+    }.items():
+        (folder / "config.yaml").write_text(content)
+        assert_refused(export(folder), tmp_path, f"{folder / 'config.yaml'}: {told}")
     (folder / "result.json").unlink()
     assert_refused(export(folder), tmp_path, f"{folder}: found no result.json, expected a finished run")

@@ -176,6 +176,8 @@ def without_checksum(content: dict) -> dict:
         ("student_sha256", ..., "found no student_sha256, expected a checksum"),
         ("code", None, "found no code.commit, expected a commit"),
         ("run", ..., "found no run, expected a name"),
+        ("pretraining", True, "found no pretraining.run, expected a name"),
+        ("epochs", 10**400, "found 1000.* for epochs, expected the number of an epoch"),
         ("run", "another", "found the result of 'another', expected this run's"),
     ],
 )
@@ -204,6 +206,7 @@ def test_a_result_without_a_checksum_is_held_to_types_and_ranges(key, value, tol
         ("time", ..., "found no time, expected the measurements of an epoch"),
         ("test/accuracy", 1000.0, "found 1000.0 for test/accuracy, expected an accuracy of 0 to 100 %"),
         ("loss/task", None, "found None for loss/task, expected a number"),
+        ("loss/task", 10**400, "found 1000.* for loss/task, expected a number"),
     ],
 )
 def test_metrics_without_checksums_are_held_to_types_and_ranges(key, value, told, finished, tmp_path):

@@ -40,8 +40,10 @@ BAD = {  # by kind
     "list of numbers": [0.5, -1],
     "keys": {"zzz": 1},
     "null": None,
-    "added": 1,  # beside the key, under a name that nobody takes
+    "added": 1,  # inside the key, under a name that nobody takes
+    "named": "zzz",  # inside the key, as its name, which networks have
 }
+INSIDE = {"added": "zzz", "named": "name"}
 LEGITIMATE = (  # kinds and keys that pass the checks, and why
     ("null", r"(.*\.)?schedule", "the learning rate stays"),
     ("null", r"threads|teacher\.checkpoint|dataset\.(train|test)_samples|hydra\.launcher\..*", "a default"),
@@ -134,8 +136,8 @@ def own_keys(option: str) -> Iterator[tuple[str, object]]:
 def is_bad(kind: str, good: object, key: str) -> bool:
     """Tell whether a kind is none that a key with such a value takes."""
     bad = BAD[kind]
-    if kind == "added":
-        return isinstance(good, DictConfig)
+    if kind in INSIDE:
+        return isinstance(good, DictConfig) and INSIDE[kind] not in good
     if isinstance(good, bool) or good is None:
         return type(bad) is not type(good)
     if isinstance(good, (int, float)):
@@ -152,7 +154,7 @@ def is_legitimate(kind: str, key: str) -> bool:
 def cases(options: tuple[str, ...]) -> list[tuple[str, str, str]]:
     """Option, key and kind."""
     return [
-        (option, f"{key}.zzz" if kind == "added" else key, kind)
+        (option, f"{key}.{INSIDE[kind]}" if kind in INSIDE else key, kind)
         for option in options
         for key, good in own_keys(option)
         for kind in BAD
@@ -200,7 +202,7 @@ def launchers_cases() -> Iterator[tuple[dict[str, object], str, str]]:
         yield keys, "hydra.launcher.zzz", "added"
         for key, good in keys.items():
             name = f"hydra.launcher.{key}"
-            yield from ((keys, name, kind) for kind in BAD if kind != "added" and is_bad(kind, good, name))
+            yield from ((keys, name, kind) for kind in BAD if kind not in INSIDE and is_bad(kind, good, name))
 
 
 def told_by_launcher(keys: dict[str, object]) -> str:
@@ -245,6 +247,7 @@ MISTAKES = [
     ("dataset=digits", {"schedule.gamma": None}, "found None, expected a number of at least 0"),
     ("training=StepLR", {"schedule.step_size": 0}, "found 0, expected a whole number of at least 1"),
     ("spot_mode=adaptive", {"spot_mode.optimizer.lr": True}, "found True"),
+    ("spot_mode=fixed", {"spot_mode.optimizer": {"_target_": "torch.optim.SGD"}}, "no such key; .*Fixed "),
     ("dataset=digits", {"student.in_channels": True}, "found True, expected a whole number"),
     ("dataset=digits", {"teacher.training.label_smoothing": 0.1}, "no such key; expected one of seed"),
     ("dataset=digits", {"teacher.training.optimizer.momentum": "high"}, "found 'high'"),
@@ -253,6 +256,21 @@ MISTAKES = [
     ("distiller=kd", {"distiller.temperature": 2.0}, "no such key"),
     ("tracking=mlflow", {"tracking.tags": {"group": "a"}}, "no such key; expected one of name, uri, exp"),
     ("tracking=mlflow", {"tracking.uri": "ftp://x/y"}, "found 'ftp://x/y', expected a store such as"),
+    *(
+        ("tracking=mlflow", {"tracking.uri": uri}, f"found '{re.escape(uri)}', expected {place}")
+        for place, uris in {
+            "a file, as sqlite": ("sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///?x=1"),
+            "a server, as http": ("http://", "https:///x", "http://a b", "http://host:99999", "http://a:b"),
+        }.items()
+        for uri in uris
+    ),
+    (
+        "dataset=digits",
+        {"dataset.mean": [125.3]},
+        r"found \[125\.3\], expected a list of numbers from 0 to 1",
+    ),
+    ("dataset=digits", {"dataset.std": [63]}, r"found \[63\], expected a list of numbers from 1e-06 to 1"),
+    ("dataset=digits", {"dataset.std": [1e-300]}, "found .*, expected a list of numbers from 1e-06 to 1"),
     ("dataset=digits", {"student._target_": 3}, "found 3, expected the import path"),
     ("dataset=digits", {"student._target_": ["a"]}, r"found \['a'\], expected the import path"),
     ("dataset=digits", {"student._target_": "sakd.networks"}, "found sakd.networks, a module"),
@@ -291,6 +309,9 @@ def test_a_mistake_is_told_by_its_key(option, changes, message):
         ("dataset=image_folder", {"dataset.augmentation.flip": {"_target_": "torch.nn.Identity"}}),
         ("tracking=mlflow", {"tracking.uri": "postgresql+psycopg2://somebody@host/runs"}),
         ("tracking=mlflow", {"tracking.uri": "databricks"}),
+        ("tracking=mlflow", {"tracking.uri": "sqlite:////data/mlflow.db"}),
+        ("tracking=mlflow", {"tracking.uri": "https://[::1]:65535/mlflow?x=1"}),
+        ("dataset=digits", {"dataset.mean": [0], "dataset.std": [1]}),
     ],
     ids=lambda part: str(part)[:60],
 )

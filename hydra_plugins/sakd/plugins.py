@@ -20,12 +20,14 @@ class Sweeper(BasicSweeper):
         super().__init__(None, params)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from sakd.configuration.compose import launcher_node
         from sakd.configuration.fits import check_node
         from sakd.sweeps.launchers import is_launcher
 
         self.config, self.launcher = config, None
-        if not is_launcher(config.hydra.launcher._target_):
-            check_node(OmegaConf.to_container(config.hydra.launcher), "hydra.launcher")
+        launcher = launcher_node(config.hydra)
+        if not is_launcher(launcher.get("_target_")):
+            check_node(launcher, "hydra.launcher", leave=())
             super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:

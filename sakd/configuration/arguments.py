@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType
 from hydra.errors import HydraException
 
 from sakd.configuration import sums
@@ -34,8 +34,11 @@ def understood(arguments: Sequence[str], multirun: bool = False) -> list[str]:
     ``multirun`` what is set within a group counts for the cells alone: Hydra would look for it in the
     default's file, too.
 
-    Raises ConfigError for a group that is chosen by anything but a name.
+    Raises ConfigError for a group that is chosen by anything but a name, and for a value without a key.
     """
+    for argument in arguments:
+        if re.match(r"[+~]*[@=]", argument):
+            raise ConfigError(f"{argument}: found no key, expected key=value")
     arguments = [_with_names(_with_home(argument)) for argument in arguments]
     return [_for_the_cells(argument) for argument in arguments] if multirun else arguments
 
@@ -86,10 +89,12 @@ def _with_names(argument: str) -> str:
     if not group or not (CONF / group).is_dir():
         return argument
     override = _parsed(argument)
-    if override is None or override.is_range_sweep() or override.is_interval_sweep():
+    if override is None:
         return argument
     value = override.value()
-    values = value.list if override.is_choice_sweep() else [value]
+    if override.is_sweep_override() and not isinstance(value, ChoiceSweep):
+        return argument  # a range, or glob(*): Hydra knows what is in it
+    values = value.list if isinstance(value, ChoiceSweep) else [value]
     chosen = [getattr(each, "text", each) for each in values]
     names = [_name(group, each) for each in chosen]
     return argument if names == chosen else f"{start[1]}={','.join(names)}"
@@ -121,7 +126,8 @@ def _is_sweep(argument: str) -> bool:
     override = _parsed(argument)
     if override is None or not override.is_sweep_override():
         return False
-    return not override.is_choice_sweep() or len(override.value().list) > 1
+    value = override.value()
+    return not isinstance(value, ChoiceSweep) or len(value.list) > 1
 
 
 def refuse_merged(chosen: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from annotated_types import Ge, Le, MaxLen, MinLen
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from sakd.configuration.fits import check_node, target_of
+from sakd.configuration.fits import NAMED, check_node, target_of
 from sakd.configuration.prerequisites import TEACHER_KEYS, Config, needs_teacher
 from sakd.data import PROMISES, PROMISES_IN_MEMORY, Dataset, assemble, check_promises, check_reader
 from sakd.distillers import Distiller
@@ -37,18 +37,23 @@ from sakd.spots import SpotMode
 from sakd.streams import initialising
 from sakd.training import Execution, Pretraining, Teacher, Trainer, spots_of
 
+# What nodes have beside their constructors' keys.
+OF_TEACHERS = (*NAMED, *TEACHER_KEYS)
+OF_SPOT_MODES = (*NAMED, "optimizer")
 
-def make(node: Config, key: str, *arguments: object, leave: tuple[str, ...] = (), kind: type = object) -> Any:
-    """Call ``node``'s ``_target_`` with ``arguments`` and its keys.
 
-    Left out are ``name`` and the keys to ``leave``. Nodes with a ``_target_`` among their values are built
-    first; lists and dictionaries are copies.
+def make(
+    node: Config, key: str, *arguments: object, leave: tuple[str, ...] = NAMED, kind: type = object
+) -> Any:
+    """Call ``node``'s ``_target_`` with ``arguments`` and its keys, but for those to ``leave``.
+
+    Nodes with a ``_target_`` among their values are built first; lists and dictionaries are copies.
 
     Raises ConfigError naming ``key`` if there is no such target, it does not take the keys or their values,
     or what it makes is not of the ``kind``.
     """
     check_node(node, key, len(arguments), leave)
-    made = _called(node, key, arguments, ("name", *leave))
+    made = _called(node, key, arguments, leave)
     if not isinstance(made, kind):
         raise ConfigError(
             f"{key}._target_: found {node['_target_']}, which makes a {type(made).__name__}, expected a "
@@ -128,15 +133,16 @@ def parts(config: Config, teacher: StagedNet | None = None) -> Parts:
         return Parts(student, None, {}, None)
     if teacher is None:
         with initialising(seed, "teacher"):
-            teacher = make(config["teacher"], "teacher", leave=TEACHER_KEYS, kind=StagedNet)
+            teacher = make(config["teacher"], "teacher", leave=OF_TEACHERS, kind=StagedNet)
     distillers = {}
     for name, node in config["distiller"]["losses"].items():
         with initialising(seed, f"distiller/{name}"):
-            distillers[name] = make(node, f"distiller.losses.{name}", student, teacher, kind=Distiller)
+            key = f"distiller.losses.{name}"
+            distillers[name] = make(node, key, student, teacher, leave=(), kind=Distiller)
     with initialising(seed, "spot_mode"):
         spots = spots_of(student, teacher, distillers.values())
         spot_mode = make(
-            config["spot_mode"], "spot_mode", spots, student, teacher, leave=("optimizer",), kind=SpotMode
+            config["spot_mode"], "spot_mode", spots, student, teacher, leave=OF_SPOT_MODES, kind=SpotMode
         )
     return Parts(student, teacher, distillers, spot_mode, _pretraining(config, student, teacher, distillers))
 
@@ -147,7 +153,7 @@ def _pretraining(
     node = config["distiller"].get("pretraining")
     if node is None or node.get("loss") is None:
         return None if node is None else distillers[node["name"]]
-    return make(node["loss"], "distiller.pretraining.loss", student, teacher, kind=Distiller)
+    return make(node["loss"], "distiller.pretraining.loss", student, teacher, leave=(), kind=Distiller)
 
 
 def shared_stages(student: Config, teacher: Config, loss: Config, key: str) -> list[str] | None:
@@ -157,7 +163,7 @@ def shared_stages(student: Config, teacher: Config, loss: Config, key: str) -> l
     """
     with initialising(0, "shared_stages"):
         networks = make(student, "student", kind=StagedNet), make(teacher, "teacher", kind=StagedNet)
-        built = make(loss, key, *networks, kind=Distiller)
+        built = make(loss, key, *networks, leave=(), kind=Distiller)
     return [spot.teacher for spot in built.spots] if built.pretraining_shared else None
 
 
@@ -182,10 +188,10 @@ def trainer(
         teacher = Teacher(built.teacher, device=device, execution=execution(config))
     policy, schedule = config["spot_mode"].get("optimizer"), config["schedule"]
     keys = {
-        "optimizer": partial(make, config["optimizer"], f"{within}optimizer", kind=Optimizer),
+        "optimizer": partial(make, config["optimizer"], f"{within}optimizer", leave=(), kind=Optimizer),
         "schedule": None
         if schedule is None
-        else partial(make, schedule, f"{within}schedule", kind=LRScheduler),
+        else partial(make, schedule, f"{within}schedule", leave=(), kind=LRScheduler),
         "seed": config["seed"],
         "device": device,
         "execution": execution(config),
@@ -195,7 +201,7 @@ def trainer(
         return Pretraining(built.student, teacher, pretrains, built.distillers[pretrains], **keys)
     policy_optimizer = None
     if policy is not None:
-        policy_optimizer = partial(make, policy, "spot_mode.optimizer", kind=Optimizer)
+        policy_optimizer = partial(make, policy, "spot_mode.optimizer", leave=(), kind=Optimizer)
     return Trainer(
         built.student,
         teacher,
@@ -255,15 +261,16 @@ def check_parts(config: Config) -> None:
     Networks are not built, and no data is read. Each node is looked at once, however many cells of a sweep
     have it.
     """
-    _check_once(json.dumps(config["student"]), "student", 0, ())
-    _check_once(json.dumps(config["teacher"]), "teacher", 0, TEACHER_KEYS)
+    _check_once(json.dumps(config["student"]), "student", 0, NAMED)
+    _check_once(json.dumps(config["teacher"]), "teacher", 0, OF_TEACHERS)
     losses = {f"distiller.losses.{name}": node for name, node in config["distiller"]["losses"].items()}
     pretraining = config["distiller"].get("pretraining")
     if pretraining is not None and pretraining.get("loss") is not None:
         losses["distiller.pretraining.loss"] = pretraining["loss"]
     for key, node in losses.items():
         _check_once(json.dumps(node), key, 2, ())
-    _check_once(json.dumps(config["spot_mode"]), "spot_mode", 3, ("optimizer",))
+    _check_once(json.dumps(config["spot_mode"]), "spot_mode", 3, OF_SPOT_MODES)
+    _check_policy(config["spot_mode"])
     _check_data(json.dumps(config["dataset"]))
     _try_training(json.dumps([config["optimizer"], config["schedule"]]), config["epochs"])
     policy = config["spot_mode"].get("optimizer")
@@ -279,14 +286,27 @@ def check_parts(config: Config) -> None:
 
 def check_networks(config: Config) -> None:
     """Raise ConfigError unless the networks can be built, which is tried once for each, without memory."""
-    _try_network(json.dumps(config["student"]), "student", ())
+    _try_network(json.dumps(config["student"]), "student", NAMED)
     if needs_teacher(config):
-        _try_network(json.dumps(config["teacher"]), "teacher", TEACHER_KEYS)
+        _try_network(json.dumps(config["teacher"]), "teacher", OF_TEACHERS)
 
 
 @lru_cache(maxsize=4096)
 def _check_once(node: str, key: str, positional: int, leave: tuple[str, ...]) -> None:
     check_node(json.loads(node), key, positional, leave)
+
+
+def _check_policy(spot_mode: Config) -> None:
+    """Raise ConfigError unless a spot mode that learns has an optimizer, and one that does not has none."""
+    learns = getattr(target_of(spot_mode, "spot_mode"), "learns", None)  # of a function it is not known
+    has = spot_mode.get("optimizer") is not None
+    if learns is True and not has:
+        raise ConfigError(f"spot_mode.optimizer: found nothing, {spot_mode['_target_']} learns and needs it")
+    if learns is False and has:
+        raise ConfigError(
+            f"spot_mode.optimizer: no such key; {spot_mode['_target_']} learns nothing (~spot_mode.optimizer "
+            "removes it)"
+        )
 
 
 @lru_cache(maxsize=4096)
@@ -308,16 +328,16 @@ def _try_training(nodes: str, epochs: int, key: str = "optimizer", schedule_key:
     leaves all bounds.
     """
     optimizer_node, schedule_node = json.loads(nodes)
-    check_node(optimizer_node, key, 1, ranges=TRAINING_RANGES)
+    check_node(optimizer_node, key, 1, (), TRAINING_RANGES)
     if schedule_node is not None:
-        check_node(schedule_node, schedule_key, 1, ranges=TRAINING_RANGES)
+        check_node(schedule_node, schedule_key, 1, (), TRAINING_RANGES)
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     weight.grad = torch.zeros(2, 2)
-    optimizer = make(optimizer_node, key, [weight], kind=Optimizer)
+    optimizer = make(optimizer_node, key, [weight], leave=(), kind=Optimizer)
     _check_steps_alone(optimizer, key)
     schedule = None
     if schedule_node is not None:
-        schedule = make(schedule_node, schedule_key, optimizer, kind=LRScheduler)
+        schedule = make(schedule_node, schedule_key, optimizer, leave=(), kind=LRScheduler)
         _check_steps_alone(schedule, schedule_key)
     for epoch in range(1, 1 + min(epochs, TRIED_EPOCHS)):
         _try_step(optimizer, optimizer_node, key)
@@ -378,7 +398,7 @@ def promises(config: Config) -> dict[str, Any]:
     own = {key: node[key] for key in promised}
     check_promises(**own)
     reader = _reader(node)
-    check_node(reader, "dataset", ranges=TRANSFORM_RANGES)
+    check_node(reader, "dataset", leave=(), ranges=TRANSFORM_RANGES)
     check_reader(target_of(node, "dataset"), own)
     for key in reads:  # transforms say themselves what they refuse
         _built(node[key], f"dataset.{key}")
@@ -391,7 +411,7 @@ def dataset(config: Config) -> Dataset:
     Raises ConfigError or DataError unless all promises are kept.
     """
     promised = promises(config)
-    train, test = make(_reader(config["dataset"]), "dataset")
+    train, test = make(_reader(config["dataset"]), "dataset", leave=())
     return assemble(train, test, **promised)
 
 

@@ -44,6 +44,16 @@ SCHEDULES = ("MultiStepLR", "StepLR", "CosineAnnealingLR", "ExponentialLR", "Lin
 STORES = (
     *("sqlite", "postgresql", "mysql", "mssql", "http", "https", "file", "databricks", "databricks-uc", "uc"),
 )
+# Where such stores can be, behind the beginning of a URI; what is a server's else is its driver's to say.
+PORT = r"(:(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5]))?"
+PLACES = (
+    (r"sqlite(\+\w+)?://", r"/(?!:memory:)[^?].*", "a file, as sqlite:///mlflow.db: nothing else stays"),
+    (
+        r"https?://",
+        rf"(.*@)?([^\s/:?#@\[\]]+|\[[\da-fA-F:.]+\]){PORT}([/?#]\S*)?",
+        "a server, as http://host:5000",
+    ),
+)
 
 
 def check_numbers(value_of: Callable[[str, Any], Any]) -> None:
@@ -63,7 +73,9 @@ def check_numbers(value_of: Callable[[str, Any], Any]) -> None:
 
 
 def _check_is_node(key: str, value: object) -> None:
-    if value is ABSENT or isinstance(value, Mapping):
+    if value is ABSENT:
+        raise ConfigError(f"{key}: found nothing, a run needs it")
+    if isinstance(value, Mapping):
         return
     hint = ""
     for group, module, classes in (
@@ -113,6 +125,9 @@ def _check_tracking(tracking: Config) -> None:
             f"tracking.uri: found {uri!r}, expected a store such as sqlite:///mlflow.db or http://host:5000 "
             f"(one of {', '.join(STORES)}; it comes from MLFLOW_TRACKING_URI where that is set)"
         )
+    for scheme, place, expected in PLACES:
+        if re.match(scheme, uri) and not re.fullmatch(scheme + place, uri):
+            raise ConfigError(f"tracking.uri: found {uri!r}, expected {expected}")
     names.check_name("tracking.experiment", tracking["experiment"])
 
 

@@ -214,20 +214,34 @@ def sweep_of(master: DictConfig, overrides: Sequence[str]) -> Sweep:
         # Cells may have been composed in other processes, and of a file's password these alone know.
         credentials.remember(OmegaConf.select(master, "tracking.uri") or "")
         try:
-            launcher = OmegaConf.to_container(master.hydra.launcher, resolve=True)
+            launcher = launcher_node(master.hydra, resolve=True)
         except OmegaConfBaseException as error:
             raise ConfigError(f"hydra.launcher: {str(error).splitlines()[0]}") from error
         return Sweep(cells, launcher, tuple(map(as_typed, overrides)))
 
 
+def launcher_node(hydra: DictConfig, resolve: bool = False) -> dict[str, object]:
+    """The keys and values of ``hydra.launcher``. Raises ConfigError where it has none."""
+    if not isinstance(hydra.launcher, DictConfig):
+        raise ConfigError(f"hydra.launcher: found {hydra.launcher!r}, expected keys and values")
+    return OmegaConf.to_container(hydra.launcher, resolve=resolve)
+
+
 def expand(params: Mapping[str, object], arguments: Sequence[str]) -> list[Overrides]:
     """Combinations of all that is swept by a sweep file's ``params`` and the command line's ``arguments``.
 
-    Where both have a key, the command line alone counts.
+    Where both have a key, the command line alone counts. Raises ConfigError for a key that is swept over
+    nothing.
     """
+    if not isinstance(params, Mapping):
+        raise ConfigError(f"hydra.sweeper.params: found {params!r}, expected keys and values to sweep over")
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     own = understood([f"{key}={value}" for key, value in params.items()])
     parsed = parser.parse_overrides([*own, *understood(arguments)])
+    for override in parsed:
+        if override.is_sweep_override() and not list(override.sweep_string_iterator()):
+            key, _, value = override.input_line.partition("=")
+            raise ConfigError(f"{key}: found {value}, which is no value at all, expected some to sweep over")
     (batch,) = BasicSweeper.split_arguments(parsed, None)
     return [tuple(line) for line in batch]
 

@@ -33,6 +33,7 @@ PLAIN = {float: "a number", int: "a whole number", bool: "true or false", str: "
 FAR = 1e6  # bounds beyond are told to those alone who come near
 LONGEST_SHOWN = 100  # characters of a value in a message
 WHOLE_BELOW = 2**63  # more does not fit into a tensor
+NAMED = ("name",)  # what a network's node has beside its constructor's keys
 
 
 class Built:
@@ -180,16 +181,15 @@ def check_node(
     node: object,
     key: str,
     positional: int = 0,
-    leave: Sequence[str] = (),
+    leave: Sequence[str] = NAMED,
     ranges: Mapping[str, Any] | None = None,
 ) -> None:
     """Raise ConfigError unless a node's ``_target_`` can be imported and takes its keys and their values.
 
-    Nodes among its values are checked, too. ``positional``: so many arguments stand before the keys. Left out
-    are ``name`` and the keys to ``leave``. ``ranges``: kinds by a parameter's name, for constructors that say
-    less.
+    Nodes among its values are checked, too. ``positional``: so many arguments stand before the keys. The keys
+    to ``leave`` are left out. ``ranges``: kinds by a parameter's name, for constructors that say less.
     """
-    _check_call(node, key, positional, ("name", *leave), ranges or {})
+    _check_call(node, key, positional, leave, ranges or {})
 
 
 def _check_call(

@@ -33,6 +33,7 @@ NOT_IDENTITY = {
     "dataset.ignore_others": "whether keys may be there that nobody asks for",
     "dataset.recipe": "other keys' defaults, which count where they are used",
     "distiller.reference": "the paper",
+    "distiller.pretraining.distiller": "whose pretraining a sum has; what it is counts",
     "teacher.checkpoint": "a weights file; its content counts",
     "teacher.min_accuracy": "what is refused; the teacher itself counts",
 }

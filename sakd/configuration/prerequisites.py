@@ -99,7 +99,7 @@ def _pretraining_run(config: Config) -> Config:
         "teacher": teacher,
         "dataset": config["dataset"],
         "distiller": {
-            "name": f"{distiller['name']}_pretraining",
+            "name": f"{pretraining.get('distiller', distiller['name'])}_pretraining",
             "losses": {name: loss},
             "pretrains": name,
         },

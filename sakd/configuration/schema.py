@@ -11,15 +11,16 @@ from sakd.ranges import (
     BatchSize,
     BelowOne,
     Count,
+    Deviation,
     Epochs,
     File,
-    Finite,
     Folder,
     Name,
     Percent,
     Positive,
     Rate,
     Seed,
+    Share,
     Text,
     Threads,
 )
@@ -51,8 +52,8 @@ class Data(TypedDict):
     classes: Classes
     channels: Channels
     image_size: Pixels
-    mean: Annotated[list[Finite], MinLen(1)]
-    std: Annotated[list[Positive], MinLen(1)]
+    mean: Annotated[list[Share], MinLen(1)]  # of pixels in [0, 1]
+    std: Annotated[list[Deviation], MinLen(1)]
     crop_padding: NotRequired[Annotated[int, Ge(0), Le(2**14)]]
     flip: NotRequired[bool]
     val_fraction: BelowOne
@@ -97,6 +98,7 @@ class Pretraining(TypedDict):
 
     name: Name
     loss: NotRequired[Node | None]  # its own; else it is the one of the distiller's that ``name`` names
+    distiller: NotRequired[Name]  # in a sum: whose it is
     seed: Seed
     epochs: Epochs
     batch_size: BatchSize

@@ -59,7 +59,11 @@ def sum_of(path: str, load: Load, options: Sequence[str]) -> Node:
             if loss in losses:
                 raise ConfigError(f"{whole}: found the loss {loss!r} twice, expected each once")
             losses[loss] = node
-    pretrainings = [part["pretraining"] for part in parts if part.get("pretraining") is not None]
+    pretrainings = [
+        {**node["pretraining"], "distiller": node["name"]}  # so that it is the run that it is alone
+        for node in parts
+        if node.get("pretraining") is not None
+    ]
     if len(pretrainings) > 1:
         raise ConfigError(f"{whole}: found {len(pretrainings)} with a pretraining, expected at most one")
     summed: Node = {
@@ -110,7 +114,8 @@ def _inlined(node: Node, name: str, bases: dict[str, Node], whole: str) -> Node:
                 f"{whole}: {name} changes {base}'s {', '.join(changed)}, so it cannot be summed"
             )
     keys = {key: value for key, value in node.items() if key not in ("losses", "pretraining")}
-    return {key: _with_keys(node[key], keys) for key in ("losses", "pretraining") if key in node}
+    own = {key: _with_keys(node[key], keys) for key in ("losses", "pretraining") if key in node}
+    return {"name": node["name"], **own}
 
 
 def _with_keys(value: Any, keys: Node) -> Any:

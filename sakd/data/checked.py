@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sakd.files import explained, write_whole
+from sakd.errors import RunError
+from sakd.files import explained, read_whole, write_whole
 
 PRINT = np.dtype("<u8")  # a fingerprint of a file
 NO_FILE = 0  # the fingerprint of what is not there
@@ -45,7 +46,7 @@ def remember(prints: np.ndarray, memory: Path) -> None:
 def _read(memory: Path) -> np.ndarray:
     """All fingerprints in a file; a damaged one, or none that can be read, only knows fewer files."""
     try:
-        content = memory.read_bytes()
-    except OSError:
+        content = read_whole(memory) or b""
+    except RunError:
         content = b""
     return np.frombuffer(content[: len(content) // PRINT.itemsize * PRINT.itemsize], dtype=PRINT)

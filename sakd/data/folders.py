@@ -30,9 +30,9 @@ def images_of(folder: Path, names: list[str]) -> tuple[list[str], Tensor, Counte
     """Paths of the images in the folder of each class, at any depth; their labels; what was left out.
 
     Labels: int64 [N], places in ``names``. What is left out is counted by why it is: by its ending, hidden
-    (the name begins with a dot), a link to what was counted before, or to a folder around it, or in no
-    class's folder. Links are followed; a file counts once in a class. The order is that of torchvision's
-    ImageFolder.
+    (the name begins with a dot), a link to what was counted before, or to a folder around it, a pipe or a
+    device, or in no class's folder. Links are followed; a file counts once in a class. The order is that of
+    torchvision's ImageFolder.
 
     Raises DataError unless ``folder`` has exactly those folders, with images in each.
     """
@@ -108,6 +108,8 @@ class _Class:
     def _take(self, entry: os.DirEntry, real: str) -> None:
         if real in self.seen:
             self.left_out["linked again"] += 1
+        elif _is_special(entry):
+            self.left_out["a pipe or device"] += 1
         else:
             self.seen.add(real)
             (self.folders if _is_folder(entry) else self.images).append(entry.path)
@@ -127,6 +129,11 @@ def _entries(folder: str | Path) -> list[os.DirEntry]:
 def _is_folder(entry: os.DirEntry) -> bool:
     """True for a folder and for a link to one; asking a link that leads to itself would raise."""
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _is_special(entry: os.DirEntry) -> bool:
+    """True for a pipe or a device, which may be waited for without end; a link to nothing is damaged."""
+    return not _is_folder(entry) and not os.path.isfile(entry.path) and os.path.exists(entry.path)
 
 
 def _is_hidden(name: str) -> bool:

@@ -22,9 +22,10 @@ from sakd.runs.copies import NOTE, checksum, name_of
 ROOT = Path(__file__).parent.parent.parent
 DIFF = "snapshot.diff"
 COPIES = ".code"  # the folder, in one of runs, that has the copies
-# Where new files belong to the code before git tracks them, and which; so they do in a plug-in's package.
+# Where new files belong to the code before git tracks them, and which; so do a plug-in's package or module.
 FOLDERS = ("sakd", "hydra_plugins", "conf", "sweeps")
-NEW = ("*.py", "*.yaml")
+MODULE = ".py"
+NEW = (f"*{MODULE}", "*.yaml")
 LARGEST = 4 << 20  # bytes; what is larger is no code
 
 
@@ -155,8 +156,10 @@ def _is_code(path: Path) -> bool:
 
 def _new(root: Path, packages: Collection[str]) -> list[str]:
     """New files of code that git neither tracks nor ignores."""
-    folders = [*FOLDERS, *_plug_ins(root, {*packages, *sys.modules})]
+    plug_ins = list(_plug_ins(root, {*packages, *sys.modules}))
+    folders = [*FOLDERS, *(path for path in plug_ins if not path.endswith(MODULE))]
     patterns = [f":(glob){folder}/**/{kind}" for folder in folders for kind in NEW]
+    patterns += [path for path in plug_ins if path.endswith(MODULE)]
     # Git enters no other folder: a virtual environment in the checkout has ten thousands of files.
     asked = ("ls-files", "-z", "--others", "--exclude-standard", "--", "launch.py", *patterns)
     listed = _git(root, *asked).split("\0")
@@ -164,14 +167,16 @@ def _new(root: Path, packages: Collection[str]) -> list[str]:
 
 
 def _plug_ins(root: Path, packages: Collection[str]) -> Iterator[str]:
-    """Those packages that are folders in ``root``, and none of the project's."""
+    """Relative paths of those packages that are folders or modules in ``root``, and none of the project's."""
     for name in sorted({package.partition(".")[0] for package in packages} - {*FOLDERS}):
-        folder, module = root / name, sys.modules.get(name)
-        if folder.is_dir() and (
-            module is None
-            or any(Path(place).resolve() == folder.resolve() for place in getattr(module, "__path__", ()))
-        ):
-            yield name
+        module = sys.modules.get(name)
+        places = (*getattr(module, "__path__", ()), getattr(module, "__file__", None) or "")
+        for path, is_there in ((name, Path.is_dir), (name + MODULE, Path.is_file)):
+            own = root / path
+            if is_there(own) and (
+                module is None or any(Path(place).resolve() == own.resolve() for place in places)
+            ):
+                yield path
 
 
 def _as_patch(root: Path, path: str) -> str:

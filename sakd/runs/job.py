@@ -170,6 +170,7 @@ class Together:
         runs = self._open(runs)
         if not runs:
             return []
+        runs[0].check_place()  # else it would be found once all images have been looked at
         dataset = self.dataset or _read_images(shared)
         if shared["batch_size"] > len(dataset.train):
             text = (

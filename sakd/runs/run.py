@@ -11,6 +11,7 @@ import io
 import json
 import re
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,6 +98,19 @@ class Run:
         """True while any process works in the run's folder."""
         return is_locked(self.folder / ".lock")
 
+    def check_place(self) -> None:
+        """Raise RunError unless the folder can be written, or made; nothing is left."""
+        place = self.folder.absolute()
+        there = next(folder for folder in (place, *place.parents) if folder.exists())
+        try:
+            with tempfile.TemporaryFile(dir=there):
+                pass
+        except OSError as error:
+            raise self._cannot_be_written(error) from error
+
+    def _cannot_be_written(self, error: OSError) -> RunError:
+        return RunError(f"runs={self.config['runs']}: cannot write {self.folder} ({error.strerror or error})")
+
     @contextmanager
     def locked(self, wait: bool = True) -> Iterator[None]:
         """Work in the run's folder, as the only process; the kernel lets go of the lock when that dies.
@@ -112,9 +126,7 @@ class Run:
         except Timeout:
             raise RunHeldError(f"{self.folder}: another process works on it") from None
         except OSError as error:
-            raise RunError(
-                f"runs={self.config['runs']}: cannot write {self.folder} ({error.strerror or error})"
-            ) from error
+            raise self._cannot_be_written(error) from error
         try:
             yield
         finally:

@@ -5,10 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from sakd.configuration import Config, short_names
 from sakd.errors import RunError
 from sakd.files import parse_json, read_json, read_whole
 
 Metrics = dict[str, float]
+
+WHOLE_BELOW = 2**63  # more is no number that was measured, and none of floating point perhaps
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -24,7 +29,28 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         for key, (fits, expected) in _TEACHER.items():
             if result["teacher"] is not None:
                 _require(result, f"teacher.{key}", fits, expected, path)
+        for key, (fits, expected) in _PRETRAINING.items():
+            if result.get("pretraining") is not None:
+                _require(result, f"pretraining.{key}", fits, expected, path)
     return result
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a run's folder. Raises RunError if it is damaged or foreign."""
+    path = folder / "config.yaml"
+    way_out = "bring it back, or move the folder away"
+    try:
+        config = yaml.safe_load(path.read_text())
+        short_names(config), config["epochs"]
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}; {way_out}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{path}: found no valid YAML ({' '.join(str(error).split()):.160}); {way_out}"
+        ) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: is not a run's configuration ({error!r}); {way_out}") from error
+    return config
 
 
 def read_metrics(folder: Path, epochs: int | None = None) -> list[Metrics]:
@@ -73,7 +99,9 @@ def _require(content: Mapping[str, Any], key: str, fits: Any, expected: str, pat
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, float) or abs(value) < WHOLE_BELOW
 
 
 def is_percent(value: object) -> bool:
@@ -117,4 +145,5 @@ _RESULT = {
     "epochs": _EPOCH,
     "code.commit": (lambda value: value is None or isinstance(value, str), "a commit"),
 }
+_PRETRAINING = {"run": _NAME, "sha256": _CHECKSUM}
 _TEACHER = {"name": _NAME, "accuracy": _PERCENT, "sha256": _CHECKSUM, "source": _NAME}

@@ -16,13 +16,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sakd.configuration import Config, parameters, short_names, teacher_of, tracked_apart
 from sakd.errors import RunError
 from sakd.files import explained, read_json, write_whole
 from sakd.runs.run import Run
-from sakd.runs.stored import Metrics, read_metrics, read_result
+from sakd.runs.stored import Metrics, read_config, read_metrics, read_result
 from sakd.runs.tracking.store import ENDS, GOING_ON, Store, absolute, is_refusal, reason, sqlite_path
 from sakd.runs.tracking.waiting import holding
 
@@ -72,7 +70,7 @@ def _send(folder: Path, status: str | None = None) -> int:
         raise RunError(f"{folder / 'mlflow.json'}: found no file, expected what MLflow is to have of the run")
     finished = (folder / "result.json").exists()
     status = "FINISHED" if finished else status or state["status"]
-    config, lines, tags = _config(folder), _metrics(folder), _checksums(read_result(folder))
+    config, lines, tags = read_config(folder), _metrics(folder), _checksums(read_result(folder))
     if finished and len(lines) != config["epochs"]:
         raise RunError(
             f"{folder / 'metrics.jsonl'}: found {len(lines)} whole lines, expected {config['epochs']}, one "
@@ -159,22 +157,6 @@ def _traceback(path: Path) -> str:
     return f"```\n{head}{rest}"[:TRACEBACK] + "\n```" if head else ""
 
 
-def _config(folder: Path) -> Config:
-    """The run's configuration. Raises RunError if it is damaged or foreign."""
-    path = folder / "config.yaml"
-    way_out = "bring it back, or move the folder away"
-    try:
-        config = yaml.safe_load(path.read_text())
-        short_names(config), config["epochs"]
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}; {way_out}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: found no valid YAML ({reason(error)}); {way_out}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: is not a run's configuration ({error!r}); {way_out}") from error
-    return config
-
-
 def _metrics(folder: Path) -> list[Metrics]:
     """The run's epochs, in order. Raises RunError if they are damaged or foreign."""
     path = folder / "metrics.jsonl"
@@ -210,7 +192,7 @@ def _family(run: Run) -> Iterator[tuple[Path, Config, bool]]:
     if teacher is not None:
         yield Run(teacher).folder, teacher["tracking"], True
     if run.config["distiller"].get("pretraining") is not None:
-        result = read_json(run.folder / "result.json") or {}
+        result = read_result(run.folder) or {}
         if result.get("pretraining"):
             name = result["pretraining"]["run"]
             yield run.folder.parent / name, tracked_apart(tracking, "pretraining"), True
@@ -279,7 +261,7 @@ NOTED = {
     "start_time": ("milliseconds since 1970", lambda value: type(value) is int and value >= 0),
     "uri": ("a store's URI", lambda value: isinstance(value, str) and value),
     "experiment": ("an experiment's name", lambda value: isinstance(value, str) and value),
-    "run_id": ("a run's id, or null", lambda value: value is None or isinstance(value, str)),
+    "run_id": ("a run's id, or null", lambda value: value is None or (isinstance(value, str) and value)),
     "status": (f"one of {', '.join((*GOING_ON, *ENDS))}", lambda value: value in (*GOING_ON, *ENDS)),
     "delivered": (f"one of {', '.join(ENDS)}, or null", lambda value: value in (None, *ENDS)),
 }
@@ -296,7 +278,7 @@ def noted(folder: Path) -> dict[str, Any]:
         return {}
     for key, (expected, fits) in NOTED.items():
         if not fits(state.get(key)):
-            found = repr(state[key]) if key in state else "nothing"
+            found = f"{state[key]!r:.60}" if key in state else "nothing"
             raise RunError(f"{path}: found {found} for {key}, expected {expected}; move the file away")
     return state
 
