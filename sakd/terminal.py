@@ -308,29 +308,25 @@ def show_result(
     ``see_it``: what shows more of it, if anything does. ``epochs``: the measurements of each, if they are
     still there. ``pictures``: the command that shows who was kept where, if that is known.
     """
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
     teacher, student = result["teacher"], result["student"]
-    if teacher is not None:
-        table.add_row("teacher", f"{teacher['name']}  {teacher['accuracy']:.2f} %")
-    table.add_row(
-        "student",
-        f"{student['name']}  {student['accuracy']:.2f} % last, {student['best_accuracy']:.2f} % best (epoch "
-        f"{student['best_epoch']})",
-    )
     shares = [_kept(epoch) for epoch in epochs] if result["kept"] else []
+    rows = []
+    if teacher is not None:
+        rows.append(("teacher", f"{teacher['name']}  {teacher['accuracy']:.2f} %"))
+    last, best = (f"{student[key]:.2f} %" for key in ("accuracy", "best_accuracy"))
+    rows.append(("student", f"{student['name']}  {last} last, {best} best (epoch {student['best_epoch']})"))
     for number, line in enumerate(_told(shares, result["kept"])):
-        table.add_row("" if number else "kept", line)
+        rows.append(("" if number else "kept", line))
     if shares and "loss/policy" in epochs[-1]:
-        table.add_row("look at", _most_changed(shares))
+        rows.append(("look at", _most_changed(shares)))
         if pictures is not None:
-            table.add_row("for whom", pictures)
-    table.add_row("seconds", f"{result['seconds']:.1f}")
-    table.add_row("folder", folder)
+            rows.append(("for whom", pictures))
+    rows += [("seconds", f"{result['seconds']:.1f}"), ("folder", folder)]
     if see_it is not None:
-        table.add_row("see it", see_it)
-    console.print(table, width=max(console.width, 160) if not console.is_terminal else None)
+        rows.append(("see it", see_it))
+    width = max(len(label) for label, _ in rows)
+    for label, text in rows:  # not as a Table, which would fold a command: it is to be copied
+        console.print(Text.assemble((label.ljust(width), "bold"), " " * GAP, text))
 
 
 def _kept(epoch: Mapping[str, float]) -> dict[str, float]:

@@ -317,8 +317,14 @@ def test_a_result_shows_what_was_kept_over_the_epochs_and_where_a_policy_changed
     last = {spot: kept[-1] for spot, kept in shares.items()}
     command = "sakd spots runs/x --output spots"
     show_result({**RESULT, "kept": last}, "runs/x", None, epochs_keeping(policy, **shares), command)
-    lines = [line.rstrip() for line in file.getvalue().splitlines()]
-    assert lines[2:-2] == expected
+    assert file.getvalue().splitlines()[2:-2] == expected
+
+
+def test_a_command_is_in_one_piece_however_narrow_the_terminal(shown):
+    file = shown(40)
+    command = f"sakd spots runs/{'x' * 200} --output spots"
+    show_result({**RESULT, "kept": {"logits": 0.5}}, "x", None, epochs_keeping(True, logits=[0.5]), command)
+    assert f"for whom  {command}" in file.getvalue().splitlines()
 
 
 def test_a_student_alone_has_nothing_kept_to_show(shown):
