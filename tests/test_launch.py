@@ -36,7 +36,7 @@ def test_the_configuration_is_shown_without_torch_in_under_three_seconds(launch,
 
 
 def test_the_resolved_configuration_can_be_shown(launch):
-    shown = launch("--cfg", "job", "--resolve").stdout
+    shown = launch("dataset=digits", "--cfg", "job", "--resolve").stdout
     assert "milestones:\n  - 12\n  - 15\n  - 18\n" in shown
 
 
