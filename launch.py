@@ -67,7 +67,7 @@ def main(cfg: DictConfig) -> None:
 def _pictures(run: Run) -> str | None:
     """The command that shows who was kept where, if the run has a record of it."""
     recorded = (run.folder / "spots.npz").exists()
-    return f"sakd spots {quote(str(run.folder))} --output spots" if recorded else None
+    return f"sakd spots {quote(str(run.folder))} --output pictures" if recorded else None
 
 
 def _check_mode(hydra_config: DictConfig) -> None:

@@ -284,7 +284,7 @@ FALLING, RISING = [0.9, 0.8, 0.7, 0.5, 0.3], [0.8, 1.0, 1.0, 1.0, 1.0]
                 "          stage2  70.0 %  logits 100.0 %  (epoch 3)",
                 "          stage2  30.0 %  logits 100.0 %  (epoch 5)",
                 "look at   stage2: distilled for 90.0 % of the images at first, 30.0 % in the end",
-                "for whom  sakd spots runs/x --output spots",
+                "for whom  sakd spots runs/x --output pictures",
             ],
         ),
         (
@@ -294,7 +294,7 @@ FALLING, RISING = [0.9, 0.8, 0.7, 0.5, 0.3], [0.8, 1.0, 1.0, 1.0, 1.0]
                 "kept      stage2  40.0 %  (epoch 1)",
                 "          stage2  20.0 %  (epoch 2)",
                 "look at   stage2: distilled for 40.0 % of the images at first, 20.0 % in the end",
-                "for whom  sakd spots runs/x --output spots",
+                "for whom  sakd spots runs/x --output pictures",
             ],
         ),
         (
@@ -315,14 +315,14 @@ def test_a_result_shows_what_was_kept_over_the_epochs_and_where_a_policy_changed
 ):
     file = shown()
     last = {spot: kept[-1] for spot, kept in shares.items()}
-    command = "sakd spots runs/x --output spots"
+    command = "sakd spots runs/x --output pictures"
     show_result({**RESULT, "kept": last}, "runs/x", None, epochs_keeping(policy, **shares), command)
     assert file.getvalue().splitlines()[2:-2] == expected
 
 
 def test_a_command_is_in_one_piece_however_narrow_the_terminal(shown):
     file = shown(40)
-    command = f"sakd spots runs/{'x' * 200} --output spots"
+    command = f"sakd spots runs/{'x' * 200} --output pictures"
     show_result({**RESULT, "kept": {"logits": 0.5}}, "x", None, epochs_keeping(True, logits=[0.5]), command)
     assert f"for whom  {command}" in file.getvalue().splitlines()
 
