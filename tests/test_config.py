@@ -332,6 +332,22 @@ def test_a_teacher_s_own_run_is_the_one_that_trains_it_alone():
     assert digest(prerequisites(config).teacher) == digest(alone)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "epochs"),
+    [
+        (("epochs=7",), 2),
+        (("dataset.recipe.teacher_epochs=3",), 3),
+        (("teacher.training.epochs=5",), 5),
+        (("dataset=digits", "epochs=7"), 7),
+    ],
+)
+def test_a_teacher_learns_as_long_as_its_student_unless_the_recipe_or_the_user_says_otherwise(
+    overrides, epochs
+):
+    config = compose_config(*overrides)
+    assert prerequisites(config).teacher["epochs"] == config["teacher"]["training"]["epochs"] == epochs
+
+
 def test_a_teacher_s_own_run_follows_its_own_recipe():
     config = compose_config(
         *BASE, "teacher.training.seed=3", "teacher.training.epochs=80", "teacher.training.optimizer.lr=0.1"
