@@ -9,6 +9,7 @@ The same command again resumes a run, or shows its result once it is finished.
 import logging
 import os
 import sys
+from shlex import quote
 from traceback import walk_tb
 
 import hydra
@@ -51,6 +52,7 @@ def main(cfg: DictConfig) -> None:
             else:
                 log.info("finished before")
                 Delivery().catch_up(run)
+        epochs = run.metrics()
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             # By a foreign launcher: Hydra tells of the first failure only, and only at the end.
@@ -59,7 +61,14 @@ def main(cfg: DictConfig) -> None:
             sys.exit(hidden(f"error: {error}"))  # here: what passes Hydra gets a line of Hydra's before it
         raise
     uri = config["tracking"].get("uri")
-    show_result(result, str(run.folder), None if uri is None else open_command(uri))
+    see_it = None if uri is None else open_command(uri)
+    show_result(result, str(run.folder), see_it, epochs, _pictures(run))
+
+
+def _pictures(run: Run) -> str | None:
+    """The command that shows who was kept where, if the run has a record of it."""
+    recorded = (run.folder / "spots.npz").exists()
+    return f"sakd spots {quote(str(run.folder))} --output pictures" if recorded else None
 
 
 def _check_mode(hydra_config: DictConfig) -> None:

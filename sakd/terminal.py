@@ -5,7 +5,7 @@ There is a line for each run that fits the terminal, or a line for each epoch wh
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Self
@@ -296,24 +296,65 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
-def show_result(result: dict[str, Any], folder: str, see_it: str | None) -> None:
-    """Print the table at the end of a run. ``see_it``: what shows more of it, if anything does."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+def show_result(
+    result: dict[str, Any],
+    folder: str,
+    see_it: str | None,
+    epochs: Sequence[Mapping[str, float]],
+    pictures: str | None,
+) -> None:
+    """Print the table at the end of a run.
+
+    ``see_it``: what shows more of it, if anything does. ``epochs``: the measurements of each, if they are
+    still there. ``pictures``: the command that shows who was kept where, if that is known.
+    """
     teacher, student = result["teacher"], result["student"]
+    shares = [_kept(epoch) for epoch in epochs] if result["kept"] else []
+    rows = []
     if teacher is not None:
-        table.add_row("teacher", f"{teacher['name']}  {teacher['accuracy']:.2f} %")
-    table.add_row(
-        "student",
-        f"{student['name']}  {student['accuracy']:.2f} % last, {student['best_accuracy']:.2f} % best (epoch "
-        f"{student['best_epoch']})",
-    )
-    if result["kept"]:
-        shares = "  ".join(f"{spot} {100 * share:.1f} %" for spot, share in result["kept"].items())
-        table.add_row("kept", f"{shares}  (last epoch)")
-    table.add_row("seconds", f"{result['seconds']:.1f}")
-    table.add_row("folder", folder)
+        rows.append(("teacher", f"{teacher['name']}  {teacher['accuracy']:.2f} %"))
+    last, best = (f"{student[key]:.2f} %" for key in ("accuracy", "best_accuracy"))
+    rows.append(("student", f"{student['name']}  {last} last, {best} best (epoch {student['best_epoch']})"))
+    for number, line in enumerate(_told(shares, result["kept"])):
+        rows.append(("" if number else "kept", line))
+    if shares and "loss/policy" in epochs[-1]:
+        rows.append(("look at", _most_changed(shares)))
+        if pictures is not None:
+            rows.append(("for whom", pictures))
+    rows += [("seconds", f"{result['seconds']:.1f}"), ("folder", folder)]
     if see_it is not None:
-        table.add_row("see it", see_it)
-    console.print(table, width=max(console.width, 160) if not console.is_terminal else None)
+        rows.append(("see it", see_it))
+    width = max(len(label) for label, _ in rows)
+    for label, text in rows:  # not as a Table, which would fold a command: it is to be copied
+        console.print(Text.assemble((label.ljust(width), "bold"), " " * GAP, text))
+
+
+def _kept(epoch: Mapping[str, float]) -> dict[str, float]:
+    """Shares that an epoch kept, by spot."""
+    return {key.removeprefix("kept/"): share for key, share in epoch.items() if key.startswith("kept/")}
+
+
+def _told(shares: Sequence[dict[str, float]], last: dict[str, float]) -> Iterator[str]:
+    """Lines of what the first, the middle and the last epoch kept; one where all epochs kept the same.
+
+    ``last``: what the last one kept, for where ``shares`` are gone.
+    """
+    if not last:
+        return
+    if all(each == last for each in shares):
+        yield f"{_percents(last)}  ({'every' if shares else 'last'} epoch)"
+        return
+    for place in sorted({0, (len(shares) - 1) // 2, len(shares) - 1}):
+        yield f"{_percents(shares[place])}  (epoch {place + 1})"
+
+
+def _percents(shares: Mapping[str, float]) -> str:
+    return "  ".join(f"{spot} {100 * share:5.1f} %" for spot, share in shares.items())
+
+
+def _most_changed(shares: Sequence[dict[str, float]]) -> str:
+    """The spot where the last epoch kept least like the first, in words."""
+    first, last = shares[0], shares[-1]
+    spot = max(last, key=lambda name: abs(last[name] - first[name]))
+    at_first, in_the_end = (f"{100 * share[spot]:.1f} %" for share in (first, last))
+    return f"{spot}: distilled for {at_first} of the images at first, {in_the_end} in the end"

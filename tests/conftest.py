@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 
 # Two epochs of one small network on a part of the digits: a second or two.
-TINY = ("teacher=resnet8", "student=resnet8", "dataset.train_samples=192", "epochs=2")
+TINY = ("dataset=digits", "teacher=resnet8", "student=resnet8", "dataset.train_samples=192", "epochs=2")
 
 
 def other_family(distiller: str) -> str:

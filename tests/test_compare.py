@@ -26,7 +26,7 @@ from sakd.configuration import prerequisites, short_names
 from sakd.errors import ConfigError, DataError, RunError
 from sakd.runs import Run
 from sakd.runs.tracking import Mirror, synchronise_all
-from tests.conftest import ROOT, compose_config
+from tests.conftest import ROOT, compose_config, last_of_each
 
 SEEDS = range(5)
 FIXED = [97.0, 96.5, 97.25, 96.75, 97.5]
@@ -36,7 +36,8 @@ ANTI = [96.0, 96.5, 96.75]
 
 @functools.cache
 def composed(*overrides: str) -> dict:
-    return compose_config("epochs=2", "tracking=none", *overrides)
+    of_digits = ("dataset=digits", "teacher=wrn_16_2", "student=resnet8")
+    return compose_config(*last_of_each("epochs=2", "tracking=none", *of_digits, *overrides))
 
 
 def finish(

@@ -114,6 +114,7 @@ def test_a_mistake_in_one_is_told_as_launch_py_tells_it():
 
 def test_lines_of_different_keys_do_not_take_each_others_values():
     lines = [("seed=1",), ("seed=2",), ("epochs=3",), ("epochs=4",), ("seed=5", "epochs=6")]
+    lines = [("dataset=digits", *line) for line in lines]
     with compose._hydra():
         cells = compose.compose_cells(lines, [])
     assert [(config["seed"], config["epochs"]) for _, config in cells] == [
@@ -356,7 +357,8 @@ def test_a_teacher_that_is_given_is_no_job(tmp_path):
 
 
 def test_a_teacher_among_the_cells_is_trained_once():
-    found = planned("teacher=resnet8", "student=resnet8", "distiller=kd,none", "spot_mode=fixed,anti")
+    pair = ("dataset=digits", "teacher=resnet8", "student=resnet8")
+    found = planned(*pair, "distiller=kd,none", "spot_mode=fixed,anti")
     (teacher,) = [job for job in found.cells if job.run.config["distiller"]["name"] == "none"]
     assert found.first == []
     assert [job.needs for job in found.cells if job is not teacher] == [(teacher.name,)] * 2

@@ -242,8 +242,9 @@ def test_what_changes_a_result_changes_the_digest(override):
 # If one of these changes, all runs that users have would be trained again. A new key gets an entry in NEUTRAL
 # instead; where results do change, new digests are right, and LOG.md says so.
 PINNED = {
-    (): "bb76a7ca61",
-    ("distiller=none", "student=wrn_16_2"): "ee13be40b0",
+    (): "c78928c358",
+    ("dataset=digits", "teacher=wrn_16_2"): "bb76a7ca61",
+    ("dataset=digits", "distiller=none", "student=wrn_16_2"): "ee13be40b0",
     ("experiment=cifar100/vgg13_MobileNetV2", "distiller=ft", "spot_mode=anti", "seed=3"): "18eed9b03c",
 }
 
@@ -329,6 +330,22 @@ def test_a_teacher_s_own_run_is_the_one_that_trains_it_alone():
     )
     alone = compose_config("dataset=cifar10", "distiller=none", "student=resnet20")
     assert digest(prerequisites(config).teacher) == digest(alone)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "epochs"),
+    [
+        (("epochs=7",), 2),
+        (("dataset.recipe.teacher_epochs=3",), 3),
+        (("teacher.training.epochs=5",), 5),
+        (("dataset=digits", "epochs=7"), 7),
+    ],
+)
+def test_a_teacher_learns_as_long_as_its_student_unless_the_recipe_or_the_user_says_otherwise(
+    overrides, epochs
+):
+    config = compose_config(*overrides)
+    assert prerequisites(config).teacher["epochs"] == config["teacher"]["training"]["epochs"] == epochs
 
 
 def test_a_teacher_s_own_run_follows_its_own_recipe():

@@ -14,6 +14,7 @@ import torch
 from sakd.configuration import build, check
 from sakd.errors import CheckpointError, DataError, RunError, SakdError
 from sakd.networks import resnet8, vgg8
+from sakd.runs import Run
 from sakd.runs.job import execute
 from tests.conftest import ROOT, TINY, compose_config, last_of_each
 
@@ -36,7 +37,7 @@ def test_the_configuration_is_shown_without_torch_in_under_three_seconds(launch,
 
 
 def test_the_resolved_configuration_can_be_shown(launch):
-    shown = launch("--cfg", "job", "--resolve").stdout
+    shown = launch("dataset=digits", "--cfg", "job", "--resolve").stdout
     assert "milestones:\n  - 12\n  - 15\n  - 18\n" in shown
 
 
@@ -51,6 +52,18 @@ def test_a_run_ends_with_its_table_and_answers_at_once_when_asked_again(launch, 
     assert time.monotonic() - start < 15
     assert "epoch" not in again.splitlines()[0]
     assert again.endswith(table)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_first_run_s_policy_chooses(seed, tmp_path):
+    config = compose_config(f"seed={seed}", f"runs={tmp_path}/runs", "tracking=none", "device=cpu")
+    result = execute(config)
+    first, *_, last = Run(config).metrics()
+    assert first["kept/stage2"] > 0.8
+    assert last["kept/stage2"] < 0.7
+    assert last["kept/logits"] > 0.95
+    assert result["student"]["accuracy"] > result["teacher"]["accuracy"] > 90
 
 
 def test_a_run_leaves_what_is_promised_in_its_folder(launch, tmp_path):

@@ -19,7 +19,11 @@ from tests.conftest import compose_config
 STORED = Path(__file__).with_name("stored_numbers.json")
 RUNS = {
     "python launch.py": (),
-    "python launch.py spot_mode=anti distiller=at": ("spot_mode=anti", "distiller=at"),
+    "python launch.py dataset=digits teacher=wrn_16_2": ("dataset=digits", "teacher=wrn_16_2"),
+    "python launch.py dataset=digits teacher=wrn_16_2 spot_mode=anti distiller=at": (
+        *("dataset=digits", "teacher=wrn_16_2"),
+        *("spot_mode=anti", "distiller=at"),
+    ),
 }
 EPOCHS = 2
 TIMES = ("seconds", "images_per_second")
@@ -49,7 +53,9 @@ def computed(overrides: tuple[str, ...]) -> dict[str, list[dict[str, float]]]:
     return measured
 
 
-@pytest.mark.parametrize("command", RUNS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(command, marks=() if RUNS[command] else pytest.mark.slow) for command in RUNS]
+)
 def test_the_numbers_are_those_that_are_stored(command, monkeypatch):
     monkeypatch.setattr(Tensor, "float", Tensor.double)  # what takes features to float32 must not round here
     expected, found = json.loads(STORED.read_text())[command], computed(RUNS[command])

@@ -247,18 +247,91 @@ def test_news_of_one_topic_is_told_once_until_something_else_is(shown):
     assert len(told) == 3 + 3 + 5
 
 
+STUDENT = {"name": "vgg8", "accuracy": 90.0, "best_accuracy": 91.0, "best_epoch": 2}
+RESULT = {"teacher": {"name": "vgg13", "accuracy": 95.0}, "student": STUDENT, "seconds": 3.0}
+
+
 @pytest.mark.parametrize("see_it", [None, "mlflow ui --backend-store-uri sqlite:///mlflow.db"])
 def test_a_result_is_a_table_with_what_shows_more_of_it(see_it, shown):
     file = shown()
-    student = {"name": "vgg8", "accuracy": 90.0, "best_accuracy": 91.0, "best_epoch": 2}
-    teacher = {"name": "vgg13", "accuracy": 95.0}
-    show_result(
-        {"teacher": teacher, "student": student, "kept": {"stage1": 0.5}, "seconds": 3.0}, "runs/x", see_it
-    )
+    show_result({**RESULT, "kept": {"stage1": 0.5}}, "runs/x", see_it, [], None)
     rows = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in file.getvalue().splitlines())
     assert rows["student"] == "vgg8  90.00 % last, 91.00 % best (epoch 2)"
-    assert rows["kept"] == "stage1 50.0 %  (last epoch)"
+    assert rows["kept"] == "stage1  50.0 %  (last epoch)"
     assert rows.get("see it") == see_it
+
+
+def epochs_keeping(policy: bool, **shares: list[float]) -> list[dict[str, float]]:
+    """Measurements of epochs that kept these shares, by spot."""
+    learned = {"loss/policy": 0.1} if policy else {}
+    epochs = zip(*shares.values(), strict=True)
+    return [
+        learned | {f"kept/{spot}": share for spot, share in zip(shares, kept, strict=True)} for kept in epochs
+    ]
+
+
+FALLING, RISING = [0.9, 0.8, 0.7, 0.5, 0.3], [0.8, 1.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("policy", "shares", "expected"),
+    [
+        (
+            True,
+            {"stage2": FALLING, "logits": RISING},
+            [
+                "kept      stage2  90.0 %  logits  80.0 %  (epoch 1)",
+                "          stage2  70.0 %  logits 100.0 %  (epoch 3)",
+                "          stage2  30.0 %  logits 100.0 %  (epoch 5)",
+                "look at   stage2: distilled for 90.0 % of the images at first, 30.0 % in the end",
+                "for whom  sakd spots runs/x --output pictures",
+            ],
+        ),
+        (
+            True,
+            {"stage2": [0.4, 0.2]},
+            [
+                "kept      stage2  40.0 %  (epoch 1)",
+                "          stage2  20.0 %  (epoch 2)",
+                "look at   stage2: distilled for 40.0 % of the images at first, 20.0 % in the end",
+                "for whom  sakd spots runs/x --output pictures",
+            ],
+        ),
+        (
+            False,
+            {"stage2": [0.5, 0.5, 0.25]},
+            [
+                "kept     stage2  50.0 %  (epoch 1)",
+                "         stage2  50.0 %  (epoch 2)",
+                "         stage2  25.0 %  (epoch 3)",
+            ],
+        ),
+        (False, {"logits": [1.0, 1.0]}, ["kept     logits 100.0 %  (every epoch)"]),
+    ],
+    ids=["adaptive", "two epochs", "random", "fixed"],
+)
+def test_a_result_shows_what_was_kept_over_the_epochs_and_where_a_policy_changed_most(
+    policy, shares, expected, shown
+):
+    file = shown()
+    last = {spot: kept[-1] for spot, kept in shares.items()}
+    command = "sakd spots runs/x --output pictures"
+    show_result({**RESULT, "kept": last}, "runs/x", None, epochs_keeping(policy, **shares), command)
+    assert file.getvalue().splitlines()[2:-2] == expected
+
+
+def test_a_command_is_in_one_piece_however_narrow_the_terminal(shown):
+    file = shown(40)
+    command = f"sakd spots runs/{'x' * 200} --output pictures"
+    show_result({**RESULT, "kept": {"logits": 0.5}}, "x", None, epochs_keeping(True, logits=[0.5]), command)
+    assert f"for whom  {command}" in file.getvalue().splitlines()
+
+
+def test_a_student_alone_has_nothing_kept_to_show(shown):
+    file = shown()
+    show_result({**RESULT, "teacher": None, "kept": {}}, "runs/x", None, [{"loss/task": 0.1}], None)
+    labels = [line.partition("  ")[0].strip() for line in file.getvalue().splitlines()]
+    assert labels == ["student", "seconds", "folder"]
 
 
 @pytest.mark.parametrize("width", [80, None])

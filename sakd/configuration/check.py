@@ -23,6 +23,7 @@ NODES = ("dataset", "student", "teacher", "distiller", "spot_mode", "tracking", 
 # What other values are computed from, in this order: a mistake in one is to be told by its own name.
 SOURCES = {
     "dataset.recipe.epochs": Epochs,
+    "dataset.recipe.teacher_epochs": Epochs,
     "dataset.recipe.batch_size": BatchSize,
     "dataset.recipe.pretraining_epochs": Epochs,
     "dataset.image_size": Pixels,

@@ -38,6 +38,7 @@ class Recipe(TypedDict):
     """``dataset.recipe``: other keys' defaults."""
 
     epochs: NotRequired[Epochs]
+    teacher_epochs: NotRequired[Epochs]
     batch_size: NotRequired[BatchSize]
     pretraining_epochs: NotRequired[Epochs]
     pretraining_lr: NotRequired[Rate]
