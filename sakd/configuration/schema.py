@@ -140,6 +140,7 @@ class Tracking(TypedDict):
     name: Literal["mlflow", "none"]
     uri: NotRequired[Store]
     experiment: NotRequired[Name]
+    model: NotRequired[bool]
 
 
 class Whole(TypedDict):

@@ -1,8 +1,9 @@
 """MLflow as a mirror of runs' folders: one run's while it trains, or all that a store lacks, afterwards."""
 
 from sakd.runs.tracking.delivery import PREPARATION, Delivery, concluded, synchronise_all
+from sakd.runs.tracking.parents import note_end, note_sweep, sweep_of
 from sakd.runs.tracking.store import finished_runs, is_a_file, is_refusal, open_command, reason
-from sakd.runs.tracking.sync import goes_on, synchronise
+from sakd.runs.tracking.sync import goes_on, seen_at, synchronise
 from sakd.runs.tracking.thread import Mirror, start_mirror
 
 __all__ = [
@@ -14,9 +15,13 @@ __all__ = [
     "goes_on",
     "is_a_file",
     "is_refusal",
+    "note_end",
+    "note_sweep",
     "open_command",
     "reason",
+    "seen_at",
     "start_mirror",
+    "sweep_of",
     "synchronise",
     "synchronise_all",
 ]

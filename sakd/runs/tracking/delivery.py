@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from sakd.runs.run import Run, is_locked
+from sakd.runs.tracking.notes import note_status, noted
 from sakd.runs.tracking.store import GOING_ON, Store, is_a_file, is_refusal, reason, set_up_store
-from sakd.runs.tracking.sync import bring, note_status, noted, synchronise, undelivered
+from sakd.runs.tracking.sync import bring, synchronise, undelivered
 from sakd.runs.tracking.thread import PATIENCE, PATIENCE_WITH_A_FILE, Mirror, insisting
 from sakd.runs.tracking.waiting import StoreAwayError, within
 from sakd.signals import interruptible
@@ -46,6 +47,8 @@ class Delivery:
     def conclude(self) -> None:
         """Wait until the mirrors have sent what they have, and say so where they could not."""
         for mirror in self._mirrors:
+            if self._left(mirror.uri):
+                mirror.wait_for_preparation()
             start = time.monotonic()
             arrived = mirror.wait(self._left(mirror.uri))
             self._spent += time.monotonic() - start

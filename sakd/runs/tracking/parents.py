@@ -1,0 +1,193 @@
+"""A sweep in MLflow: a parent run, of which its cells are the children.
+
+A folder under ``runs/.sweeps/parents`` has what is known of a sweep: ``sweep.json``, its overrides and cells,
+written before any is trained; ``mlflow.json``, as in a run's folder; and the files of its page. Whoever sends
+the first cell makes the parent, with that folder locked, so that there is one.
+
+A cell belongs to the first sweep that asked for it. A later one lists it in its tables.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sakd.configuration import Config, parameters, short_names
+from sakd.credentials import hidden
+from sakd.errors import RunError
+from sakd.files import explained, read_json, with_checksum, write_whole
+from sakd.runs.tracking import page as pages
+from sakd.runs.tracking.notes import (
+    note_delivered,
+    note_status,
+    note_store,
+    noted,
+    sending,
+    update_state,
+)
+from sakd.runs.tracking.store import ENDS, Store, absolute
+
+FOLDER = Path(".sweeps/parents")  # in a folder of runs
+TAG = "mlflow.parentRunId"
+UID = "sakd.sweep"  # the tag that a parent is found again by; runs have another
+PAGE = "sakd.page"  # the tag that tells which files have arrived
+LEAST = 2  # cells; one is a run like any other
+NAME = 100  # characters of a sweep's name
+FILES = ("comparison.md", "comparison.csv", "cells.csv", "cells.md", "comparison.png", "report.html")
+
+
+def note_sweep(cells: Mapping[str, Config], overrides: Sequence[str], runs: Path) -> Path | None:
+    """Write down a sweep before its cells are trained; its folder, None where it is not tracked, or is no
+    more than a run.
+
+    ``cells``: configurations by the runs' names. The same cells are the same sweep, however asked for. Raises
+    RunError where it cannot be written.
+    """
+    tracking = next(iter(cells.values()))["tracking"] if cells else {"name": "none"}
+    if tracking["name"] != "mlflow" or len(cells) < LEAST:
+        return None
+    folder = runs / FOLDER / hashlib.sha256("\n".join(sorted(cells)).encode()).hexdigest()[:16]
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with sending(folder):
+        known = _sweep(folder)
+        sweep = {
+            "overrides": [hidden(text) for text in overrides],
+            "cells": list(cells),
+            "parameters": _parameters(list(cells.values())),
+            "time": time.time() if known is None else known["time"],
+        }
+        if known != sweep:
+            write_whole(folder / "sweep.json", (json.dumps(with_checksum(sweep), indent=1) + "\n").encode())
+        note_store(folder, tracking["uri"], tracking["experiment"], "RUNNING")
+    return folder
+
+
+def _parameters(configs: Sequence[Config]) -> dict[str, str]:
+    """Every value that all cells share, and of what varies, all values."""
+    each = [parameters(config) for config in configs]
+    shared = {key: value for key, value in each[0].items() if all(one.get(key) == value for one in each)}
+    names = [short_names(config) for config in configs]
+    return {key: pages.listed([one[key] for one in names]) for key in names[0]} | shared
+
+
+def folders(runs: Path) -> list[Path]:
+    """Folders of the sweeps that are noted in a folder of runs."""
+    return [path.parent for path in sorted((runs / FOLDER).glob("*/sweep.json"))]
+
+
+def sweep_of(run: Path, state: Mapping[str, Any]) -> Path | None:
+    """The folder of the first sweep that asked for this run, in the store and experiment of its ``state``."""
+    found = []
+    for folder in folders(run.parent):
+        with suppress(RunError, KeyError):  # a damaged note is told when the sweep is to be sent
+            sweep, own = _sweep(folder), noted(folder)
+            here = (own.get("uri"), own.get("experiment")) == (state["uri"], state["experiment"])
+            if sweep is not None and here and run.name in sweep["cells"]:
+                found.append((sweep["time"], folder))
+    return min(found)[1] if found else None
+
+
+def run_of(run: Path, state: Mapping[str, Any]) -> str | None:
+    """The id of MLflow's parent for this run, which is made where there is none; None where it has none."""
+    folder = sweep_of(run, state)
+    if folder is None:
+        return None
+    known = noted(folder).get("run_id")
+    if known is not None:
+        return known
+    with sending(folder):
+        own, store = noted(folder), Store(state["uri"])
+        with store.alone():
+            return _run(store, own, folder, _sweep(folder)).info.run_id
+
+
+def synchronise_sweep(folder: Path) -> int:
+    """Send what the store lacks of a sweep's page, and take its cells in; 0, since it has no epochs.
+
+    Raises as ``sync.synchronise`` does.
+    """
+    with sending(folder):
+        state, sweep = noted(folder), _sweep(folder)
+        if not state or sweep is None:
+            raise RunError(f"{folder}: found no sweep.json and mlflow.json, expected a sweep's; move it away")
+        files = [folder / name for name in FILES if (folder / name).is_file()]
+        content = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+        store, status = Store(state["uri"]), state["status"]
+        with store.alone():
+            run = _run(store, state, folder, sweep)
+            store.send_parameters(run, sweep["parameters"])
+            _adopt(store, run, folder, sweep, state)
+            told = read_text(folder / "description.md")
+            if told and told != run.data.tags.get("mlflow.note.content"):
+                store.send_tags(run, {"mlflow.note.content": told})
+            if run.info.status != status:
+                store.set_status(run, status)
+            if run.data.tags.get(PAGE) != content:
+                for path in files:
+                    store.send_file(run, path)
+                store.send_tags(run, {PAGE: content})
+        if status in ENDS:
+            note_delivered(folder, state, status)
+    return 0
+
+
+def name_of(overrides: Sequence[str]) -> str:
+    """A sweep's name for people: its file's, or what was asked for."""
+    words = [text.removeprefix("sweeps=") for text in overrides if not text.startswith(("hydra", "tracking"))]
+    return f"sweep {' '.join(words)}"[:NAME]
+
+
+def note_end(folder: Path, status: str) -> None:
+    """Note how a sweep stands, in MLflow's words."""
+    if noted(folder).get("status") != status:
+        note_status(folder, status)
+
+
+def read_text(path: Path) -> str:
+    return path.read_text() if path.is_file() and not path.is_symlink() else ""
+
+
+def _sweep(folder: Path) -> dict[str, Any] | None:
+    return read_json(folder / "sweep.json")
+
+
+def _run(store: Store, state: Mapping[str, Any], folder: Path, sweep: Mapping[str, Any]) -> Any:
+    """Find or create the store's run of this sweep, and note its id."""
+    experiment = store.experiment(state["experiment"])
+    known = store.run(state.get("run_id"))
+    if known is not None:
+        return known
+    tags = {"sakd.folder": str(folder.absolute()), "mlflow.source.name": "launch.py -m"}
+    tags |= {"mlflow.user": pages.owner(folder)}
+    name = name_of(sweep["overrides"])
+    run = store.find_or_create(experiment, UID, state["uid"], name, state["start_time"], tags)
+    with suppress(RunError):  # it will be found again by its uid
+        update_state(folder, run_id=run.info.run_id, experiment_id=experiment)
+    return run
+
+
+def _adopt(store: Store, run: Any, folder: Path, sweep: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Make children of those cells that the store has and that belong to no other sweep there."""
+    children = {child.info.run_id for child in store.children(run.info.experiment_id, run.info.run_id)}
+    for cell, own in _cells(folder, sweep, state):
+        if own["run_id"] not in children and sweep_of(cell, own) == folder:
+            child = store.run(own["run_id"])
+            if child is not None and store.run(child.data.tags.get(TAG)) is None:
+                store.send_tags(child, {TAG: run.info.run_id})
+
+
+def _cells(
+    folder: Path, sweep: Mapping[str, Any], state: Mapping[str, Any]
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folders of the cells that the sweep's store may have, each with what is noted of it."""
+    runs = folder.parent.parent.parent
+    for name in sweep["cells"]:
+        with suppress(RunError):  # it is told when the cell is to be sent
+            own = noted(runs / name)
+            same = (own.get("uri"), own.get("experiment")) == (absolute(state["uri"]), state["experiment"])
+            if same and own.get("run_id"):
+                yield runs / name, own
