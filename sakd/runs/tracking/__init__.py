@@ -1,7 +1,14 @@
 """MLflow as a mirror of runs' folders: one run's while it trains, or all that a store lacks, afterwards."""
 
 from sakd.runs.tracking.delivery import PREPARATION, Delivery, concluded, synchronise_all
-from sakd.runs.tracking.parents import note_end, note_sweep, sweep_of
+from sakd.runs.tracking.parents import (
+    note_end,
+    note_sweep,
+    sweep_folder,
+    sweep_name,
+    sweep_of_run,
+    sweep_overrides,
+)
 from sakd.runs.tracking.store import finished_runs, is_a_file, is_refusal, open_command, reason
 from sakd.runs.tracking.sync import goes_on, seen_at, synchronise
 from sakd.runs.tracking.thread import Mirror, start_mirror
@@ -21,7 +28,10 @@ __all__ = [
     "reason",
     "seen_at",
     "start_mirror",
-    "sweep_of",
+    "sweep_folder",
+    "sweep_name",
+    "sweep_of_run",
+    "sweep_overrides",
     "synchronise",
     "synchronise_all",
 ]

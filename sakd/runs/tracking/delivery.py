@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from sakd.runs.run import Run, is_locked
 from sakd.runs.tracking.notes import note_status, noted
+from sakd.runs.tracking.parents import folders as parents
+from sakd.runs.tracking.parents import note_end, sweep_name, synchronise_sweep
 from sakd.runs.tracking.store import GOING_ON, Store, is_a_file, is_refusal, reason, set_up_store
 from sakd.runs.tracking.sync import bring, synchronise, undelivered
 from sakd.runs.tracking.thread import PATIENCE, PATIENCE_WITH_A_FILE, Mirror, insisting
@@ -106,6 +108,18 @@ class Delivery:
         except Exception as error:
             return error
 
+    def bring_sweep(self, folder: Path) -> None:
+        """Send what is missing of a sweep's page, and say so if it could not be sent."""
+        uri = noted(folder)["uri"]
+        try:
+            self._insist(uri, partial(synchronise_sweep, folder))
+        except Exception as error:
+            log.warning(
+                "MLflow at %s has not got all of the sweep's page (%s); `sakd sync` sends it",
+                uri,
+                reason(error),
+            )
+
     def set_up(self, uri: str, experiments: Sequence[str]) -> Exception | None:
         """Make a fresh store and its experiments; what went wrong, if anything did."""
         try:
@@ -146,13 +160,19 @@ class Delivery:
 
 
 @contextmanager
-def concluded(delivery: Delivery, *runs: Run) -> Iterator[None]:
-    """Train ``runs`` inside; then wait for MLflow, also after an interruption, which may come once more."""
+def concluded(delivery: Delivery, *runs: Run, sweep: Path | None = None) -> Iterator[None]:
+    """Train ``runs`` inside; then wait for MLflow, also after an interruption, which may come once more.
+
+    ``sweep``: the folder of the sweep that is interrupted then.
+    """
     with interruptible():
         try:
             yield
         except BaseException:
             delivery.conclude()
+            if sweep is not None:
+                note_end(sweep, "KILLED")
+                delivery.bring_sweep(sweep)
             raise
         delivery.catch_up(*runs)
 
@@ -166,4 +186,10 @@ def synchronise_all(runs: Path) -> dict[str, int | Exception]:
     delivery = Delivery(SYNC_PATIENCE, each=True)
     folders = [path.parent for path in sorted(runs.glob("*/mlflow.json"))]
     outcomes = {folder.name: delivery.mark_ended(folder) for folder in folders}
+    for folder in parents(runs):
+        try:
+            uri = noted(folder)["uri"]
+            outcomes[sweep_name(folder)] = delivery._insist(uri, partial(synchronise_sweep, folder))
+        except Exception as error:
+            outcomes[sweep_name(folder)] = error
     return {name: outcome for name, outcome in outcomes.items() if outcome is not None}

@@ -55,19 +55,16 @@ def _how(config: Config, status: str, result: Mapping[str, Any] | None, epochs: 
     student, teacher = result["student"], result["teacher"]
     if student["accuracy"] is None:
         return f"Finished after {epochs} epochs."
-    rows = [
-        ("test accuracy, last epoch", f"**{student['accuracy']:.2f} %**"),
-        (
-            "best epoch",
-            f"{student['best_accuracy']:.2f} % (epoch {student['best_epoch']:g} of {epochs})",
-        ),
+    told = [
+        f"Finished: **{student['accuracy']:.2f} %** on the test images after {epochs} epochs; "
+        f"best {student['best_accuracy']:.2f} % in epoch {student['best_epoch']:g}"
     ]
     if teacher is not None:
-        rows.append((f"teacher {teacher['name']}", f"{teacher['accuracy']:.2f} %"))
-    rows += [
-        (f"distilled at {spot}, last epoch", f"{100 * kept:.1f} %") for spot, kept in result["kept"].items()
-    ]
-    return "\n".join(["| finished | |", "|---|---:|", *(f"| {key} | {value} |" for key, value in rows)])
+        told.append(f"; the teacher has {teacher['accuracy']:.2f} %")
+    if result["kept"]:
+        shares = ", ".join(f"{spot} {100 * kept:.1f} %" for spot, kept in result["kept"].items())
+        told.append(f". Distilled in the last epoch: {shares}")
+    return "".join(told) + "."
 
 
 def _where(folder: Path) -> str:

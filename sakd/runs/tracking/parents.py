@@ -36,20 +36,31 @@ UID = "sakd.sweep"  # the tag that a parent is found again by; runs have another
 PAGE = "sakd.page"  # the tag that tells which files have arrived
 LEAST = 2  # cells; one is a run like any other
 NAME = 100  # characters of a sweep's name
-FILES = ("comparison.md", "comparison.csv", "cells.csv", "cells.md", "comparison.png", "report.html")
+FILES = ("comparison.png", "comparison.md", "comparison.csv", "cells.csv", "report.html")
 
 
-def note_sweep(cells: Mapping[str, Config], overrides: Sequence[str], runs: Path) -> Path | None:
-    """Write down a sweep before its cells are trained; its folder, None where it is not tracked, or is no
-    more than a run.
+def sweep_folder(cells: Mapping[str, Config]) -> Path | None:
+    """The folder of the sweep of these cells; None where it is not tracked, or is no more than a run.
 
-    ``cells``: configurations by the runs' names. The same cells are the same sweep, however asked for. Raises
-    RunError where it cannot be written.
+    ``cells``: configurations by the runs' names. The same cells are the same sweep, however asked for.
     """
-    tracking = next(iter(cells.values()))["tracking"] if cells else {"name": "none"}
-    if tracking["name"] != "mlflow" or len(cells) < LEAST:
+    if len(cells) < LEAST:
         return None
-    folder = runs / FOLDER / hashlib.sha256("\n".join(sorted(cells)).encode()).hexdigest()[:16]
+    config = next(iter(cells.values()))
+    if config["tracking"]["name"] != "mlflow":
+        return None
+    digest = hashlib.sha256("\n".join(sorted(cells)).encode()).hexdigest()
+    return Path(config["runs"]) / FOLDER / digest[:16]
+
+
+def note_sweep(cells: Mapping[str, Config], overrides: Sequence[str]) -> Path | None:
+    """Write down a sweep before its cells are trained; its folder, None where it has none.
+
+    Raises RunError where it cannot be written.
+    """
+    folder = sweep_folder(cells)
+    if folder is None:
+        return None
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with sending(folder):
@@ -62,6 +73,7 @@ def note_sweep(cells: Mapping[str, Config], overrides: Sequence[str], runs: Path
         }
         if known != sweep:
             write_whole(folder / "sweep.json", (json.dumps(with_checksum(sweep), indent=1) + "\n").encode())
+        tracking = next(iter(cells.values()))["tracking"]
         note_store(folder, tracking["uri"], tracking["experiment"], "RUNNING")
     return folder
 
@@ -102,7 +114,7 @@ def run_of(run: Path, state: Mapping[str, Any]) -> str | None:
     with sending(folder):
         own, store = noted(folder), Store(state["uri"])
         with store.alone():
-            return _run(store, own, folder, _sweep(folder)).info.run_id
+            return _run(store, own, folder).info.run_id
 
 
 def synchronise_sweep(folder: Path) -> int:
@@ -118,10 +130,10 @@ def synchronise_sweep(folder: Path) -> int:
         content = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
         store, status = Store(state["uri"]), state["status"]
         with store.alone():
-            run = _run(store, state, folder, sweep)
+            run = _run(store, state, folder)
             store.send_parameters(run, sweep["parameters"])
             _adopt(store, run, folder, sweep, state)
-            told = read_text(folder / "description.md")
+            told = _read_text(folder / "description.md")
             if told and told != run.data.tags.get("mlflow.note.content"):
                 store.send_tags(run, {"mlflow.note.content": told})
             if run.info.status != status:
@@ -135,10 +147,28 @@ def synchronise_sweep(folder: Path) -> int:
     return 0
 
 
-def name_of(overrides: Sequence[str]) -> str:
-    """A sweep's name for people: its file's, or what was asked for."""
-    words = [text.removeprefix("sweeps=") for text in overrides if not text.startswith(("hydra", "tracking"))]
-    return f"sweep {' '.join(words)}"[:NAME]
+def sweep_of_run(run: Path) -> Path | None:
+    """The folder of the sweep that a run belongs to, as far as is noted; None where it belongs to none."""
+    try:
+        state = noted(run)
+    except RunError:  # it is told when the run is to be sent
+        return None
+    return sweep_of(run, state) if state else None
+
+
+def sweep_name(folder: Path) -> str:
+    """The name for people of the sweep that is noted in this folder."""
+    told = [text for text in sweep_overrides(folder) if not text.startswith(("hydra", "tracking", "runs="))]
+    varying = [text for text in told if "," in text or text.startswith("sweeps=")]  # first: names are cut
+    words = [
+        text.removeprefix("sweeps=") for text in (*varying, *(text for text in told if text not in varying))
+    ]
+    return f"sweep {' '.join(words) or folder.name}"[:NAME]
+
+
+def sweep_overrides(folder: Path) -> list[str]:
+    """What the sweep that is noted in this folder was asked for with."""
+    return (_sweep(folder) or {"overrides": []})["overrides"]
 
 
 def note_end(folder: Path, status: str) -> None:
@@ -147,7 +177,7 @@ def note_end(folder: Path, status: str) -> None:
         note_status(folder, status)
 
 
-def read_text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     return path.read_text() if path.is_file() and not path.is_symlink() else ""
 
 
@@ -155,7 +185,7 @@ def _sweep(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / "sweep.json")
 
 
-def _run(store: Store, state: Mapping[str, Any], folder: Path, sweep: Mapping[str, Any]) -> Any:
+def _run(store: Store, state: Mapping[str, Any], folder: Path) -> Any:
     """Find or create the store's run of this sweep, and note its id."""
     experiment = store.experiment(state["experiment"])
     known = store.run(state.get("run_id"))
@@ -163,7 +193,7 @@ def _run(store: Store, state: Mapping[str, Any], folder: Path, sweep: Mapping[st
         return known
     tags = {"sakd.folder": str(folder.absolute()), "mlflow.source.name": "launch.py -m"}
     tags |= {"mlflow.user": pages.owner(folder)}
-    name = name_of(sweep["overrides"])
+    name = sweep_name(folder)
     run = store.find_or_create(experiment, UID, state["uid"], name, state["start_time"], tags)
     with suppress(RunError):  # it will be found again by its uid
         update_state(folder, run_id=run.info.run_id, experiment_id=experiment)

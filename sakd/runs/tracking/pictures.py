@@ -18,13 +18,14 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLES = ("-", "--", "-.", ":")
 WIDTH, HEIGHT, DOTS = 8.0, 2.6, 100  # inches of the picture and of each panel; dots per inch
 FONT = 10  # points
+LEADING = ("test/accuracy",)  # is drawn first
 FEW = 40  # epochs, each of which has a dot
 
-# Panels of the learning curves: what they are called, and which metrics they show.
-PANELS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
-    ("accuracy, %", "accuracy", lambda key: key.endswith("/accuracy")),
-    ("loss", "loss", lambda key: key.startswith("loss/")),
-    ("share distilled", "kept", lambda key: key.startswith("kept/")),
+# Panels of the learning curves: how they are called, which metrics they show, and between which values.
+PANELS: tuple[tuple[str, Callable[[str], bool], tuple[float, float] | None], ...] = (
+    ("accuracy, %", lambda key: key.endswith("/accuracy"), None),
+    ("loss", lambda key: key.startswith("loss/"), None),
+    ("share distilled", lambda key: key.startswith("kept/"), (-0.03, 1.03)),
 )
 
 
@@ -33,16 +34,19 @@ def learning_curves(folder: Path, lines: Sequence[Metrics]) -> "Mapping[str, Fig
     from matplotlib.figure import Figure
 
     shown = []
-    for label, _, belongs in PANELS:
-        keys = [key for key in dict.fromkeys(key for line in lines for key in line) if belongs(key)]
+    measured = dict.fromkeys(key for line in lines for key in line)
+    for label, belongs, limits in PANELS:
+        keys = [key for key in (*(key for key in LEADING if key in measured), *measured) if belongs(key)]
         if keys:
-            shown.append((label, keys))
+            shown.append((label, list(dict.fromkeys(keys)), limits))
     if not shown:
         return {}
     figure = Figure(figsize=(WIDTH, HEIGHT * len(shown)), layout="constrained")
     axes = figure.subplots(len(shown), 1, squeeze=False, sharex=True)[:, 0]
-    for axis, (label, keys) in zip(axes, shown, strict=True):
-        _panel(axis, label, keys, lines)
+    for axis, (label, keys, limits) in zip(axes, shown, strict=True):
+        _panel(axis, keys, lines)
+        axis.set_ylabel(label, fontsize=FONT)
+        axis.set_ylim(limits)
     axes[-1].set_xlabel("epoch", fontsize=FONT)
     return {"learning_curves": figure}
 
@@ -79,7 +83,7 @@ def _is_newer(path: Path, other: Path) -> bool:
         return False
 
 
-def _panel(axis: "Axes", label: str, keys: Sequence[str], lines: Sequence[Metrics]) -> None:
+def _panel(axis: "Axes", keys: Sequence[str], lines: Sequence[Metrics]) -> None:
     for place, key in enumerate(keys):
         measured = [(line["epoch"], line[key]) for line in lines if key in line]
         axis.plot(
@@ -90,7 +94,6 @@ def _panel(axis: "Axes", label: str, keys: Sequence[str], lines: Sequence[Metric
             linewidth=1.5,
             label=key.removeprefix("loss/").removeprefix("kept/"),
         )
-    axis.set_ylabel(label, fontsize=FONT)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.tick_params(labelsize=FONT - 1)
     axis.grid(color="0.92")

@@ -29,21 +29,48 @@ EPOCHS = "sakd.epochs"  # the tag of a run that is over: how many there are of i
 MODEL = "student"  # the name that a run's network has among its models
 HEADLINE = "test/accuracy"
 
-# What MLflow's pages of an experiment begin with: a view that is shared by its name, in a link, and what tags
-# say of all its runs.
+# What MLflow's pages of an experiment begin with: tags say that it trains networks, and keep a view that a
+# link calls by its name. In that the accuracy leads, in the table and among the charts.
 VIEW = "sakd"
-SHOWN = (
-    "attributes.`Models`",
-    *(f"params.`{key}`" for key in ("distiller", "spot_mode", "teacher", "student", "dataset", "seed")),
-    *(f"metrics.`{key}`" for key in (HEADLINE, "test/best_accuracy", "teacher/accuracy")),
-)
+_FIRST = ("test", "loss", "kept")  # sections of charts
+_VIEW = {
+    "selectedColumns": [
+        f"metrics.`{HEADLINE}`",
+        *(f"params.`{key}`" for key in ("distiller", "spot_mode", "teacher", "student", "dataset", "seed")),
+    ],
+    "orderByKey": f"metrics.`{HEADLINE}`",
+    "orderByAsc": False,
+    "compareRunSections": [
+        {"uuid": f"sakd-{name}", "name": name, "display": True, "isReordered": True} for name in _FIRST
+    ],
+    "compareRunCharts": [
+        {
+            "type": "LINE",
+            "uuid": "sakd-headline",
+            "metricSectionId": "sakd-test",
+            "metricKey": HEADLINE,
+            "selectedMetricKeys": [HEADLINE],
+            "isGenerated": True,
+            "deleted": False,
+            "runsCountToCompare": 10,
+            "lineSmoothness": 0,
+            "scaleType": "linear",
+            "xAxisKey": "step",
+            "xAxisScaleType": "linear",
+            "selectedXAxisMetricKey": "",
+            "yAxisKey": "metric",
+            "yAxisExpressions": [],
+            "range": {},
+        }
+    ],
+    "isAccordionReordered": True,
+}
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 EXPERIMENT = {
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.experiment.primaryMetric.name": HEADLINE,
     "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
-    f"mlflow.sharedViewState.{VIEW}": json.dumps(
-        {"selectedColumns": SHOWN, "orderByKey": f"metrics.`{HEADLINE}`", "orderByAsc": False}
-    ),
+    VIEW_TAG: json.dumps(_VIEW),
 }
 
 
@@ -91,8 +118,9 @@ class Store:
 
         found = self.client.get_experiment_by_name(name)
         if found is not None:
-            for key in EXPERIMENT.keys() - found.tags.keys():
-                self.client.set_experiment_tag(found.experiment_id, key, EXPERIMENT[key])
+            for key, value in EXPERIMENT.items():  # others are the user's to change
+                if key not in found.tags or (key == VIEW_TAG and found.tags[key] != value):
+                    self.client.set_experiment_tag(found.experiment_id, key, value)
             return found.experiment_id
         location = None
         if self.path is not None:
@@ -343,8 +371,8 @@ def page(uri: str, experiment: str, run: str | None = None) -> str:
     that serves a file, and the address then."""
     served = uri.startswith("http")
     base = credentials.hidden(uri).rstrip("/") if served else "http://127.0.0.1:5000"
-    view = f"runs/{run}" if run else f"runs?viewStateShareKey={VIEW}"
-    address = f"{base}/#/experiments/{experiment}/{view}"
+    view = f"runs/{run}?" if run else f"runs?viewStateShareKey={VIEW}&"
+    address = f"{base}/#/experiments/{experiment}/{view}workflowType=machine_learning"
     return address if served else f"{open_command(uri)}  # then {address}"
 
 
