@@ -6,6 +6,7 @@ and takes seconds, and other runs may be training.
     python -m sakd.runs.tracking.model      (a folder a line on stdin; for each a line on stdout)
 """
 
+import atexit
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +82,15 @@ class _Worker:
                 self._ended()
         return f"{folder}: the process that makes MLflow's model of it died"
 
+    def end(self) -> None:
+        """End it, whatever it is at."""
+        if self._process is not None:
+            self._process.kill()
+            self._ended()
+
     def _ended(self) -> None:
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()
         self._process = None
@@ -101,6 +110,7 @@ class _Worker:
 
 
 _worker = _Worker()
+atexit.register(_worker.end)
 
 
 # ---- in that process

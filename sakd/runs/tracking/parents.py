@@ -64,7 +64,7 @@ def note_sweep(cells: Mapping[str, Config], overrides: Sequence[str]) -> Path | 
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with sending(folder):
-        known = _sweep(folder)
+        known = _sweep_or_none(folder)  # what is damaged is written anew
         sweep = {
             "overrides": [hidden(text) for text in overrides],
             "cells": list(cells),
@@ -167,8 +167,8 @@ def sweep_name(folder: Path) -> str:
 
 
 def sweep_overrides(folder: Path) -> list[str]:
-    """What the sweep that is noted in this folder was asked for with."""
-    return (_sweep(folder) or {"overrides": []})["overrides"]
+    """What the sweep that is noted in this folder was asked for with; nothing if the note is damaged."""
+    return (_sweep_or_none(folder) or {"overrides": []})["overrides"]
 
 
 def note_end(folder: Path, status: str) -> None:
@@ -183,6 +183,13 @@ def _read_text(path: Path) -> str:
 
 def _sweep(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / "sweep.json")
+
+
+def _sweep_or_none(folder: Path) -> dict[str, Any] | None:
+    try:
+        return _sweep(folder)
+    except RunError:
+        return None
 
 
 def _run(store: Store, state: Mapping[str, Any], folder: Path) -> Any:

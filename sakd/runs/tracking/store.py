@@ -265,18 +265,18 @@ class Store:
         except OSError as error:  # where its files lie on a disk that is not this machine's
             if _http_status(error) is not None or error.strerror is None:
                 raise
-            raise RunError(
-                f"MLflow at {self.uri} takes no files (its own folder for them, {_folder_of(error)}, cannot "
-                f"be written from here: {error.strerror}); expected a server that passes them on, as by "
-                "--artifacts-destination. Measurements and status have arrived"
-            ) from error
+            why = f"{_folder_of(error)}, where it keeps them, cannot be written here: {error.strerror}"
+            raise self._takes_no_files(why) from error
         except Exception as error:
             if "--serve-artifacts" not in str(error):
                 raise
-            raise RunError(
-                f"MLflow at {self.uri} takes no files (it runs without --serve-artifacts); expected a server "
-                "that does. Measurements and status have arrived"
-            ) from error
+            raise self._takes_no_files("it runs without --serve-artifacts") from error
+
+    def _takes_no_files(self, why: str) -> RunError:
+        return RunError(
+            f"MLflow at {self.uri} takes no files ({why}); expected a server that passes them on, with "
+            "--artifacts-destination. Measurements and status have arrived"
+        )
 
     def set_status(self, run: Any, status: str) -> None:
         """Say how the run goes on or has ended, in MLflow's words."""
