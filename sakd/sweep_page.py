@@ -12,7 +12,6 @@ from sakd.errors import SakdError
 from sakd.files import write_whole
 from sakd.runs.tracking import (
     Delivery,
-    note_end,
     seen_at,
     sweep_folder,
     sweep_name,
@@ -34,13 +33,12 @@ def update(cells: Sequence[PlannedRun], states: Mapping[str, str]) -> str | None
     """
     configs = {cell.name: cell.run.config for cell in cells}
     folder = sweep_folder(configs)
-    if folder is None:
+    if folder is None or not (folder / "sweep.json").exists():  # it was launched by an earlier version
         return None
     uri = cells[0].run.config["tracking"]["uri"]
     try:
         _write(folder, cells, states)
-        note_end(folder, _status(states.values()))
-        Delivery().bring_sweep(folder)
+        Delivery().conclude_sweep(folder, _status(states.values()))
     except SakdError as error:
         log.warning("the sweep's page in MLflow is not up to date: %s", error)
     return seen_at(folder, uri)

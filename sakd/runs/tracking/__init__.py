@@ -22,7 +22,6 @@ __all__ = [
     "goes_on",
     "is_a_file",
     "is_refusal",
-    "note_end",
     "note_sweep",
     "open_command",
     "reason",

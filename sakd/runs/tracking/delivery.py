@@ -108,16 +108,22 @@ class Delivery:
         except Exception as error:
             return error
 
-    def bring_sweep(self, folder: Path) -> None:
-        """Send what is missing of a sweep's page, and say so if it could not be sent."""
-        uri = noted(folder)["uri"]
+    def bring_sweep(self, folder: Path) -> int | Exception:
+        """Send what is missing of a sweep's page; 0, since it has no epochs, or what went wrong."""
         try:
-            self._insist(uri, partial(synchronise_sweep, folder))
+            return self._insist(noted(folder)["uri"], partial(synchronise_sweep, folder))
         except Exception as error:
+            return error
+
+    def conclude_sweep(self, folder: Path, status: str) -> None:
+        """Note how a sweep stands, send what is missing of its page, and say so if it could not be sent."""
+        note_end(folder, status)
+        outcome = self.bring_sweep(folder)
+        if isinstance(outcome, Exception):
             log.warning(
-                "MLflow at %s has not got all of the sweep's page (%s); `sakd sync` sends it",
-                uri,
-                reason(error),
+                "MLflow has not got all of %s (%s); `sakd sync` sends it",
+                sweep_name(folder),
+                reason(outcome),
             )
 
     def set_up(self, uri: str, experiments: Sequence[str]) -> Exception | None:
@@ -171,8 +177,7 @@ def concluded(delivery: Delivery, *runs: Run, sweep: Path | None = None) -> Iter
         except BaseException:
             delivery.conclude()
             if sweep is not None:
-                note_end(sweep, "KILLED")
-                delivery.bring_sweep(sweep)
+                delivery.conclude_sweep(sweep, "KILLED")
             raise
         delivery.catch_up(*runs)
 
@@ -186,10 +191,5 @@ def synchronise_all(runs: Path) -> dict[str, int | Exception]:
     delivery = Delivery(SYNC_PATIENCE, each=True)
     folders = [path.parent for path in sorted(runs.glob("*/mlflow.json"))]
     outcomes = {folder.name: delivery.mark_ended(folder) for folder in folders}
-    for folder in parents(runs):
-        try:
-            uri = noted(folder)["uri"]
-            outcomes[sweep_name(folder)] = delivery._insist(uri, partial(synchronise_sweep, folder))
-        except Exception as error:
-            outcomes[sweep_name(folder)] = error
+    outcomes |= {sweep_name(folder): delivery.bring_sweep(folder) for folder in parents(runs)}
     return {name: outcome for name, outcome in outcomes.items() if outcome is not None}
