@@ -20,9 +20,10 @@ from mlflow.tracking import MlflowClient
 from sakd import sweep_page
 from sakd.cli import main as cli
 from sakd.configuration import build
+from sakd.errors import ConfigError
 from sakd.runs import Run
 from sakd.runs.job import execute
-from sakd.runs.tracking import Delivery, model, note_sweep, pictures, seen_at, start_mirror
+from sakd.runs.tracking import Delivery, machine, model, note_sweep, pictures, seen_at, start_mirror
 from sakd.runs.tracking import page as pages
 from sakd.runs.tracking.store import VIEW_TAG, Store
 from sakd.sweeps import PlannedRun
@@ -144,6 +145,31 @@ def test_a_link_leads_to_the_run(store, tmp_path):  # noqa: F811
     (found,) = runs_of(store, tmp_path.name)
     page = f"http://127.0.0.1:5000/#/experiments/{found.info.experiment_id}/runs/{found.info.run_id}?"
     assert seen_at(run.folder, store).startswith(f"mlflow ui --backend-store-uri {store}  # then {page}")
+
+
+def test_system_metrics_are_asked_for_by_psutil(monkeypatch):
+    monkeypatch.setattr(sys.modules["sakd.configuration.check"], "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^tracking.system_metrics: found true, expected .* psutil"):
+        compose_config("tracking.system_metrics=true")
+
+
+def test_system_metrics_arrive_each_once_also_where_a_run_goes_on(store, tmp_path, monkeypatch):  # noqa: F811
+    pytest.importorskip("psutil")
+    monkeypatch.setattr(machine, "SECONDS_BETWEEN", 0.05)
+    run = finished(Run(tracked(tmp_path, store, "distiller=none", "tracking.system_metrics=true")))
+    for _ in range(2):
+        before = len(machine.samples(run.folder))
+        mirror = start_mirror(run.folder, run.config)
+        while len(machine.samples(run.folder)) < before + 2:
+            time.sleep(0.05)
+        assert mirror.close("FINISHED")
+        time.sleep(0.2)  # the last sample may be under way
+    delivered(run)
+    CliRunner().invoke(cli, ["sync", str(tmp_path / "runs")])
+    (found,) = runs_of(store, tmp_path.name)
+    sent = steps(store, found.info.run_id, machine.COUNTER)
+    assert sent == list(range(1, len(machine.samples(run.folder)) + 1))
+    assert "system/system_memory_usage_megabytes" in found.data.metrics
 
 
 # ---- sweeps

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -114,6 +115,11 @@ def _check_tracking(tracking: Config) -> None:
             f"(one of {', '.join(STORES)}; it comes from MLFLOW_TRACKING_URI where that is set)"
         )
     names.check_name("tracking.experiment", tracking["experiment"])
+    if tracking.get("system_metrics") and find_spec("psutil") is None:
+        raise ConfigError(
+            "tracking.system_metrics: found true, expected psutil to be there for it (pip install psutil, "
+            "and nvidia-ml-py where there are GPUs)"
+        )
 
 
 @cache

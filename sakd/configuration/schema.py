@@ -141,6 +141,7 @@ class Tracking(TypedDict):
     uri: NotRequired[Store]
     experiment: NotRequired[Name]
     model: NotRequired[bool]
+    system_metrics: NotRequired[bool]
 
 
 class Whole(TypedDict):

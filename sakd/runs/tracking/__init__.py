@@ -2,7 +2,6 @@
 
 from sakd.runs.tracking.delivery import PREPARATION, Delivery, concluded, synchronise_all
 from sakd.runs.tracking.parents import (
-    note_end,
     note_sweep,
     sweep_folder,
     sweep_name,

@@ -1,6 +1,6 @@
 """MLflow's stores.
 
-Only this module, and ``model``, import MLflow, and only once it is used: that takes seconds.
+Only this module, ``model`` and ``machine`` import MLflow, and only once it is used: that takes seconds.
 """
 
 import contextlib
@@ -179,24 +179,29 @@ class Store:
         for start in range(0, len(missing), PARAMETERS_AT_ONCE):
             self.client.log_batch(run.info.run_id, params=missing[start : start + PARAMETERS_AT_ONCE])
 
-    def send_metrics(self, run: Any, lines: Sequence[Mapping[str, float]]) -> int:
+    def send_metrics(
+        self, run: Any, lines: Sequence[Mapping[str, float]], number: str = "epoch", counter: str = COUNTER
+    ) -> int:
         """Add the epochs that the run has not yet, and count them.
 
-        Each goes in one transaction, with its number as the step, which then tells what has arrived.
+        Each goes in one transaction, with its ``number`` as the step, which then tells what has arrived;
+        ``counter``: a metric that each has.
         """
         from mlflow.entities import Metric
 
-        known = COUNTER in run.data.metrics
-        points = self.client.get_metric_history(run.info.run_id, COUNTER) if known else []
+        if not lines:
+            return 0
+        known = counter in run.data.metrics
+        points = self.client.get_metric_history(run.info.run_id, counter) if known else []
         last_known = max((point.step for point in points), default=0)
-        new = [line for line in lines if line["epoch"] > last_known]
+        new = [line for line in lines if line[number] > last_known]
         batch: list[Metric] = []
         for line in new:
-            when, epoch = int(line["time"] * 1000), int(line["epoch"])
+            when, step = int(line["time"] * 1000), int(line[number])
             metrics = [
-                Metric(key, float(value), when, epoch)
+                Metric(key, float(value), when, step)
                 for key, value in line.items()
-                if key not in ("time", "epoch")
+                if key not in ("time", number)
             ]
             if len(batch) + len(metrics) > METRICS_AT_ONCE:
                 self.client.log_batch(run.info.run_id, metrics=batch)
@@ -252,7 +257,9 @@ class Store:
                 run.info.experiment_id, MODEL, run.info.run_id, {"sakd.student_sha256": checksum}
             )
         )
-        self.client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step)])
+        known = [] if run.outputs is None else run.outputs.model_outputs
+        if model.model_id not in {output.model_id for output in known}:
+            self.client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step)])
         with self._files_taken():
             self.client.log_model_artifacts(model.model_id, str(path))
         self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)

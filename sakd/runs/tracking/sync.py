@@ -17,7 +17,7 @@ from sakd.errors import RunError
 from sakd.files import explained, read_json
 from sakd.runs.run import Run
 from sakd.runs.stored import Metrics, read_metrics, read_result
-from sakd.runs.tracking import model, parents, pictures
+from sakd.runs.tracking import machine, model, parents, pictures
 from sakd.runs.tracking import page as pages
 from sakd.runs.tracking.notes import (
     is_noted,
@@ -45,7 +45,10 @@ from sakd.runs.tracking.waiting import holding
 log = logging.getLogger("sakd")
 
 # What is sent of a run's folder, as it is or in parts.
-SENT = ("config.yaml", "metrics.jsonl", "result.json", "code.diff", "run.log", "student.safetensors")
+SENT = (
+    *("config.yaml", "metrics.jsonl", "result.json", "code.diff", "run.log", "student.safetensors"),
+    machine.FILE,
+)
 
 
 def synchronise(folder: Path, status: str | None = None) -> int:
@@ -120,6 +123,7 @@ def _send(folder: Path, status: str | None = None) -> int:
         run = _run_of(store, state, folder, config, parent)
         store.send_parameters(run, parameters(config))
         sent = store.send_metrics(run, lines)
+        store.send_metrics(run, machine.samples(folder), "sample", machine.COUNTER)
         is_delivered = status not in ENDS or _is_delivered(store, run, state, folder, status)
         if not is_delivered:
             store.send_tags(run, _tags(config, folder, status, result, len(lines)))

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from sakd.configuration import Config
 from sakd.errors import RunError
+from sakd.runs.tracking.machine import Sampling
 from sakd.runs.tracking.notes import note_status, note_store
 from sakd.runs.tracking.store import ENDS, is_a_file, is_refusal, reason
 from sakd.runs.tracking.sync import prepare, synchronise, tell_trouble
@@ -36,12 +37,13 @@ class Mirror:
     made.
     """
 
-    def __init__(self, folder: Path, uri: str, experiment: str):
+    def __init__(self, folder: Path, uri: str, experiment: str, system_metrics: bool = False):
         self.folder, self.uri = folder, uri
         self.error: str | None = None  # what went wrong last, until it is mended
         self.refused = False  # what went wrong last will not be otherwise for being tried again
         self._status = "RUNNING"
         note_store(folder, uri, experiment, self._status)
+        self._sampling = Sampling(folder) if system_metrics else None
         self._new, self._ended = threading.Event(), threading.Event()
         self._preparing: threading.Thread | None = None  # what belongs to the end
         self._thread = self._beside(self._work)
@@ -58,6 +60,8 @@ class Mirror:
         with suppress(RunError):  # the disk is full: that has been said, and the store can still be told
             note_status(self.folder, status)
         self._status = status
+        if self._sampling is not None:
+            self._sampling.end()
         if status in ENDS:
             self._preparing = self._beside(self._prepare)
         self._ended.set()
@@ -149,4 +153,6 @@ def insisting(uri: str, deadline: float, work: Callable[[], Found]) -> Found:
 def start_mirror(folder: Path, config: Config) -> Mirror | None:
     """Start the mirror that the configuration asks for, if any."""
     tracking = config["tracking"]
-    return Mirror(folder, tracking["uri"], tracking["experiment"]) if tracking["name"] == "mlflow" else None
+    if tracking["name"] != "mlflow":
+        return None
+    return Mirror(folder, tracking["uri"], tracking["experiment"], tracking.get("system_metrics", False))
