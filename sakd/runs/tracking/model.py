@@ -1,9 +1,8 @@
 """A finished run's network as a model of MLflow, which its ``mlflow.pytorch.load_model`` loads without sakd.
 
 It is made in a process of its own, one for a whole launch: to export a network changes PyTorch's global state
-and takes seconds, and other runs may be training.
-
-    python -m sakd.runs.tracking.model      (a folder a line on stdin; for each a line on stdout)
+and takes seconds, and other runs may be training. That process gets folders, a line each, on its standard
+input, and answers each with a line.
 """
 
 import atexit
@@ -99,7 +98,7 @@ class _Worker:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         return subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-c", f"from {__name__} import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -215,7 +214,3 @@ def _normalising(network: Any, dataset: dict[str, Any]) -> Any:
             return self.network(normalise(images, self.mean, self.std))
 
     return Normalising()
-
-
-if __name__ == "__main__":
-    serve()
