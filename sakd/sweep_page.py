@@ -12,10 +12,10 @@ from sakd.errors import SakdError
 from sakd.files import write_whole
 from sakd.runs.tracking import (
     Delivery,
+    earlier_sweeps,
     seen_at,
     sweep_folder,
     sweep_name,
-    sweep_of_run,
     sweep_overrides,
 )
 from sakd.sweeps import STATES, PlannedRun, number_of, report
@@ -55,7 +55,7 @@ def _status(states: Sequence[str]) -> str:
 
 def _write(folder: Path, cells: Sequence[PlannedRun], states: Mapping[str, str]) -> None:
     """Write the page's files, unless nothing has changed."""
-    earlier = _earlier(folder, cells)
+    earlier = earlier_sweeps(folder)
     rows = [
         {"name": cell.name, **row, "sweep": earlier.get(cell.name, "")}
         for cell, row in zip(cells, report.rows(cells, states), strict=True)
@@ -77,14 +77,6 @@ def _write(folder: Path, cells: Sequence[PlannedRun], states: Mapping[str, str])
     ]
     write_whole(folder / "description.md", "\n\n".join(part for part in parts if part).encode())
     write_whole(path, table.encode())
-
-
-def _earlier(folder: Path, cells: Sequence[PlannedRun]) -> dict[str, str]:
-    """Names of the earlier sweeps that cells belong to, by cell."""
-    owners = {cell.name: sweep_of_run(cell.run.folder) for cell in cells}
-    return {
-        name: sweep_name(owner) for name, owner in owners.items() if owner is not None and owner != folder
-    }
 
 
 def _told_of_earlier(earlier: Mapping[str, str]) -> str:

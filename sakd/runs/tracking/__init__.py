@@ -2,10 +2,10 @@
 
 from sakd.runs.tracking.delivery import PREPARATION, Delivery, concluded, synchronise_all
 from sakd.runs.tracking.parents import (
+    earlier_sweeps,
     note_sweep,
     sweep_folder,
     sweep_name,
-    sweep_of_run,
     sweep_overrides,
 )
 from sakd.runs.tracking.store import finished_runs, is_a_file, is_refusal, open_command, reason
@@ -17,6 +17,7 @@ __all__ = [
     "Delivery",
     "Mirror",
     "concluded",
+    "earlier_sweeps",
     "finished_runs",
     "goes_on",
     "is_a_file",
@@ -28,7 +29,6 @@ __all__ = [
     "start_mirror",
     "sweep_folder",
     "sweep_name",
-    "sweep_of_run",
     "sweep_overrides",
     "synchronise",
     "synchronise_all",

@@ -28,7 +28,7 @@ from sakd.runs.tracking.notes import (
     sending,
     update_state,
 )
-from sakd.runs.tracking.store import ENDS, Store, absolute
+from sakd.runs.tracking.store import ENDS, Store
 
 FOLDER = Path(".sweeps/parents")  # in a folder of runs
 TAG = "mlflow.parentRunId"
@@ -91,21 +91,28 @@ def folders(runs: Path) -> list[Path]:
     return [path.parent for path in sorted((runs / FOLDER).glob("*/sweep.json"))]
 
 
-def sweep_of(run: Path, state: Mapping[str, Any]) -> Path | None:
-    """The folder of the first sweep that asked for this run, in the store and experiment of its ``state``."""
+def _owners(runs: Path, state: Mapping[str, Any]) -> dict[str, Path]:
+    """Folders of the first sweeps that asked for runs, by run, in the store and experiment of ``state``."""
     found = []
-    for folder in folders(run.parent):
+    for folder in folders(runs):
         with suppress(RunError, KeyError):  # a damaged note is told when the sweep is to be sent
             sweep, own = _sweep(folder), noted(folder)
-            here = (own.get("uri"), own.get("experiment")) == (state["uri"], state["experiment"])
-            if sweep is not None and here and run.name in sweep["cells"]:
-                found.append((sweep["time"], folder))
-    return min(found)[1] if found else None
+            if sweep is not None and _place(own) == _place(state):
+                found.append((sweep["time"], folder, sweep["cells"]))
+    owners: dict[str, Path] = {}
+    for _, folder, cells in sorted(found):
+        for cell in cells:
+            owners.setdefault(cell, folder)
+    return owners
+
+
+def _place(state: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    return state.get("uri"), state.get("experiment")
 
 
 def run_of(run: Path, state: Mapping[str, Any]) -> str | None:
     """The id of MLflow's parent for this run, which is made where there is none; None where it has none."""
-    folder = sweep_of(run, state)
+    folder = _owners(run.parent, state).get(run.name)
     if folder is None:
         return None
     known = noted(folder).get("run_id")
@@ -147,13 +154,13 @@ def synchronise_sweep(folder: Path) -> int:
     return 0
 
 
-def sweep_of_run(run: Path) -> Path | None:
-    """The folder of the sweep that a run belongs to, as far as is noted; None where it belongs to none."""
-    try:
-        state = noted(run)
-    except RunError:  # it is told when the run is to be sent
-        return None
-    return sweep_of(run, state) if state else None
+def earlier_sweeps(folder: Path) -> dict[str, str]:
+    """Names of the earlier sweeps that cells of this one belong to, by cell."""
+    sweep, state = _sweep(folder), noted(folder)
+    owners = _owners(_runs(folder), state)
+    owned = {cell: owners[cell] for cell in sweep["cells"] if owners.get(cell, folder) != folder}
+    names = {owner: sweep_name(owner) for owner in {*owned.values()}}
+    return {cell: names[owner] for cell, owner in owned.items()}
 
 
 def sweep_name(folder: Path) -> str:
@@ -210,8 +217,9 @@ def _run(store: Store, state: Mapping[str, Any], folder: Path) -> Any:
 def _adopt(store: Store, run: Any, folder: Path, sweep: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Make children of those cells that the store has and that belong to no other sweep there."""
     children = {child.info.run_id for child in store.children(run.info.experiment_id, run.info.run_id)}
+    owners = _owners(_runs(folder), state)
     for cell, own in _cells(folder, sweep, state):
-        if own["run_id"] not in children and sweep_of(cell, own) == folder:
+        if own["run_id"] not in children and owners.get(cell) == folder:
             child = store.run(own["run_id"])
             if child is not None and store.run(child.data.tags.get(TAG)) is None:
                 store.send_tags(child, {TAG: run.info.run_id})
@@ -219,12 +227,15 @@ def _adopt(store: Store, run: Any, folder: Path, sweep: Mapping[str, Any], state
 
 def _cells(
     folder: Path, sweep: Mapping[str, Any], state: Mapping[str, Any]
-) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Folders of the cells that the sweep's store may have, each with what is noted of it."""
-    runs = folder.parent.parent.parent
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Cells that the sweep's store may have, each with what is noted of it."""
     for name in sweep["cells"]:
         with suppress(RunError):  # it is told when the cell is to be sent
-            own = noted(runs / name)
-            same = (own.get("uri"), own.get("experiment")) == (absolute(state["uri"]), state["experiment"])
-            if same and own.get("run_id"):
-                yield runs / name, own
+            own = noted(_runs(folder) / name)
+            if _place(own) == _place(state) and own.get("run_id"):
+                yield name, own
+
+
+def _runs(folder: Path) -> Path:
+    """The folder of runs in which a sweep's is."""
+    return folder.parent.parent.parent
