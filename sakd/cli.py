@@ -111,13 +111,14 @@ def status(overrides: tuple[str, ...], form: str, each: bool) -> None:
     OVERRIDE... are those that launched it, such as sweeps=digits seed=0,1. A run that was killed without
     warning, and that MLflow still has as running, is marked KILLED there.
     """
-    from sakd import sweeps
+    from sakd import sweep_page, sweeps
     from sakd.sweeps import report
 
     with _errors_told():
         planned = _planned(overrides)
         standings = sweeps.survey(planned.everything, planned.runs)
         sweeps.settle(planned, standings)
+        sweep_page.update(planned.cells, report.states_of(planned, standings))
         click.echo(report.FORMATS[form](planned, standings, each), nl=False)
 
 
@@ -129,7 +130,7 @@ def retry(overrides: tuple[str, ...]) -> None:
 
     hydra.launcher.KEY=VALUE changes what they were submitted with.
     """
-    from sakd import sweeps
+    from sakd import sweep_page, sweeps
     from sakd.sweeps import report
     from sakd.terminal import start_logging
 
@@ -144,7 +145,8 @@ def retry(overrides: tuple[str, ...]) -> None:
             )
         standings = sweeps.launch(planned, ("failed", "lost"))
         if standings is not None:
-            report.conclude_launch(planned, standings)
+            see_it = sweep_page.update(planned.cells, report.states_of(planned, standings))
+            report.conclude_launch(planned, standings, see_it)
 
 
 @main.command()

@@ -96,7 +96,7 @@ def lacking(folder: Path, uri: str) -> list[str]:
         if missing := {"config.yaml", "result.json"} - artifacts:
             found.append(f"{run_folder.name}: without {sorted(missing)}")
         expected = list(range(1, config["epochs"] + 1))
-        for metric in {"epoch", "seconds", *run.data.metrics}:
+        for metric in {"seconds", *run.data.metrics}:
             steps = [point.step for point in client.get_metric_history(run.info.run_id, metric)]
             if steps != expected:
                 found.append(f"{run_folder.name}: {metric} of {steps}")

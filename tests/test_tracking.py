@@ -63,6 +63,17 @@ def a_folder(folder: Path) -> Path:
     return folder
 
 
+# What a finished run has sent; where the code is not its commit's, code.diff, too.
+PAGE = {"config.yaml", "result.json", "run.log", "pictures/learning_curves.png"}
+
+
+def artifacts_of(uri: str, run) -> set[str]:
+    client = MlflowClient(uri)
+    top = client.list_artifacts(run.info.run_id)
+    below = [each for one in top if one.is_dir for each in client.list_artifacts(run.info.run_id, one.path)]
+    return {each.path for each in (*top, *below) if not each.is_dir} - {"code.diff"}
+
+
 def steps(uri: str, run_id: str, metric: str) -> list[int]:
     return [point.step for point in MlflowClient(uri).get_metric_history(run_id, metric)]
 
@@ -72,7 +83,7 @@ def test_a_finished_run_is_in_mlflow_with_names_metrics_and_artifacts(store, tmp
     result = execute(config)
     (run,) = runs_of(store, tmp_path.name)
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "at-adaptive-seed0-resnet8-resnet8-digits"
+    assert run.info.run_name == "at adaptive seed 0, resnet8 to resnet8, digits"
     assert run.data.tags["sakd.folder"] == str(Run(config).folder)
     expected = {"dataset": "digits", "teacher": "resnet8", "student": "resnet8", "distiller": "at"}
     expected |= {
@@ -83,16 +94,17 @@ def test_a_finished_run_is_in_mlflow_with_names_metrics_and_artifacts(store, tmp
     }
     assert expected.items() <= run.data.params.items()
     lines = Run(config).metrics()
-    for metric in set(lines[0]) - {"time"}:
+    assert set(run.data.metrics) == set(lines[0]) - {"time", "epoch"}
+    for metric in run.data.metrics:
         points = MlflowClient(store).get_metric_history(run.info.run_id, metric)
         assert [(point.step, point.value) for point in points] == [
             (line["epoch"], line[metric]) for line in lines
         ], metric
-    artifacts = {artifact.path for artifact in MlflowClient(store).list_artifacts(run.info.run_id)}
-    assert artifacts - {"code.diff"} == {"config.yaml", "result.json"}  # that one where there are changes
+    assert artifacts_of(store, run) == PAGE
     assert run.data.tags["sakd.teacher_sha256"] == result["teacher"]["sha256"]
     (teacher,) = runs_of(store, f"{tmp_path.name}-teachers")
     assert (teacher.info.status, teacher.data.params["student"]) == ("FINISHED", "resnet8")
+    assert teacher.info.run_name == "resnet8 alone seed 0, digits"
 
 
 def test_sending_again_sends_nothing_twice(store, tmp_path):
@@ -216,8 +228,7 @@ def test_a_kill_between_the_result_and_the_store_is_mended_by_the_same_command(s
     (run,) = runs_of(store, tmp_path.name)
     assert run.info.status == "FINISHED"
     assert steps(store, run.info.run_id, "test/accuracy") == [1, 2]
-    artifacts = {artifact.path for artifact in MlflowClient(store).list_artifacts(run.info.run_id)}
-    assert artifacts - {"code.diff"} == {"config.yaml", "result.json"}
+    assert artifacts_of(store, run) == PAGE
 
 
 def test_a_run_deleted_in_mlflow_comes_back_with_a_sync(store, tmp_path):

@@ -31,6 +31,7 @@ class Sweeper(BasicSweeper):
             super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
+        from sakd import sweep_page
         from sakd.configuration.compose import sweep_of
         from sakd.runs import Run
         from sakd.signals import told_if_finished
@@ -46,11 +47,12 @@ class Sweeper(BasicSweeper):
             with told_if_finished(is_finished):
                 standings = launch(planned)
             if standings is not None:
-                report.conclude_launch(planned, standings)
+                see_it = sweep_page.update(planned.cells, report.states_of(planned, standings))
+                report.conclude_launch(planned, standings, see_it)
             return []
         if isinstance(self.launcher, BasicLauncher):
             with told_if_finished(is_finished):
-                here.train(sweep)
+                here.train(sweep, sweep_page.update)
             return []
         # A launcher that is neither ours nor Hydra's own gets the cells one by one.
         check_parts([PlannedRun(Run(config), (), overrides) for overrides, config in sweep.cells])

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -130,6 +131,11 @@ def _check_tracking(tracking: Config) -> None:
         if re.match(scheme, uri) and not re.fullmatch(scheme + place, uri):
             raise ConfigError(f"tracking.uri: found {uri!r}, expected {expected}")
     names.check_name("tracking.experiment", tracking["experiment"])
+    if tracking.get("system_metrics") and find_spec("psutil") is None:
+        raise ConfigError(
+            "tracking.system_metrics: found true, expected psutil to be there for it (pip install psutil, "
+            "and nvidia-ml-py where there are GPUs)"
+        )
 
 
 @cache

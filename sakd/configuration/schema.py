@@ -143,6 +143,8 @@ class Tracking(TypedDict):
     name: Literal["mlflow", "none"]
     uri: NotRequired[Store]
     experiment: NotRequired[Name]
+    model: NotRequired[bool]
+    system_metrics: NotRequired[bool]
 
 
 class Whole(TypedDict):

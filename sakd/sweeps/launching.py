@@ -12,7 +12,7 @@ import yaml
 from sakd.configuration import flatten
 from sakd.errors import ConfigError, SlurmError
 from sakd.runs import code
-from sakd.runs.tracking import PREPARATION, Delivery, goes_on, is_refusal, reason
+from sakd.runs.tracking import PREPARATION, Delivery, goes_on, is_refusal, note_sweep, reason
 from sakd.signals import uninterrupted
 from sakd.sweeps import submissions
 from sakd.sweeps.cohorts import cohorts
@@ -42,6 +42,8 @@ def launch(planned: Plan, only: Collection[str] = ("missing", "failed", "lost"))
     with submissions.deciding(planned.runs):
         standings = survey(planned.everything, planned.runs)
         settle(planned, standings, delivery)
+        cells = {cell.name: cell.run.config for cell in planned.cells}
+        note_sweep(cells, planned.sweep.overrides)
         wanted = _wanted(planned, standings, only)
         log.info("%s", summary(standings[cell.name] for cell in planned.cells))
         submission = _record(planned, wanted, launcher, delivery) if wanted else None

@@ -26,6 +26,7 @@ from sakd.terminal import clock
 WIDTH = 160  # of a page that is no terminal
 NAMED = 5  # of the cells that fail alike; all are in --cells
 ROW = ("dataset", "teacher", "student", "distiller")
+MEASURED = ("state", "epochs", "last", "best", "seconds")  # of a cell, beside what tells it apart
 
 Standings = Mapping[str, Standing]
 
@@ -71,18 +72,25 @@ FORMATS: dict[str, Callable[[Plan, Standings, bool], str]] = {"terminal": termin
 
 
 def conclude(
-    cells: Sequence[PlannedRun], overrides: Overrides, states: Mapping[str, str], errors: Mapping[str, str]
+    cells: Sequence[PlannedRun],
+    overrides: Overrides,
+    states: Mapping[str, str],
+    errors: Mapping[str, str],
+    see_it: str | None = None,
 ) -> None:
     """Print what a sweep ends with: the table of its cells, and how to see more.
 
     Raises SystemExit with an error line for each cell that is not finished.
 
-    ``states``, ``errors``: by name, the latter of those cells whose error is known.
+    ``states``, ``errors``: by name, the latter of those cells whose error is known. ``see_it``: what shows
+    the sweep in MLflow, if anything does.
     """
     console = _page()
     console.print(_results(cells, states))
-    if more := compare_command(cells, overrides):
-        console.print("", f"compare: {more}", sep="\n", markup=False, soft_wrap=True)
+    commands = {"compare": compare_command(cells, overrides), "see it": see_it}
+    told = [f"{what}: {command}" for what, command in commands.items() if command]
+    if told:
+        console.print("", *told, sep="\n", markup=False, soft_wrap=True)
     print(console.file.getvalue(), end="")
     unfinished = [cell for cell in cells if states[cell.name] != "finished"]
     if unfinished:
@@ -91,11 +99,34 @@ def conclude(
         raise SystemExit(hidden("\n".join(f"error: {line}" for line in lines)))
 
 
-def conclude_launch(planned: Plan, standings: Standings) -> None:
+def conclude_launch(planned: Plan, standings: Standings, see_it: str | None = None) -> None:
     """Print what a launch that has waited for its cells ends with, by ``conclude``."""
-    states = {cell.name: standings[cell.name].state for cell in planned.cells}
     errors = {cell.name: standings[cell.name].error for cell in planned.cells if standings[cell.name].error}
-    conclude(planned.cells, planned.sweep.overrides, states, errors)
+    conclude(planned.cells, planned.sweep.overrides, states_of(planned, standings), errors, see_it)
+
+
+def states_of(planned: Plan, standings: Standings) -> dict[str, str]:
+    """The state of each cell by its name."""
+    return {cell.name: standings[cell.name].state for cell in planned.cells}
+
+
+def rows(cells: Sequence[PlannedRun], states: Mapping[str, str]) -> list[dict[str, str]]:
+    """A row for each cell: what tells it apart, its state, epochs, accuracies in percent of the last epoch
+    and of the best, and seconds.
+
+    Raises RunError for a finished cell whose files are damaged.
+    """
+    found = []
+    for cell, names in zip(cells, _telling_apart(cells), strict=True):
+        state = states[cell.name]
+        try:
+            measured = _measured(cell)
+        except RunError:
+            if state == "finished":
+                raise
+            measured = "", "", "", ""  # why it failed is told beside
+        found.append({**names, **dict(zip(MEASURED, (state, *measured), strict=True))})
+    return found
 
 
 def _label(cell: PlannedRun) -> str:
@@ -104,20 +135,13 @@ def _label(cell: PlannedRun) -> str:
 
 
 def _results(cells: Sequence[PlannedRun], states: Mapping[str, str]) -> Table:
-    """A row for each cell: accuracies in percent, of the last epoch and of the best."""
-    columns = _telling_apart(cells)
-    table = _table(*columns[0])
-    for heading in ("state", "epochs", "last", "best", "seconds"):
+    """``rows`` as a table."""
+    found = rows(cells, states)
+    table = _table(*(heading for heading in found[0] if heading not in MEASURED))
+    for heading in MEASURED:
         table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
-    for cell, names in zip(cells, columns, strict=True):
-        state = states[cell.name]
-        try:
-            measured = _measured(cell)
-        except RunError:
-            if state == "finished":
-                raise
-            measured = "", "", "", ""  # why it failed is told beside
-        table.add_row(*names.values(), state, *measured)
+    for row in found:
+        table.add_row(*row.values())
     return table
 
 

@@ -1,8 +1,15 @@
 """MLflow as a mirror of runs' folders: one run's while it trains, or all that a store lacks, afterwards."""
 
 from sakd.runs.tracking.delivery import PREPARATION, Delivery, concluded, synchronise_all
+from sakd.runs.tracking.parents import (
+    earlier_sweeps,
+    note_sweep,
+    sweep_folder,
+    sweep_name,
+    sweep_overrides,
+)
 from sakd.runs.tracking.store import finished_runs, is_a_file, is_refusal, open_command, reason
-from sakd.runs.tracking.sync import goes_on, synchronise
+from sakd.runs.tracking.sync import goes_on, seen_at, synchronise
 from sakd.runs.tracking.thread import Mirror, start_mirror
 
 __all__ = [
@@ -10,13 +17,19 @@ __all__ = [
     "Delivery",
     "Mirror",
     "concluded",
+    "earlier_sweeps",
     "finished_runs",
     "goes_on",
     "is_a_file",
     "is_refusal",
+    "note_sweep",
     "open_command",
     "reason",
+    "seen_at",
     "start_mirror",
+    "sweep_folder",
+    "sweep_name",
+    "sweep_overrides",
     "synchronise",
     "synchronise_all",
 ]

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from sakd.runs.run import Run, is_locked
+from sakd.runs.tracking.notes import note_status, noted
+from sakd.runs.tracking.parents import folders as parents
+from sakd.runs.tracking.parents import note_end, sweep_name, synchronise_sweep
 from sakd.runs.tracking.store import GOING_ON, Store, is_a_file, is_refusal, reason, set_up_store
-from sakd.runs.tracking.sync import bring, note_status, noted, synchronise, undelivered
+from sakd.runs.tracking.sync import bring, synchronise, undelivered
 from sakd.runs.tracking.thread import PATIENCE, PATIENCE_WITH_A_FILE, Mirror, insisting
 from sakd.runs.tracking.waiting import StoreAwayError, within
 from sakd.signals import interruptible
@@ -48,6 +51,8 @@ class Delivery:
         for mirror in self._mirrors:
             mirror.hurry()
         for mirror in self._mirrors:
+            if self._left(mirror.uri):
+                mirror.wait_for_preparation()
             start = time.monotonic()
             arrived = mirror.wait(self._left(mirror.uri))
             self._spent += time.monotonic() - start
@@ -105,6 +110,24 @@ class Delivery:
         except Exception as error:
             return error
 
+    def bring_sweep(self, folder: Path) -> int | Exception:
+        """Send what is missing of a sweep's page; 0, since it has no epochs, or what went wrong."""
+        try:
+            return self._insist(noted(folder)["uri"], partial(synchronise_sweep, folder))
+        except Exception as error:
+            return error
+
+    def conclude_sweep(self, folder: Path, status: str) -> None:
+        """Note how a sweep stands, send what is missing of its page, and say so if it could not be sent."""
+        note_end(folder, status)
+        outcome = self.bring_sweep(folder)
+        if isinstance(outcome, Exception):
+            log.warning(
+                "MLflow has not got all of %s (%s); `sakd sync` sends it",
+                sweep_name(folder),
+                reason(outcome),
+            )
+
     def set_up(self, uri: str, experiments: Sequence[str]) -> Exception | None:
         """Make a fresh store and its experiments; what went wrong, if anything did."""
         try:
@@ -145,13 +168,18 @@ class Delivery:
 
 
 @contextmanager
-def concluded(delivery: Delivery, *runs: Run) -> Iterator[None]:
-    """Train ``runs`` inside; then wait for MLflow, also after an interruption, which may come once more."""
+def concluded(delivery: Delivery, *runs: Run, sweep: Path | None = None) -> Iterator[None]:
+    """Train ``runs`` inside; then wait for MLflow, also after an interruption, which may come once more.
+
+    ``sweep``: the folder of the sweep that is interrupted then.
+    """
     with interruptible():
         try:
             yield
         except BaseException:
             delivery.conclude()
+            if sweep is not None:
+                delivery.conclude_sweep(sweep, "KILLED")
             raise
         delivery.catch_up(*runs)
 
@@ -165,4 +193,5 @@ def synchronise_all(runs: Path) -> dict[str, int | Exception]:
     delivery = Delivery(SYNC_PATIENCE, each=True)
     folders = [path.parent for path in sorted(runs.glob("*/mlflow.json"))]
     outcomes = {folder.name: delivery.mark_ended(folder) for folder in folders}
+    outcomes |= {sweep_name(folder): delivery.bring_sweep(folder) for folder in parents(runs)}
     return {name: outcome for name, outcome in outcomes.items() if outcome is not None}

@@ -1,9 +1,10 @@
 """MLflow's stores.
 
-Only this module imports MLflow, and only once it is used: that takes seconds.
+Only this module, ``model`` and ``machine`` import MLflow, and only once it is used: that takes seconds.
 """
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -24,6 +25,54 @@ GOING_ON = ("RUNNING", "SCHEDULED")  # of the states that MLflow has for a run, 
 ENDS = ("FINISHED", "FAILED", "KILLED")
 PAGE_PATIENCE = 60.0  # seconds for a page of a search
 TRY_LATER = (408, 429)  # of HTTP's 4xx, which else say that a request is wrong
+COUNTER = "seconds"  # a metric that every epoch has: its steps tell which epochs have arrived
+EPOCHS = "sakd.epochs"  # the tag of a run that is over: how many there are of it
+MODEL = "student"  # the name that a run's network has among its models
+HEADLINE = "test/accuracy"
+
+# What MLflow's pages of an experiment begin with: tags say that it trains networks, and keep a view that a
+# link calls by its name. In that the accuracy leads, in the table and among the charts.
+VIEW = "sakd"
+_FIRST = ("test", "loss", "kept")  # sections of charts
+_VIEW = {
+    "selectedColumns": [
+        f"metrics.`{HEADLINE}`",
+        *(f"params.`{key}`" for key in ("distiller", "spot_mode", "teacher", "student", "dataset", "seed")),
+    ],
+    "orderByKey": f"metrics.`{HEADLINE}`",
+    "orderByAsc": False,
+    "compareRunSections": [
+        {"uuid": f"sakd-{name}", "name": name, "display": True, "isReordered": True} for name in _FIRST
+    ],
+    "compareRunCharts": [
+        {
+            "type": "LINE",
+            "uuid": "sakd-headline",
+            "metricSectionId": "sakd-test",
+            "metricKey": HEADLINE,
+            "selectedMetricKeys": [HEADLINE],
+            "isGenerated": True,
+            "deleted": False,
+            "runsCountToCompare": 10,
+            "lineSmoothness": 0,
+            "scaleType": "linear",
+            "xAxisKey": "step",
+            "xAxisScaleType": "linear",
+            "selectedXAxisMetricKey": "",
+            "yAxisKey": "metric",
+            "yAxisExpressions": [],
+            "range": {},
+        }
+    ],
+    "isAccordionReordered": True,
+}
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+EXPERIMENT = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.experiment.primaryMetric.name": HEADLINE,
+    "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
+    VIEW_TAG: json.dumps(_VIEW),
+}
 
 
 class Store:
@@ -70,12 +119,15 @@ class Store:
 
         found = self.client.get_experiment_by_name(name)
         if found is not None:
+            for key, value in EXPERIMENT.items():  # others are the user's to change
+                if key not in found.tags or (key == VIEW_TAG and found.tags[key] != value):
+                    self.client.set_experiment_tag(found.experiment_id, key, value)
             return found.experiment_id
         location = None
         if self.path is not None:
             location = (self.path.parent / "mlartifacts" / names.folder(name)).as_uri()
         try:
-            return self.client.create_experiment(name, artifact_location=location)
+            return self.client.create_experiment(name, artifact_location=location, tags=EXPERIMENT)
         except MlflowException:
             found = self.client.get_experiment_by_name(name)  # another process was first
             if found is None:
@@ -99,16 +151,24 @@ class Store:
             raise
         return run if run.info.lifecycle_stage == "active" else None
 
-    def find_or_create(self, experiment: str, uid: str, folder: Path, name: str, start_time: int) -> Any:
-        """MLflow's Run of the folder that has this ``uid``, made where there is none.
+    def find_or_create(
+        self, experiment: str, key: str, uid: str, name: str, start_time: int, tags: Mapping[str, str]
+    ) -> Any:
+        """MLflow's Run that has this ``uid`` as its tag ``key``, made with ``tags`` where there is none.
 
         A kill between creating it and noting its id must not lead to two. ``start_time`` in milliseconds.
         """
-        found = self.client.search_runs([experiment], f"tags.`sakd.uid` = '{uid}'")
+        found = self.client.search_runs([experiment], f"tags.`{key}` = '{uid}'")
         if found:
             return found[0]
-        tags = {"sakd.uid": uid, "sakd.folder": str(folder.absolute()), "mlflow.source.name": "launch.py"}
+        tags = {key: uid, **tags}
         return self.client.create_run(experiment, start_time=start_time, tags=tags, run_name=name)
+
+    def children(self, experiment: str, parent: str) -> Iterator[Any]:
+        """MLflow's Runs that are the children of the one with this id."""
+        query = f"tags.`mlflow.parentRunId` = '{parent}'"
+        for page in _pages(partial(self.client.search_runs, [experiment], query)):
+            yield from page
 
     def send_parameters(self, run: Any, parameters: Mapping[str, str]) -> None:
         """Add the parameters that the run has not yet."""
@@ -120,19 +180,30 @@ class Store:
         for start in range(0, len(missing), PARAMETERS_AT_ONCE):
             self.client.log_batch(run.info.run_id, params=missing[start : start + PARAMETERS_AT_ONCE])
 
-    def send_metrics(self, run: Any, lines: Sequence[Mapping[str, float]]) -> int:
+    def send_metrics(
+        self, run: Any, lines: Sequence[Mapping[str, float]], number: str = "epoch", counter: str = COUNTER
+    ) -> int:
         """Add the epochs that the run has not yet, and count them.
 
-        Each goes in one transaction together with its number, which then tells what has arrived.
+        Each goes in one transaction, with its ``number`` as the step, which then tells what has arrived;
+        ``counter``: a metric that each has.
         """
         from mlflow.entities import Metric
 
-        last_known = run.data.metrics.get("epoch", 0)
-        new = [line for line in lines if line["epoch"] > last_known]
+        if not lines:
+            return 0
+        known = counter in run.data.metrics
+        points = self.client.get_metric_history(run.info.run_id, counter) if known else []
+        last_known = max((point.step for point in points), default=0)
+        new = [line for line in lines if line[number] > last_known]
         batch: list[Metric] = []
         for line in new:
-            when, epoch = int(line["time"] * 1000), int(line["epoch"])
-            metrics = [Metric(key, float(value), when, epoch) for key, value in line.items() if key != "time"]
+            when, step = int(line["time"] * 1000), int(line[number])
+            metrics = [
+                Metric(key, float(value), when, step)
+                for key, value in line.items()
+                if key not in ("time", number)
+            ]
             if len(batch) + len(metrics) > METRICS_AT_ONCE:
                 self.client.log_batch(run.info.run_id, metrics=batch)
                 batch = []
@@ -147,13 +218,73 @@ class Store:
 
         self.client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def files(self, run: Any) -> set[str]:
-        """Names of the run's artifacts."""
-        return {artifact.path for artifact in self.client.list_artifacts(run.info.run_id)}
+    def send_dataset(self, run: Any, dataset: Mapping[str, str]) -> None:
+        """Say which data set the run learned from; saying it again changes nothing.
 
-    def send_file(self, run: Any, path: Path) -> None:
+        ``dataset``: the arguments of MLflow's Dataset.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        tags = [InputTag("mlflow.data.context", "training")]
+        self.client.log_inputs(run.info.run_id, [DatasetInput(Dataset(**dataset), tags)])
+
+    def files(self, run: Any, folder: str | None = None) -> set[str]:
+        """Paths of the run's artifacts, or of those in one ``folder`` of them."""
+        with self._files_taken():
+            return {artifact.path for artifact in self.client.list_artifacts(run.info.run_id, folder)}
+
+    def send_file(self, run: Any, path: Path, folder: str | None = None) -> None:
         """Store a copy of a file among the run's artifacts, in the place of one of that name."""
-        self.client.log_artifact(run.info.run_id, str(path))
+        with self._files_taken():
+            self.client.log_artifact(run.info.run_id, str(path), folder)
+
+    def send_model(self, run: Any, path: Path, checksum: str, step: int) -> None:
+        """Store MLflow's model in the folder ``path`` as what the run has made at its ``step``, once.
+
+        ``checksum``: of its weights. One that a kill has left without its files is used again.
+        """
+        from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+        found = self.client.search_logged_models(
+            [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"
+        )
+        alike = [model for model in found if model.tags.get("sakd.student_sha256") == checksum]
+        if any(model.status == LoggedModelStatus.READY for model in alike):
+            return
+        model = (
+            alike[0]
+            if alike
+            else self.client.create_logged_model(
+                run.info.experiment_id, MODEL, run.info.run_id, {"sakd.student_sha256": checksum}
+            )
+        )
+        known = [] if run.outputs is None else run.outputs.model_outputs
+        if model.model_id not in {output.model_id for output in known}:
+            self.client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step)])
+        with self._files_taken():
+            self.client.log_model_artifacts(model.model_id, str(path))
+        self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+    @contextlib.contextmanager
+    def _files_taken(self) -> Iterator[None]:
+        """Tell a store that takes no files from one that is away: as RunError, alike for all runs."""
+        try:
+            yield
+        except OSError as error:  # where its files lie on a disk that is not this machine's
+            if _http_status(error) is not None or error.strerror is None:
+                raise
+            why = f"{_folder_of(error)}, where it keeps them, cannot be written here: {error.strerror}"
+            raise self._takes_no_files(why) from error
+        except Exception as error:
+            if "--serve-artifacts" not in str(error):
+                raise
+            raise self._takes_no_files("it runs without --serve-artifacts") from error
+
+    def _takes_no_files(self, why: str) -> RunError:
+        return RunError(
+            f"MLflow at {self.uri} takes no files ({why}); expected a server that passes them on, with "
+            "--artifacts-destination. Measurements and status have arrived"
+        )
 
     def set_status(self, run: Any, status: str) -> None:
         """Say how the run goes on or has ended, in MLflow's words."""
@@ -193,8 +324,10 @@ def finished_runs(uri: str) -> Iterator[tuple[str, dict[str, str], dict[str, flo
         query = "attributes.status = 'FINISHED' and tags.`sakd.uid` LIKE '%' and params.spot_mode != 'none'"
         for page in _pages(partial(asked, client.search_runs), experiments, query):
             for run in page:
-                name = Path(run.data.tags["sakd.folder"]).name
-                yield name, run.data.params, run.data.metrics, run.data.tags
+                name, metrics = Path(run.data.tags["sakd.folder"]).name, dict(run.data.metrics)
+                if EPOCHS in run.data.tags:  # else it was sent when the epoch was a metric, too
+                    metrics["epoch"] = float(run.data.tags[EPOCHS])
+                yield name, run.data.params, metrics, run.data.tags
     except SakdError:
         raise
     except Exception as error:  # of MLflow, or a database's driver
@@ -242,6 +375,16 @@ def open_command(uri: str) -> str:
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
 
+def page(uri: str, experiment: str, run: str | None = None) -> str:
+    """What shows a run, or, of an experiment, all runs with what tells them apart: an address, or the command
+    that serves a file, and the address then."""
+    served = uri.startswith("http")
+    base = credentials.hidden(uri).rstrip("/") if served else "http://127.0.0.1:5000"
+    view = f"runs/{run}?" if run else f"runs?viewStateShareKey={VIEW}&"
+    address = f"{base}/#/experiments/{experiment}/{view}workflowType=machine_learning"
+    return address if served else f"{open_command(uri)}  # then {address}"
+
+
 def is_a_file(uri: str) -> bool:
     """True if the store is one file on one machine."""
     return sqlite_path(uri) is not None
@@ -256,6 +399,11 @@ def absolute(uri: str) -> str:
 def sqlite_path(uri: str) -> Path | None:
     """The store's file, absolute; None for a server."""
     return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+
+
+def _folder_of(error: OSError) -> str:
+    """Where an error of the disk was met, but for what differs from run to run."""
+    return str(Path(*Path(error.filename or "?").parts[:3]))
 
 
 def _lock_of(path: Path) -> Path:

@@ -1,37 +1,52 @@
 """A run's folder against a store: what the store lacks is sent, each epoch exactly once.
 
-The folder is the truth. ``mlflow.json`` in it notes which store is to have it, as which run, how it stands,
-and, as ``delivered``, with which end the store has confirmed to have it whole.
+The folder is the truth; ``notes`` tells what is known of its place there.
 """
 
-import json
 import logging
 import math
-import re
-import threading
-import time
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sakd.configuration import Config, parameters, short_names, teacher_of, tracked_apart
+from sakd.configuration import Config, parameters, teacher_of, tracked_apart
 from sakd.errors import RunError
-from sakd.files import explained, read_json, write_whole
+from sakd.files import explained
 from sakd.runs.run import Run
 from sakd.runs.stored import Metrics, read_config, read_metrics, read_result
-from sakd.runs.tracking.store import ENDS, GOING_ON, Store, absolute, is_refusal, reason, sqlite_path
+from sakd.runs.tracking import machine, model, parents, pictures
+from sakd.runs.tracking import page as pages
+from sakd.runs.tracking.notes import (
+    is_noted,
+    note_delivered,
+    note_store,
+    noted,
+    noted_or_new,
+    sending,
+    update_state,
+)
+from sakd.runs.tracking.store import (
+    ENDS,
+    EPOCHS,
+    GOING_ON,
+    Store,
+    absolute,
+    is_refusal,
+    open_command,
+    page,
+    reason,
+    sqlite_path,
+)
 from sakd.runs.tracking.waiting import holding
 
 log = logging.getLogger("sakd")
 
-TRACEBACK = 4000  # characters of it that a run's page shows
-
 # What is sent of a run's folder, as it is or in parts.
-SENT = ("config.yaml", "metrics.jsonl", "result.json", "code.diff", "run.log")
-
-_state_lock = threading.Lock()  # a run's mirror and the run itself both note what they know
+SENT = (
+    *("config.yaml", "metrics.jsonl", "result.json", "code.diff", "run.log", "student.safetensors"),
+    machine.FILE,
+)
 
 
 def synchronise(folder: Path, status: str | None = None) -> int:
@@ -41,7 +56,7 @@ def synchronise(folder: Path, status: str | None = None) -> int:
     Raises RunError where a file of the folder is damaged, and whatever a Store does where that is away or
     refuses.
     """
-    with _sending(folder):
+    with sending(folder):
         return _send(folder, status)
 
 
@@ -50,17 +65,39 @@ def bring(folder: Path, tracking: Config, first: bool = False) -> int:
 
     ``first``: it was needed by others first, as for ``lacks``.
     """
-    with _sending(folder):
-        if not _is_noted(_noted_or_new(folder), tracking, first):
+    with sending(folder):
+        if not is_noted(noted_or_new(folder), tracking, first):
             note_store(folder, tracking["uri"], tracking["experiment"], "FINISHED")
         return _send(folder)
 
 
-@contextmanager
-def _sending(folder: Path) -> Iterator[None]:
-    """Send alone: a run's own thread and `sakd sync` must not send the same."""
-    with explained(folder / ".mirror.lock"), holding(folder / ".mirror.lock"):
-        yield
+def prepare(folder: Path) -> None:
+    """Draw and make what belongs to the end of a run's page, where that is not done yet: without any store,
+    since it takes seconds.
+
+    Raises RunError where a file of the folder is damaged.
+    """
+    _check_regular(folder)
+    _prepare(folder, read_config(folder), _metrics(folder))
+
+
+def _prepare(folder: Path, config: Config, lines: list[Metrics]) -> Path | None:
+    """As ``prepare``; the folder of the model, where one is to be sent."""
+    with explained(folder / ".prepare.lock"), holding(folder / ".prepare.lock"):
+        pictures.draw(folder, lines)
+        return _model(folder, config)
+
+
+def _model(folder: Path, config: Config) -> Path | None:
+    if not config["tracking"].get("model", True) or "pretrains" in config["distiller"]:
+        return None
+    if not (folder / "result.json").exists():
+        return None
+    try:
+        return model.make(folder)
+    except RunError as error:  # the run is worth no less for it
+        log.warning("MLflow gets no model: %s", error, extra={"news": (f"model of {folder}", str(error))})
+        return None
 
 
 def _send(folder: Path, status: str | None = None) -> int:
@@ -68,72 +105,118 @@ def _send(folder: Path, status: str | None = None) -> int:
     state = noted(folder)
     if not state:
         raise RunError(f"{folder / 'mlflow.json'}: found no file, expected what MLflow is to have of the run")
-    finished = (folder / "result.json").exists()
-    status = "FINISHED" if finished else status or state["status"]
-    config, lines, tags = read_config(folder), _metrics(folder), _checksums(read_result(folder))
-    if finished and len(lines) != config["epochs"]:
+    result = read_result(folder)
+    status = "FINISHED" if result is not None else status or state["status"]
+    config, lines = read_config(folder), _metrics(folder)
+    if result is not None and len(lines) != config["epochs"]:
         raise RunError(
             f"{folder / 'metrics.jsonl'}: found {len(lines)} whole lines, expected {config['epochs']}, one "
             "for each epoch of a finished run; bring it back, or move the folder away"
         )
+    if status in ENDS and state.get("delivered") != status:
+        _prepare(folder, config, lines)  # before others wait for the store
+    parent = parents.run_of(folder, state) if state.get("run_id") is None else None
     store = Store(state["uri"])
     with store.alone():
-        run = _run_of(store, state, folder, config)
+        run = _run_of(store, state, folder, config, parent)
         store.send_parameters(run, parameters(config))
         sent = store.send_metrics(run, lines)
-        if status in ENDS and not _is_delivered(store, run, state, folder, status):
-            _send_end(store, run, folder, status, tags)
+        store.send_metrics(run, machine.samples(folder), "sample", machine.COUNTER)
+        is_delivered = status not in ENDS or _is_delivered(store, run, state, folder, status)
+        if not is_delivered:
+            store.send_tags(run, _tags(config, folder, status, result, len(lines)))
         if run.info.status != status:
             store.set_status(run, status)
+        if not is_delivered:  # last, since there are stores that take no files
+            _send_files(store, run, folder, _prepare(folder, config, lines), result)
     if status in ENDS:
-        _note_delivered(folder, state, status)
+        note_delivered(folder, state, status)
+        model.forget(folder)
     return sent
 
 
 def _is_delivered(store: Store, run: Any, state: dict[str, Any], folder: Path, status: str) -> bool:
-    """True if the store has all that belongs to this end; it may have been replaced since it said so."""
-    confirmed = state.get("delivered") == run.info.status == status
-    return confirmed and store.files(run) >= {path.name for path in _files(folder, status)}
+    """True if the store has all that belongs to this end; it may have been replaced since it said so.
+
+    What an earlier version has delivered stays as it is.
+    """
+    if not state.get("delivered") == run.info.status == status:
+        return False
+    paths = _files(folder)
+    if EPOCHS not in run.data.tags:
+        return store.files(run) >= {name for name in ("config.yaml", "result.json") if name in paths}
+    there = store.files(run)
+    if pictures.FOLDER in there:
+        there |= store.files(run, pictures.FOLDER)
+    return there >= paths.keys()
 
 
-def _run_of(store: Store, state: dict[str, Any], folder: Path, config: Config) -> Any:
-    """Find or create the store's run of this folder, and note its id."""
+def _run_of(store: Store, state: dict[str, Any], folder: Path, config: Config, parent: str | None) -> Any:
+    """Find or create the store's run of this folder, a child of ``parent``, and note its id."""
     experiment = store.experiment(state["experiment"])
     known = store.run(state.get("run_id"))
     if known is not None:
         return known
-    names = short_names(config)
-    # What differs between a sweep's runs comes first: MLflow's page shows only the beginning of a name.
-    first = names["distiller"], names["spot_mode"], f"seed{names['seed']}"
-    name = "-".join((*first, names["teacher"], names["student"], names["dataset"]))
-    run = store.find_or_create(experiment, state["uid"], folder, name, state["start_time"])
+    tags = {"sakd.folder": str(folder.absolute()), "mlflow.source.name": "launch.py"}
+    tags |= {"mlflow.user": pages.owner(folder)} | ({} if parent is None else {parents.TAG: parent})
+    name = pages.run_name(config)
+    run = store.find_or_create(experiment, "sakd.uid", state["uid"], name, state["start_time"], tags)
     with suppress(RunError):  # it will be found again by its uid
-        _update_state(folder, run_id=run.info.run_id)
+        update_state(folder, run_id=run.info.run_id, experiment_id=experiment)
     return run
 
 
-def _send_end(store: Store, run: Any, folder: Path, status: str, tags: dict[str, str]) -> None:
-    """Send what is known once a run is over: files, ``tags``, and, until it is mended, why it failed."""
-    for path in _files(folder, status):
-        store.send_file(run, path)
-    told = _traceback(folder / "run.log") if status == "FAILED" else ""
-    if told or status == "FINISHED":
-        tags = {**tags, "mlflow.note.content": told}  # what the run's page shows
-    store.send_tags(run, tags)
+def _tags(
+    config: Config, folder: Path, status: str, result: dict[str, Any] | None, epochs: int
+) -> dict[str, str]:
+    """What tags say of a run that is over: its description, how many epochs it has, and checksums."""
+    traceback = pages.traceback_of(folder / "run.log") if status == "FAILED" else ""
+    told = pages.description(config, folder, status, result, epochs, traceback)
+    return {**_checksums(result), EPOCHS: str(epochs), "mlflow.note.content": told}
 
 
-def _files(folder: Path, status: str) -> list[Path]:
-    """Files of a run that are sent once it is over, of those that it has."""
-    names = ["config.yaml", "result.json", "code.diff", *(["run.log"] if status == "FAILED" else [])]
-    return [path for path in (folder / name for name in names) if path.exists()]
+def _send_files(
+    store: Store, run: Any, folder: Path, made: Path | None, result: dict[str, Any] | None
+) -> None:
+    """Send what a run that is over leaves, its data set and the model of its network, if one was ``made``."""
+    if result is not None:
+        store.send_dataset(run, pages.dataset(read_config(folder), result["data_sha256"]))
+    for name, path in _files(folder).items():
+        store.send_file(run, path, str(Path(name).parent) if "/" in name else None)
+    if made is not None and result is not None:
+        store.send_model(run, made, result["student_sha256"], result["epochs"])
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Files of a run that are sent once it is over, of those that it has, by their names in the store."""
+    names = ["config.yaml", "result.json", "code.diff", "run.log"]
+    found = {name: folder / name for name in names if (folder / name).exists()}
+    return found | {f"{pictures.FOLDER}/{path.name}": path for path in pictures.found(folder)}
 
 
 def _check_regular(folder: Path) -> None:
     """Raise RunError for what is sent of a run and is no regular file: a link may lead to anybody's."""
-    for path in (folder / name for name in SENT):
+    drawn = folder / pictures.FOLDER
+    if drawn.is_symlink():
+        raise RunError(f"{drawn}: found a link, expected a folder; nothing of this run is sent")
+    for path in (*(folder / name for name in SENT), *pictures.found(folder)):
         if path.is_symlink() or (path.exists() and not path.is_file()):
             kind = "a link" if path.is_symlink() else "no regular file"
             raise RunError(f"{path}: found {kind}, expected a regular file; nothing of this run is sent")
+
+
+def seen_at(folder: Path, uri: str) -> str:
+    """What shows a run, or a sweep, whose folder this is: an address, or a command and the address then.
+
+    Where the store has not told which run it is, what shows all.
+    """
+    try:
+        state = noted(folder)
+    except RunError:  # it is told when it is to be sent
+        state = {}
+    if state.get("uri") != absolute(uri) or not state.get("run_id") or not state.get("experiment_id"):
+        return open_command(uri)
+    return page(uri, state["experiment_id"], state["run_id"])
 
 
 def _checksums(result: dict[str, Any] | None) -> dict[str, str]:
@@ -147,14 +230,6 @@ def _checksums(result: dict[str, Any] | None) -> dict[str, str]:
         "mlflow.source.git.commit": result["code"]["commit"],
     }
     return {key: value for key, value in tags.items() if value}
-
-
-def _traceback(path: Path) -> str:
-    """The last traceback in a run's log, as Markdown; empty if there is none."""
-    if not path.exists():
-        return ""
-    _, head, rest = path.read_text(errors="replace").rpartition("Traceback (most recent call last)")
-    return f"```\n{head}{rest}"[:TRACEBACK] + "\n```" if head else ""
 
 
 def _metrics(folder: Path) -> list[Metrics]:
@@ -208,14 +283,8 @@ def lacks(folder: Path, tracking: Config, first: bool = False) -> bool:
     except RunError:  # it will be told when it is to be sent
         return True
     path = sqlite_path(absolute(tracking["uri"]))
-    delivered = _is_noted(state, tracking, first) and state.get("delivered") == "FINISHED"
+    delivered = is_noted(state, tracking, first) and state.get("delivered") == "FINISHED"
     return not delivered or (path is not None and not path.exists())
-
-
-def _is_noted(state: dict[str, Any], tracking: Config, first: bool) -> bool:
-    """True if a run is noted as one of the store, and experiment, that ``tracking`` asks for."""
-    same_store = state.get("uri") == absolute(tracking["uri"])
-    return same_store and (first or state.get("experiment") == tracking["experiment"])
 
 
 def goes_on(folder: Path) -> bool:
@@ -248,81 +317,3 @@ def tell_trouble(uri: str, error: Exception) -> None:
             why,
             extra={"news": (uri, "away")},
         )
-
-
-# ---- mlflow.json
-
-# What each key must be, by name, in words.
-NOTED = {
-    "uid": (
-        "32 hexadecimal digits",
-        lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{32}", value),
-    ),
-    "start_time": ("milliseconds since 1970", lambda value: type(value) is int and value >= 0),
-    "uri": ("a store's URI", lambda value: isinstance(value, str) and value),
-    "experiment": ("an experiment's name", lambda value: isinstance(value, str) and value),
-    "run_id": ("a run's id, or null", lambda value: value is None or (isinstance(value, str) and value)),
-    "status": (f"one of {', '.join((*GOING_ON, *ENDS))}", lambda value: value in (*GOING_ON, *ENDS)),
-    "delivered": (f"one of {', '.join(ENDS)}, or null", lambda value: value in (None, *ENDS)),
-}
-
-
-def noted(folder: Path) -> dict[str, Any]:
-    """Read what is noted of a run's place in MLflow; nothing where it has none.
-
-    Raises RunError if the file is damaged or foreign.
-    """
-    path = folder / "mlflow.json"
-    state = read_json(path)
-    if state is None:
-        return {}
-    for key, (expected, fits) in NOTED.items():
-        if not fits(state.get(key)):
-            found = f"{state[key]!r:.60}" if key in state else "nothing"
-            raise RunError(f"{path}: found {found} for {key}, expected {expected}; move the file away")
-    return state
-
-
-def note_store(folder: Path, uri: str, experiment: str, status: str) -> None:
-    """Write down what `sakd sync` needs to know, before anything is sent: nothing of it is delivered.
-
-    A run's id in another store is no id in this one.
-    """
-    state = {"uid": uuid.uuid4().hex, "start_time": int(time.time() * 1000)} | _noted_or_new(folder)
-    if (state.get("uri"), state.get("experiment")) != (absolute(uri), experiment):
-        state["run_id"] = None
-    changes = {"uri": absolute(uri), "experiment": experiment, "status": status, "delivered": None}
-    _update_state(folder, **state | changes)
-
-
-def note_status(folder: Path, status: str) -> None:
-    """Write down how a run goes on or has ended. Raises RunError where the disk is full."""
-    _update_state(folder, status=status)
-
-
-def _note_delivered(folder: Path, sent: dict[str, Any], status: str) -> None:
-    """Write down that the store has confirmed this end, unless the run has begun anew since it was read."""
-    now = _noted_or_new(folder)
-    places = [(state.get("uri"), state.get("experiment")) for state in (sent, now)]
-    if places[0] == places[1] and now.get("status") in (sent["status"], status):
-        _update_state(folder, status=status, delivered=status)
-
-
-def _noted_or_new(folder: Path) -> dict[str, Any]:
-    """As ``noted``, but a damaged file gives way to a new one."""
-    path = folder / "mlflow.json"
-    try:
-        return noted(folder)
-    except RunError as error:
-        if not path.is_file():
-            raise
-        what = str(error).removesuffix("; move the file away")
-        log.warning("%s; what MLflow has of this run is not known, so it gets a new one there", what)
-        path.unlink()
-        return {}
-
-
-def _update_state(folder: Path, **changes: object) -> None:
-    with _state_lock:
-        content = _noted_or_new(folder) | changes
-        write_whole(folder / "mlflow.json", (json.dumps(content, indent=2) + "\n").encode())

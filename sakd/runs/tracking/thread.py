@@ -14,8 +14,10 @@ from typing import TypeVar
 
 from sakd.configuration import Config
 from sakd.errors import RunError
-from sakd.runs.tracking.store import is_a_file, is_imported, is_refusal, reason
-from sakd.runs.tracking.sync import note_status, note_store, synchronise, tell_trouble
+from sakd.runs.tracking.machine import Sampling
+from sakd.runs.tracking.notes import note_status, note_store
+from sakd.runs.tracking.store import ENDS, is_a_file, is_imported, is_refusal, reason
+from sakd.runs.tracking.sync import prepare, synchronise, tell_trouble
 from sakd.runs.tracking.waiting import joined, no_answer
 
 log = logging.getLogger("sakd")
@@ -25,6 +27,7 @@ SECONDS_BETWEEN = 2.0  # between two transfers of one run
 # of a short launch, are spared them.
 SECONDS_BEFORE_THE_FIRST = 30.0
 PATIENCE = 20.0  # seconds that the end of a launch waits for a server
+PREPARED_WITHIN = 120.0  # seconds in which pictures and models of all of them should be made
 PATIENCE_WITH_A_FILE = 600.0  # and for an SQLite store, which is never away, but may have many others waiting
 
 Found = TypeVar("Found")
@@ -37,16 +40,16 @@ class Mirror:
     made.
     """
 
-    def __init__(self, folder: Path, uri: str, experiment: str):
+    def __init__(self, folder: Path, uri: str, experiment: str, system_metrics: bool = False):
         self.folder, self.uri = folder, uri
         self.error: str | None = None  # what went wrong last, until it is mended
         self.refused = False  # what went wrong last will not be otherwise for being tried again
         self._status = "RUNNING"
         note_store(folder, uri, experiment, self._status)
+        self._sampling = Sampling(folder) if system_metrics else None
         self._new, self._ended, self._hurried = threading.Event(), threading.Event(), threading.Event()
-        work = contextvars.copy_context().run
-        self._thread = threading.Thread(target=work, args=(self._work,), name="mlflow", daemon=True)
-        self._thread.start()
+        self._preparing: threading.Thread | None = None  # what belongs to the end
+        self._thread = self._beside(self._work)
 
     def notify(self) -> None:
         """Say that there is something new in the folder."""
@@ -64,6 +67,10 @@ class Mirror:
         with suppress(RunError):  # the disk is full: that has been said, and the store can still be told
             note_status(self.folder, status)
         self._status = status
+        if self._sampling is not None:
+            self._sampling.end()
+        if status in ENDS:
+            self._preparing = self._beside(self._prepare)
         self._ended.set()
         self._new.set()
 
@@ -94,7 +101,24 @@ class Mirror:
     def close(self, status: str) -> bool:
         """Say how the run ended, and wait until all has been sent; False if it could not be."""
         self.end(status)
+        self.wait_for_preparation()
         return self.wait()
+
+    def wait_for_preparation(self) -> None:
+        """Wait until pictures and model of the run are made, for which no store is needed."""
+        if self._preparing is not None:
+            self._preparing.join(PREPARED_WITHIN)
+
+    def _beside(self, work: Callable[[], None]) -> threading.Thread:
+        """Work in a thread that ends with the process; what it says goes to this run."""
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(work,), name="mlflow", daemon=True)
+        thread.start()
+        return thread
+
+    def _prepare(self) -> None:
+        with suppress(Exception):  # whoever sends the folder meets with it, too, and tells
+            prepare(self.folder)
 
     def _work(self) -> None:
         if not is_imported():
@@ -139,4 +163,6 @@ def insisting(uri: str, deadline: float, work: Callable[[], Found]) -> Found:
 def start_mirror(folder: Path, config: Config) -> Mirror | None:
     """Start the mirror that the configuration asks for, if any."""
     tracking = config["tracking"]
-    return Mirror(folder, tracking["uri"], tracking["experiment"]) if tracking["name"] == "mlflow" else None
+    if tracking["name"] != "mlflow":
+        return None
+    return Mirror(folder, tracking["uri"], tracking["experiment"], tracking.get("system_metrics", False))

@@ -1,0 +1,216 @@
+"""A finished run's network as a model of MLflow, which its ``mlflow.pytorch.load_model`` loads without sakd.
+
+It is made in a process of its own, one for a whole launch: to export a network changes PyTorch's global state
+and takes seconds, and other runs may be training. That process gets folders, a line each, on its standard
+input, and answers each with a line.
+"""
+
+import atexit
+import hashlib
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sakd.errors import RunError, SakdError, in_one_line
+from sakd.files import explained, refuse_link
+
+FOLDER = ".model"  # in a run's folder, until a store has it
+IDLE = 60.0  # seconds without work after which the process ends
+IMAGES = 2  # in the example of an input; with one, the export would take no other number
+
+
+def make(folder: Path) -> Path | None:
+    """Make the model of a finished run, in its folder; None where the run left no weights.
+
+    Raises RunError for weights that are not those of the result, a network that cannot be exported, and a
+    process that died over it.
+    """
+    weights, made = folder / "student.safetensors", folder / FOLDER
+    if not weights.exists():
+        return None
+    refuse_link(made)
+    if not _is_of(made, weights):
+        error = _worker.made(folder.absolute())
+        if error is not None:
+            raise RunError(error)
+    return made
+
+
+def forget(folder: Path) -> None:
+    """Take the model away: a store has it now."""
+    if not (folder / FOLDER).is_symlink():
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+
+
+def _is_of(made: Path, weights: Path) -> bool:
+    """True if the model was made whole, of these weights."""
+    try:
+        return (made / "MLmodel").stat().st_mtime_ns >= weights.stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
+
+
+class _Worker:
+    """The process that makes models, started when it is needed."""
+
+    def __init__(self):
+        self._process: subprocess.Popen | None = None
+        self._alone = threading.Lock()  # runs end in threads of their own
+
+    def made(self, folder: Path) -> str | None:
+        """Let it make the model of this run; why it could not."""
+        with self._alone:
+            for _ in range(2):  # it may have been idle, and have just ended
+                if self._process is None or self._process.poll() is not None:
+                    self._process = self._started()
+                try:
+                    self._process.stdin.write(f"{folder}\n")
+                    self._process.stdin.flush()
+                    answer = self._process.stdout.readline()
+                except BrokenPipeError:
+                    answer = ""
+                if answer:
+                    return json.loads(answer)
+                self._ended()
+        return f"{folder}: the process that makes MLflow's model of it died"
+
+    def end(self) -> None:
+        """End it, whatever it is at."""
+        if self._process is not None:
+            self._process.kill()
+            self._ended()
+
+    def _ended(self) -> None:
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+        self._process = None
+
+    def _started(self) -> subprocess.Popen:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.Popen(
+            [sys.executable, "-c", f"from {__name__} import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+            start_new_session=True,  # an interruption of the launch is none of its own: it ends with it
+        )
+
+
+_worker = _Worker()
+atexit.register(_worker.end)
+
+
+# ---- in that process
+
+
+def serve() -> None:
+    """Make the model of each run whose folder comes in; end with whoever sends them, or when idle."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what MLflow and PyTorch print is no answer
+    while select.select([sys.stdin], [], [], IDLE)[0]:
+        folder = sys.stdin.readline().removesuffix("\n")
+        if not folder:
+            return
+        answers.write(json.dumps(_outcome(Path(folder))) + "\n")
+        answers.flush()
+
+
+def _outcome(folder: Path) -> str | None:
+    try:
+        _make(folder)
+    except SakdError as error:
+        return str(error)
+    except Exception as error:  # PyTorch exports not every network
+        return f"{folder}: cannot be exported ({in_one_line(error)})"
+    return None
+
+
+def _make(folder: Path) -> None:
+    import yaml
+
+    from sakd.configuration import build
+    from sakd.errors import CheckpointError
+    from sakd.networks.checkpoints import load_weights, parse_weights
+    from sakd.runs.stored import read_result
+
+    weights = folder / "student.safetensors"
+    config, result = yaml.safe_load((folder / "config.yaml").read_bytes()), read_result(folder)
+    raw = weights.read_bytes()
+    if hashlib.sha256(raw).hexdigest() != result["student_sha256"]:
+        raise CheckpointError(
+            f"{weights}: expected checksum {result['student_sha256']} as in result.json; it was changed"
+        )
+    network = build.make(config["student"], "student")
+    load_weights(network, parse_weights(raw, weights), config["student"]["name"], weights)
+    partial = folder / f"{FOLDER}.new"  # nobody else makes it: whoever prepares a run's page has that locked
+    for leftover in (partial, folder / FOLDER):
+        refuse_link(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        with explained(folder / FOLDER):
+            _save(network, config["dataset"], partial)
+            os.replace(partial, folder / FOLDER)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _save(network: Any, dataset: dict[str, Any], path: Path) -> None:
+    """Write MLflow's model of a network that gets images as they are stored, and normalises them itself."""
+    import mlflow.pytorch
+    import numpy as np
+    import torch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    shape = network.input_shape
+    example = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), dtype=np.uint8)
+    signature = ModelSignature(
+        Schema([TensorSpec(np.dtype("uint8"), (-1, *shape), "images")]),
+        Schema([TensorSpec(np.dtype("float32"), (-1, network.classes), "logits")]),
+    )
+    mlflow.pytorch.save_model(
+        _normalising(network, dataset).eval(),
+        path,
+        signature=signature,
+        input_example=example,
+        serialization_format="pt2",
+        pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.partition('+')[0]}"],
+        metadata={
+            "images": "uint8 [B, C, H, W], 0 to 255, as they are stored; normalised within",
+            "mean": dataset["mean"],
+            "std": dataset["std"],
+        },
+    )
+
+
+def _normalising(network: Any, dataset: dict[str, Any]) -> Any:
+    import torch
+    from torch import nn
+
+    from sakd.data.batches import normalise
+
+    class Normalising(nn.Module):
+        """The network behind the normalisation that it was trained with."""
+
+        def __init__(self):
+            super().__init__()
+            self.network = network
+            for name in ("mean", "std"):
+                self.register_buffer(name, torch.tensor(dataset[name]).view(-1, 1, 1))
+
+        def forward(self, images):
+            return self.network(normalise(images, self.mean, self.std))
+
+    return Normalising()
