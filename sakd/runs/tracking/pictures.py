@@ -1,16 +1,21 @@
 """Pictures of a run's page: those in its folder ``pictures``, to which what is drawn at its end is added."""
 
 import io
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sakd.errors import RunError
 from sakd.files import explained, write_whole
+from sakd.runs.record import FILE, read_record
 from sakd.runs.stored import Metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+log = logging.getLogger("sakd")
 
 FOLDER = "pictures"
 # Okabe and Ito's colours, apart for the colour-blind too, with lines that tell without any colour.
@@ -51,8 +56,26 @@ def learning_curves(folder: Path, lines: Sequence[Metrics]) -> "Mapping[str, Fig
     return {"learning_curves": figure}
 
 
+def decisions(folder: Path, lines: Sequence[Metrics]) -> "Mapping[str, Figure]":
+    """Who was distilled where, as `sakd spots` draws it; nothing where all always were, or none is known."""
+    from sakd.decisions import pictures
+
+    try:
+        record = read_record(folder)
+    except RunError as error:
+        if (folder / FILE).exists():
+            log.warning("MLflow gets no pictures of decisions: %s", error)
+        return {}
+    if all(record.kept_of(spot).all() for spot in record.spots):
+        return {}
+    return {f"spots_{name}": figure for name, figure in pictures.draw(record, folder.name).items()}
+
+
 # What is drawn when a run is over: each gets its folder and its epochs, and gives figures by name.
-DRAWN: tuple[Callable[[Path, Sequence[Metrics]], "Mapping[str, Figure]"], ...] = (learning_curves,)
+DRAWN: tuple[Callable[[Path, Sequence[Metrics]], "Mapping[str, Figure]"], ...] = (
+    learning_curves,
+    decisions,
+)
 
 
 def draw(folder: Path, lines: Sequence[Metrics]) -> None:
