@@ -53,6 +53,7 @@ def test_the_order_of_memory_changes_numbers_by_rounding_alone(distiller, tiny):
 def test_no_way_of_computing_is_part_of_a_run_s_identity_but_precision_is(tiny):
     usual = digest(tiny())
     others = ("memory_format=contiguous", "fold_batch_norm=false", "compile=default", "profile=true")
+    others += ("compile=none", "compile=graph", "compile=auto")
     assert {digest(tiny(other)) for other in others} == {usual}
     assert digest(tiny("precision=bf16")) != usual
     assert digest(prerequisites(tiny("precision=bf16")).teacher) == digest(prerequisites(tiny()).teacher)
@@ -95,6 +96,14 @@ def test_a_graph_on_the_cpu_is_refused_before_anything_is_trained(tiny):
     with pytest.raises(ConfigError, match="compile: found graph, which is for CUDA"):
         execute(config)
     assert not Run(config).folder.parent.exists()
+
+
+def test_steps_are_captured_by_default_on_cuda_alone(tiny):
+    execution = build.execution(tiny())
+    assert execution.captures_on(torch.device("cuda:1"))
+    assert not execution.captures_on(CPU)
+    trainer, _ = ready(tiny())
+    assert not trainer.captured
 
 
 @pytest.mark.parametrize("distiller", ["fitnet", "crd", "vid", "dkd"])
