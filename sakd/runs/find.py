@@ -1,0 +1,31 @@
+"""A run by what its user calls it."""
+
+from pathlib import Path
+
+from sakd.errors import RunError, did_you_mean
+
+NAMED = 3  # runs in an error
+
+
+def find_run(called: str, runs: Path) -> Path:
+    """A run's folder: ``called`` is a folder, the name of one in ``runs``, or the beginning of one name.
+
+    Raises RunError if there is no such run, or more than one.
+    """
+    for folder in (Path(called), runs / called):
+        if (folder / "config.yaml").is_file():
+            return folder
+    names = sorted(path.parent.name for path in runs.glob("*/config.yaml"))
+    found = [name for name in names if name.startswith(called)]
+    if len(found) == 1:
+        return runs / found[0]
+    if found:
+        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        raise RunError(
+            f"{called!r}: found {len(found)} runs in {runs} whose names begin so, {', '.join(found[:NAMED])}"
+            f"{more}; expected one"
+        )
+    raise RunError(
+        f"{called}: found no such run, expected a run's folder, or a name in {runs} or its beginning."
+        f"{did_you_mean(called, names)}"
+    )
