@@ -49,6 +49,8 @@ def of_record(record: Record) -> Iterator[Picture]:
 
     This is the place for more pictures of decisions.
     """
+    if not record.epochs.size or not record.labels.size:
+        return
     for spot in record.spots:
         kept = record.kept_of(spot)
         classes = np.unique(record.labels)
