@@ -379,5 +379,38 @@ def _write(output: Path, contents: "dict[str, bytes]") -> None:
     click.echo(f"\n{output}: {', '.join(contents)}")
 
 
+@main.command()
+@click.argument("words", nargs=-1, metavar="[RUN | KEY=VALUE[,VALUE...]]...")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="report.html",
+    show_default=True,
+    help="The file for the page.",
+)
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    default="runs",
+    show_default=True,
+    help="The folder of runs.",
+)
+def report(words: tuple[str, ...], output: Path, source: Path) -> None:
+    """Write a page about runs that opens without a network and can be sent: comparison, curves, spots,
+    configurations, teachers, and what went wrong.
+
+    RUN is a run's folder, its name, or the beginning of it; KEY=VALUE chooses as in `sakd compare`. With
+    sweeps=NAME the arguments are a sweep's, as they launch it.
+    """
+    from sakd.report import check_output, of_folder, of_sweep, write_report
+
+    with _errors_told():
+        check_output(output)
+        is_sweep = any(word.startswith("sweeps=") for word in words)
+        write_report(of_sweep(_planned(words)) if is_sweep else of_folder(source, words), output)
+    click.echo(str(output))
+
+
 if __name__ == "__main__":
     main()

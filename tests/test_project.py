@@ -63,12 +63,13 @@ def test_the_readme_tree_names_what_there_is():
 
 
 ORDER = ("networks", "data", "spots", "distillers", "training", "configuration", "decisions", "runs")
-ORDER += ("sweeps", "compare")
+ORDER += ("sweeps", "compare", "report")
 
 
 @pytest.mark.parametrize("wing", ORDER)
 def test_imports_go_one_way(wing):
-    """networks, data <- spots <- distillers <- training <- configuration <- runs <- sweeps, compare."""
+    """networks, data <- spots <- distillers <- training <- configuration <- runs <- sweeps, compare <-
+    report."""
     leaves = {"errors", "streams", "files", "signals", "process", "plugin", "credentials", "names"}
     leaves |= {"ranges", "imports"}
     allowed = {

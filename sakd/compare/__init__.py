@@ -3,7 +3,18 @@
 Spot modes stand side by side, with how each differs from ``fixed``, paired by seed.
 """
 
-from sakd.compare.finished import Finished, read, select
-from sakd.compare.table import Comparison, compare
+from sakd.compare.finished import Described, Finished, checksums_of, facts_of, read, read_folder, select
+from sakd.compare.table import Comparison, compare, ordered
 
-__all__ = ["Comparison", "Finished", "compare", "read", "select"]
+__all__ = [
+    "Comparison",
+    "Described",
+    "Finished",
+    "checksums_of",
+    "compare",
+    "facts_of",
+    "ordered",
+    "read",
+    "read_folder",
+    "select",
+]

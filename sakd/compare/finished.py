@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml
 
@@ -21,22 +22,27 @@ STORES = re.compile(r"[a-z0-9+]+://|databricks")
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A finished run.
-
-    ``facts`` are its parameters as text, and how the checksums of its teacher and images begin; ``metrics``
-    are the last epoch's.
-    """
+class Described:
+    """A run by its name, and by ``facts`` that filters choose it by, as ``facts_of`` gives them."""
 
     name: str
     facts: Mapping[str, str]
-    metrics: Mapping[str, float]
-    student_sha256: str
-    commit: str | None
 
     def fact(self, key: str) -> str:
         """The value of a key as text; an absent key is one at its neutral value."""
         return self.facts.get(key, str(NEUTRAL.get(key, ABSENT)))
+
+
+@dataclass(frozen=True)
+class Finished(Described):
+    """A finished run; ``metrics`` are the last epoch's."""
+
+    metrics: Mapping[str, float]
+    student_sha256: str
+    commit: str | None
+
+
+AnyRun = TypeVar("AnyRun", bound=Described)
 
 
 def read(source: str) -> list[Finished]:
@@ -69,23 +75,41 @@ def read(source: str) -> list[Finished]:
 
 def _from_folders(runs: Path, left_out: Counter[str]) -> Iterator[Finished]:
     for path in runs.glob("*/result.json"):
-        folder = path.parent
-        result = read_result(folder)
-        try:
-            facts = parameters(yaml.load((folder / "config.yaml").read_bytes(), Loader))
-            if not _is_left_out(facts, left_out):
-                metrics = last_metrics(folder) or {}
-                taught = {
-                    "teacher.sha256": result["teacher"]["sha256"],
-                    "dataset.sha256": result["data_sha256"],
-                }
-                yield _finished(
-                    folder.name, facts | taught, metrics, result["student_sha256"], result["code"]["commit"]
-                )
-        except OSError as error:
-            raise RunError(f"cannot read {error.filename}: {error.strerror}") from error
-        except (yaml.YAMLError, ValueError, LookupError, TypeError) as error:
-            raise RunError(f"{folder}: is not a finished run's folder ({error!r}); move it away") from error
+        if (found := read_folder(path.parent, left_out)) is not None:
+            yield found
+
+
+def read_folder(folder: Path, left_out: Counter[str]) -> Finished | None:
+    """Read a finished run's folder; None for what is no student to compare, which is counted in ``left_out``.
+
+    Raises RunError for what cannot be read.
+    """
+    result = read_result(folder)
+    try:
+        facts = parameters(yaml.load((folder / "config.yaml").read_bytes(), Loader))
+        if _is_left_out(facts, left_out):
+            return None
+        if result["teacher"] is None:
+            raise ValueError("its result names no teacher")
+        metrics = last_metrics(folder) or {}
+        return _finished(
+            folder.name,
+            facts | checksums_of(result),
+            metrics,
+            result["student_sha256"],
+            result["code"]["commit"],
+        )
+    except OSError as error:
+        raise RunError(f"cannot read {error.filename}: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, LookupError, TypeError) as error:
+        raise RunError(f"{folder}: is not a finished run's folder ({error!r}); move it away") from error
+
+
+def checksums_of(result: Mapping[str, Any]) -> dict[str, str]:
+    """Checksums of what a finished run learned from, as facts."""
+    teacher = result["teacher"]
+    taught = {} if teacher is None else {"teacher.sha256": teacher["sha256"]}
+    return taught | {"dataset.sha256": result["data_sha256"]}
 
 
 def _from_store(uri: str, left_out: Counter[str]) -> Iterator[Finished]:
@@ -117,12 +141,15 @@ def _finished(
             f"{name}: found measurements up to epoch {metrics.get('epoch', 0):g}, expected "
             f"{facts['epochs']} as in its configuration; `sakd sync` sends to MLflow what it lacks"
         )
-    facts = {
-        key: value[:12] if key.endswith(".sha256") else _canonical(value) for key, value in facts.items()
+    metrics = {key: value for key, value in metrics.items() if key != "time"}
+    return Finished(name, facts_of(facts), metrics, student_sha256, commit)
+
+
+def facts_of(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Parameters and checksums as filters have them: numbers each in one form, and how checksums begin."""
+    return {
+        key: value[:12] if key.endswith(".sha256") else _canonical(value) for key, value in parameters.items()
     }
-    return Finished(
-        name, facts, {key: value for key, value in metrics.items() if key != "time"}, student_sha256, commit
-    )
 
 
 def _canonical(text: str) -> str:
@@ -134,7 +161,7 @@ def _canonical(text: str) -> str:
     return str(int(number)) if number.is_integer() else repr(number)
 
 
-def select(runs: Sequence[Finished], filters: Sequence[str]) -> list[Finished]:
+def select(runs: Sequence[AnyRun], filters: Sequence[str]) -> list[AnyRun]:
     """The runs that fit every ``key=value[,value…]``.
 
     Raises ConfigError for a key, or a value, that no run has.

@@ -39,7 +39,7 @@ Lines = list[list[str]]  # the first is the head
 def terminal(comparison: Comparison, with_runs: bool = False) -> str:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
     console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
-    for head, *body in _tables(comparison):
+    for head, *body in tables(comparison):
         table = Table(*head, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for line in body:
             table.add_row(*line)
@@ -50,17 +50,17 @@ def terminal(comparison: Comparison, with_runs: bool = False) -> str:
 
 
 def markdown(comparison: Comparison, with_runs: bool = False) -> str:
-    tables = []
-    for head, *body in _tables(comparison):
-        tables.append("".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *body]))
+    parts = []
+    for head, *body in tables(comparison):
+        parts.append("".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *body]))
     notes = "".join(f"- {note}\n" for note in _below(comparison, with_runs))
-    return "\n".join([*tables, notes])
+    return "\n".join([*parts, notes])
 
 
 def latex(comparison: Comparison, with_runs: bool = False) -> str:
     """Write LaTeX, which needs the package booktabs; notes are comments."""
     parts = []
-    for head, *body in _tables(comparison):
+    for head, *body in tables(comparison):
         head, *body = ([text.translate(LATEX) for text in line] for line in [head, *body])
         rows = "".join(f"{' & '.join(line)} \\\\\n" for line in body)
         parts.append(
@@ -105,7 +105,7 @@ def _records(frame: pd.DataFrame) -> list[dict[str, object]]:
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
-def _tables(comparison: Comparison) -> Iterator[Lines]:
+def tables(comparison: Comparison) -> Iterator[Lines]:
     """Tables of the values by spot mode, beside published ones, and of the differences, if there are any."""
     groups = comparison.groups
     named = ROW if len(groups[PAIR].drop_duplicates()) > 1 else ["distiller"]

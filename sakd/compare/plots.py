@@ -31,7 +31,21 @@ LOOKS = (
 )
 COLUMNS = 3  # panels side by side
 WIDTH, LINE, HEAD = 3.6, 0.17, 1.1  # inches: of a panel, of a mode's line, of a panel's title and axis
-SETTINGS = {"font.size": 8, "svg.hashsalt": "sakd", "axes.spines.top": False, "axes.spines.right": False}
+SETTINGS = {
+    "font.size": 8,
+    "svg.hashsalt": "sakd",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "0.92",
+}
+INK = "0.85"
+ON_DARK = {  # what differs where the page behind is dark and shows through
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
+    "grid.color": "0.25",
+}
+LIGHTER = {"#0072B2": "#56B4E9", "#000000": "#FFFFFF"}  # of the colours, on dark
 
 
 def check_plot(path: Path) -> None:
@@ -42,8 +56,8 @@ def check_plot(path: Path) -> None:
         )
 
 
-def plot(comparison: Comparison, suffix: str) -> bytes:
-    """Draw the figure, and return a file's content.
+def plot(comparison: Comparison, suffix: str, on_dark: bool = False) -> bytes:
+    """Draw the figure, and return a file's content; ``on_dark``, for a dark page to show through.
 
     Raises ConfigError where there are no differences.
     """
@@ -52,12 +66,13 @@ def plot(comparison: Comparison, suffix: str) -> bytes:
         raise ConfigError(
             f"--plot: found no mode with a seed in common with {BASELINE}, expected differences to draw"
         )
-    looks = dict(zip(ordered(groups["spot_mode"]), itertools.cycle(LOOKS), strict=False))
+    all_looks = [(LIGHTER.get(color, color) if on_dark else color, marker) for color, marker in LOOKS]
+    looks = dict(zip(ordered(groups["spot_mode"]), itertools.cycle(all_looks), strict=False))
     panels = [panel for _, panel in groups.groupby(PAIR, sort=False)]
     across = min(COLUMNS, len(panels))
     down = math.ceil(len(panels) / across)
     tallest = max(panel["distiller"].nunique() for panel in panels)
-    with matplotlib.rc_context(SETTINGS):
+    with matplotlib.rc_context(SETTINGS | (ON_DARK if on_dark else {})):
         height = down * (HEAD + LINE * tallest * (len(looks) + 1))
         figure = Figure(figsize=(max(WIDTH * across, 4.8), height), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.1)  # inches
@@ -106,12 +121,11 @@ def _panel(axis: Axes, groups: pd.DataFrame, looks: dict[str, tuple[str, str]]) 
             color=color,
             va="center",
         )
-    axis.axvline(0, color="0.35", linewidth=0.9, zorder=1)
+    axis.axvline(0, color="0.5", linewidth=0.9, zorder=1)
     axis.set_yticks(range(len(distillers)), distillers)
     axis.set_ylim(len(distillers) - 0.5, -0.5)
     axis.tick_params("y", length=0)
     axis.tick_params("x", labelbottom=True)  # there may be no panel below
-    axis.grid(axis="x", color="0.92", zorder=0)
-    axis.set_axisbelow(True)
+    axis.grid(axis="x", zorder=0)
     dataset, teacher, student = groups[PAIR].iloc[0]
     axis.set_title(f"{dataset}: {teacher} \N{RIGHTWARDS ARROW} {student}", fontsize=8, loc="left")

@@ -2,17 +2,12 @@
 
 from pathlib import Path
 
-import yaml
-
-from sakd.configuration import short_names
 from sakd.decisions import Recorded
-from sakd.errors import RunError, did_you_mean, in_one_line
-from sakd.files import read_whole
+from sakd.errors import RunError, did_you_mean
 from sakd.runs.record import read_record
-from sakd.runs.stored import read_result
+from sakd.runs.stored import read_config, read_result
 
 NAMED = 3  # runs in an error
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML was built with it
 
 
 def find_run(called: str, runs: Path) -> Path:
@@ -44,15 +39,7 @@ def read_recorded(folder: Path) -> Recorded:
 
     Raises RunError if the folder is no run's, has no record, or what lies there is damaged.
     """
-    path = folder / "config.yaml"
-    try:
-        config = yaml.load(read_whole(path) or b"", Loader)
-        short_names(config), int(config["epochs"])
-    except (yaml.YAMLError, LookupError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{path}: found no configuration of a run ({in_one_line(error)}), expected one"
-        ) from error
-    return Recorded(folder.resolve().name, config, read_record(folder), _data_sha256(folder))
+    return Recorded(folder.resolve().name, read_config(folder), read_record(folder), _data_sha256(folder))
 
 
 def _data_sha256(folder: Path) -> str | None:
