@@ -256,8 +256,9 @@ def test_who_was_distilled_is_a_picture_of_shares(page):
 
 
 def test_axes_end_at_round_numbers_but_not_past_what_can_be():
-    drawn = charts.chart("", [charts.Curve("a", [1, 2, 3], [57.0, 93.0, 99.7], 0)], charts.PERCENT)
-    assert [tick.text for tick in drawn.up][-1] in ("90", "100")
+    drawn = charts.chart("", [charts.Curve("a", [1, 2, 3], [46.0, 93.0, 100.0], 0)], charts.PERCENT)
+    assert [tick.text for tick in drawn.up] == ["45", "60", "75", "90"]
+    assert float(drawn.lines[0].points.split(",")[-1]) == charts.TOP
     flat = charts.chart("", [charts.Curve("a", [1], [0.0], 0)])
     assert max(float(tick.text) for tick in flat.up) > 1e-9
     assert len(flat.lines[0].points.split()) == 2  # a dot
@@ -506,4 +507,6 @@ def test_the_page_fits_and_follows_the_colours_that_are_wanted(shown, width):
     assert run(COMPARISONS) == [False, True]
     assert run(CHOOSE, "light") == light
     assert run(COMPARISONS) == [True, False]
+    run = shown(width, "light")
     assert run(CHOOSE, "dark") == dark
+    assert run(COMPARISONS) == [False, True]

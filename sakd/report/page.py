@@ -57,10 +57,9 @@ class Key:
 def write_report(selection: Selection, path: Path) -> None:
     """Write the page about these runs.
 
-    What of a run is damaged is said in the page. Raises ConfigError where no run is finished, or there is no
-    folder to write into, RunError if the file cannot be written.
+    What of a run is damaged is said in the page. Raises ConfigError where no run is finished, RunError if the
+    file cannot be written.
     """
-    check_output(path)
     if all(run.result is None for run in selection.runs):
         raise ConfigError(
             f"{selection.asked}: found no finished run to report, expected some; `python launch.py` makes "

@@ -7,10 +7,8 @@ function sortedBy(cell) {
   return number ? Number(number[0].replaceAll(",", "").replace("\u2212", "-")) : text;
 }
 
-// Numbers by size, before text, by the alphabet; what is not known comes last in either direction.
+// Numbers by size; text by the alphabet, and in either direction behind numbers: it says that there is none.
 function compare(one, other, direction) {
-  const unknown = (value) => value === "" || value === "\u2013";
-  if (unknown(one) || unknown(other)) return unknown(one) - unknown(other);
   const [isNumber, otherIsNumber] = [typeof one === "number", typeof other === "number"];
   if (isNumber && otherIsNumber) return direction * (one - other);
   if (isNumber !== otherIsNumber) return isNumber ? -1 : 1;
