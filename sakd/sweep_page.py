@@ -1,4 +1,4 @@
-"""A sweep's page in MLflow: a table of its cells, their comparison and its plot, kept up to date."""
+"""A sweep's page in MLflow: a table of its cells, their comparison and a report, kept up to date."""
 
 import csv
 import io
@@ -66,6 +66,11 @@ def _write(folder: Path, cells: Sequence[PlannedRun], states: Mapping[str, str])
     if table == before and (folder / "description.md").is_file():
         return
     compared = _compare(folder, cells)
+    if "finished" in states.values():
+        from sakd.report import of_cells, write_report  # with pandas and more, which take seconds
+
+        asked = " ".join(sweep_overrides(folder)) or sweep_name(folder)
+        write_report(of_cells(asked, cells, states), folder / "report.html")
     counts = Counter(states.values())
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     parts = [

@@ -515,7 +515,7 @@ TEST = ("--split", "test", "--spot", "stage2", "--kept")
         (("good",), r"'good': found 2 runs .*good-1, good-2; expected one"),
         (("without",), r"without/spots.npz: found no such file"),
         (("damaged",), r"damaged/spots.npz: cannot be read .*, expected a record"),
-        (("no-config",), r"no-config/config.yaml: found no configuration of a run"),
+        (("no-config",), r"no-config/config.yaml: found no valid YAML"),
         (("good-1", "good-1"), r"good-1: found this run 2 times, expected each once"),
         (
             ("good-1", "others"),

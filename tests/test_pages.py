@@ -219,7 +219,7 @@ def test_a_cell_stays_with_the_first_sweep_that_asked_for_it(store, tmp_path):  
     )
     with (later / "cells.csv").open() as rows:
         assert [row["sweep"] for row in csv.DictReader(rows)] == ["sweep seed=1,0", "sweep seed=1,0", ""]
-    assert "cells.csv" in artifacts_of(store, parent)
+    assert {"cells.csv", "report.html"} <= set(artifacts_of(store, parent))
 
 
 def test_a_sweep_is_no_run_to_compare_and_an_untracked_one_or_one_cell_has_no_page(store, tmp_path):  # noqa: F811

@@ -12,6 +12,7 @@ from sakd.errors import RunError
 from sakd.files import parse_json, read_json, read_whole
 
 Metrics = dict[str, float]
+SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML has it
 
 WHOLE_BELOW = 2**63  # more is no number that was measured, and none of floating point perhaps
 
@@ -40,7 +41,7 @@ def read_config(folder: Path) -> Config:
     path = folder / "config.yaml"
     way_out = "bring it back, or move the folder away"
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.load(path.read_text(), SafeLoader)
         short_names(config), config["epochs"]
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}; {way_out}") from error
