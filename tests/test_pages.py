@@ -27,6 +27,7 @@ from sakd.runs.tracking import Delivery, machine, model, note_sweep, pictures, s
 from sakd.runs.tracking import page as pages
 from sakd.runs.tracking.store import VIEW_TAG, Store
 from sakd.sweeps import PlannedRun
+from tests.browser import browser  # noqa: F401
 from tests.conftest import ROOT, TINY, compose_config
 from tests.servers import MlflowServer
 from tests.test_delivery import finished, note, said  # noqa: F401
@@ -339,30 +340,6 @@ def test_a_kill_while_a_model_is_sent_leads_to_one(store, tmp_path, launch):  # 
 # ---- in a browser
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium."""
-    if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
-        _missing("chromium and chromedriver, Debian's packages chromium and chromium-driver")
-    try:
-        from selenium import webdriver
-    except ImportError:
-        _missing("selenium, of the extra test")
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1440,1000"):
-        options.add_argument(argument)
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
-
-
-def _missing(what: str) -> None:
-    if os.environ.get("SAKD_REQUIRE_BROWSER") == "1":
-        pytest.fail(f"found no {what}")
-    pytest.skip(f"needs {what}")
-
-
 def shown(browser, text: str, seconds: float = 90.0) -> str:
     """The page's text once it has ``text``."""
     deadline = time.monotonic() + seconds
@@ -373,7 +350,7 @@ def shown(browser, text: str, seconds: float = 90.0) -> str:
 
 
 @pytest.mark.slow
-def test_a_browser_sees_accuracies_pictures_and_a_sweeps_cells(browser, tmp_path):
+def test_a_browser_sees_accuracies_pictures_and_a_sweeps_cells(browser, tmp_path):  # noqa: F811
     server = MlflowServer(tmp_path / "server")
     process = server.start()
     logging.getLogger("sakd").setLevel(logging.INFO)
