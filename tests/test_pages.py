@@ -42,8 +42,8 @@ def delivered(*runs: Run) -> None:
 
 def test_names_say_what_a_person_asks_for():
     named = {
-        ("distiller=at", "seed=3"): "at adaptive seed 3, wrn_16_2 to resnet8, digits",
-        ("distiller=none",): "resnet8 alone seed 0, digits",
+        ("distiller=at", "seed=3"): "at adaptive seed 3, vgg8 to resnet8, digits_quick",
+        ("distiller=none",): "resnet8 alone seed 0, digits_quick",
     }
     for overrides, name in named.items():
         assert pages.run_name(compose_config(*overrides)) == name
@@ -340,7 +340,7 @@ def test_a_kill_while_a_model_is_sent_leads_to_one(store, tmp_path, launch):  # 
 # ---- in a browser
 
 
-def shown(browser, text: str, seconds: float = 90.0) -> str:
+def shown(browser, text: str, seconds: float = 90.0) -> str:  # noqa: F811
     """The page's text once it has ``text``."""
     deadline = time.monotonic() + seconds
     while text not in (page := browser.execute_script("return document.body.innerText")):

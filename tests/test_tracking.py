@@ -65,6 +65,8 @@ def a_folder(folder: Path) -> Path:
 
 # What a finished run has sent; where the code is not its commit's, code.diff, too.
 PAGE = {"config.yaml", "result.json", "run.log", "pictures/learning_curves.png"}
+# And where a spot mode chooses:
+DECISIONS = {f"pictures/spots_{name}.png" for name in ("classes", "samples", "changes", "confidence", "loss")}
 
 
 def artifacts_of(uri: str, run) -> set[str]:
@@ -100,7 +102,7 @@ def test_a_finished_run_is_in_mlflow_with_names_metrics_and_artifacts(store, tmp
         assert [(point.step, point.value) for point in points] == [
             (line["epoch"], line[metric]) for line in lines
         ], metric
-    assert artifacts_of(store, run) == PAGE
+    assert artifacts_of(store, run) == PAGE | DECISIONS
     assert run.data.tags["sakd.teacher_sha256"] == result["teacher"]["sha256"]
     (teacher,) = runs_of(store, f"{tmp_path.name}-teachers")
     assert (teacher.info.status, teacher.data.params["student"]) == ("FINISHED", "resnet8")
