@@ -25,7 +25,7 @@ from sakd.credentials import hidden, remember_typed
 from sakd.errors import ConfigError, SakdError
 from sakd.process import set_up
 from sakd.runs import Run
-from sakd.runs.tracking import Delivery, seen_at
+from sakd.runs.tracking import Delivery, open_command, page_of
 from sakd.signals import ended_in_order, told_if_finished
 from sakd.terminal import show_result, start_logging
 
@@ -58,7 +58,9 @@ def main(cfg: DictConfig) -> None:
             sys.exit(hidden(f"error: {error}"))  # here: what passes Hydra gets a line of Hydra's before it
         raise
     uri = config["tracking"].get("uri")
-    show_result(result, str(run.folder), None if uri is None else seen_at(run.folder, uri))
+    show_result(result, str(run.folder), None if uri is None else open_command(uri))
+    if uri is not None and (address := page_of(run.folder, uri)):
+        log.info("its page: %s", address)  # below the table, whose cells break long lines
 
 
 def _check_mode(hydra_config: DictConfig) -> None:
