@@ -27,7 +27,7 @@ from sakd.credentials import hidden, remember_typed
 from sakd.errors import ConfigError, SakdError, in_one_line
 from sakd.process import set_up
 from sakd.runs import Run
-from sakd.runs.tracking import Delivery, seen_at
+from sakd.runs.tracking import Delivery, open_command, page_of
 from sakd.signals import ended_in_order, told_if_finished
 from sakd.terminal import show_result, start_logging
 
@@ -61,8 +61,10 @@ def main(cfg: DictConfig) -> None:
             sys.exit(hidden(f"error: {error}"))  # here: what passes Hydra gets a line of Hydra's before it
         raise
     uri = config["tracking"].get("uri")
-    see_it = None if uri is None else seen_at(run.folder, uri)
+    see_it = None if uri is None else open_command(uri)
     show_result(result, str(run.folder), see_it, epochs, _pictures(run))
+    if uri is not None and (address := page_of(run.folder, uri)):
+        log.info("its page: %s", address)
 
 
 def _pictures(run: Run) -> str | None:

@@ -23,7 +23,7 @@ from sakd.configuration import build
 from sakd.errors import ConfigError
 from sakd.runs import Run
 from sakd.runs.job import execute
-from sakd.runs.tracking import Delivery, machine, model, note_sweep, pictures, seen_at, start_mirror
+from sakd.runs.tracking import Delivery, machine, model, note_sweep, page_of, pictures, seen_at, start_mirror
 from sakd.runs.tracking import page as pages
 from sakd.runs.tracking.store import VIEW_TAG, Store
 from sakd.sweeps import PlannedRun
@@ -146,6 +146,7 @@ def test_a_link_leads_to_the_run(store, tmp_path):  # noqa: F811
     (found,) = runs_of(store, tmp_path.name)
     page = f"http://127.0.0.1:5000/#/experiments/{found.info.experiment_id}/runs/{found.info.run_id}?"
     assert seen_at(run.folder, store).startswith(f"mlflow ui --backend-store-uri {store}  # then {page}")
+    assert page_of(run.folder, store).startswith(page)
 
 
 def test_system_metrics_are_asked_for_by_psutil(monkeypatch):

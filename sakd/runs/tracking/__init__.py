@@ -9,7 +9,7 @@ from sakd.runs.tracking.parents import (
     sweep_overrides,
 )
 from sakd.runs.tracking.store import finished_runs, is_a_file, is_refusal, open_command, reason
-from sakd.runs.tracking.sync import goes_on, seen_at, synchronise
+from sakd.runs.tracking.sync import goes_on, page_of, seen_at, synchronise
 from sakd.runs.tracking.thread import Mirror, start_mirror
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "is_refusal",
     "note_sweep",
     "open_command",
+    "page_of",
     "reason",
     "seen_at",
     "start_mirror",

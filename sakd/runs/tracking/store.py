@@ -376,13 +376,11 @@ def open_command(uri: str) -> str:
 
 
 def page(uri: str, experiment: str, run: str | None = None) -> str:
-    """What shows a run, or, of an experiment, all runs with what tells them apart: an address, or the command
-    that serves a file, and the address then."""
-    served = uri.startswith("http")
-    base = credentials.hidden(uri).rstrip("/") if served else "http://127.0.0.1:5000"
+    """The address of a run's page, or, of an experiment, of all its runs with what tells them apart; of a
+    file once it is served by ``open_command``."""
+    base = credentials.hidden(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
     view = f"runs/{run}?" if run else f"runs?viewStateShareKey={VIEW}&"
-    address = f"{base}/#/experiments/{experiment}/{view}workflowType=machine_learning"
-    return address if served else f"{open_command(uri)}  # then {address}"
+    return f"{base}/#/experiments/{experiment}/{view}workflowType=machine_learning"
 
 
 def is_a_file(uri: str) -> bool:

@@ -205,18 +205,27 @@ def _check_regular(folder: Path) -> None:
             raise RunError(f"{path}: found {kind}, expected a regular file; nothing of this run is sent")
 
 
-def seen_at(folder: Path, uri: str) -> str:
-    """What shows a run, or a sweep, whose folder this is: an address, or a command and the address then.
+def page_of(folder: Path, uri: str) -> str | None:
+    """The address of the page of a run, or a sweep, whose folder this is; None where it is not known.
 
-    Where the store has not told which run it is, what shows all.
+    Of a file, once it is served.
     """
     try:
         state = noted(folder)
     except RunError:  # it is told when it is to be sent
-        state = {}
+        return None
     if state.get("uri") != absolute(uri) or not state.get("run_id") or not state.get("experiment_id"):
-        return open_command(uri)
+        return None
     return page(uri, state["experiment_id"], state["run_id"])
+
+
+def seen_at(folder: Path, uri: str) -> str:
+    """What shows a run, or a sweep, in one line: its address, or the command that serves a file, and the
+    address then."""
+    address = page_of(folder, uri)
+    if address is None:
+        return open_command(uri)
+    return address if uri.startswith("http") else f"{open_command(uri)}  # then {address}"
 
 
 def _checksums(result: dict[str, Any] | None) -> dict[str, str]:
