@@ -37,7 +37,7 @@ class Compared:
 
     tables: list[list[list[str]]]
     notes: list[str]
-    plot: dict[str, str] | None = None
+    plot: dict[str, Markup] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ def check_output(path: Path) -> None:
 def _page(selection: Selection) -> str:
     left_out: Counter[str] = Counter()
     told = cards(selection.runs, left_out)
-    environment = _environment()
-    script = environment.get_template("script.js").render()
+    templates = environment()
+    script = templates.get_template("script.js").render()
     keys = _keys(selection.runs)
     telling = [key.name for key in keys if key.differs and key.aside is None]
     constant, varying = _names(told)
-    return environment.get_template("page.html").render(
+    return templates.get_template("page.html").render(
         asked=selection.asked,
         when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=sakd.__version__,
@@ -107,9 +107,9 @@ def _page(selection: Selection) -> str:
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """Templates; what they get is text, since names and errors come from others, and shows no password."""
-    environment = Environment(
+    templates = Environment(
         loader=PackageLoader("sakd.report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -117,8 +117,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: hidden(value) if type(value) is str else value,
     )
-    environment.filters |= {"percent": _percent, "number": _number}
-    return environment
+    templates.filters |= {"percent": _percent, "number": _number}
+    return templates
 
 
 def _percent(value: float | None, digits: int = 2) -> str:
