@@ -68,7 +68,7 @@ def _shares(title: str, shares: np.ndarray) -> Picture:
     """``shares`` [classes, epochs], a row of pixels for each class."""
     low = min(HIGHEST_LOW, np.floor(20 * shares.min()) / 20)
     levels = np.round((shares - low) / (1 - low) * (LEVELS - 1)).astype(np.uint8)
-    image = Image.fromarray(levels, "P")
+    image = Image.fromarray(levels)
     image.putpalette((255 * colormaps[SHARES](np.linspace(0, 1, LEVELS))[:, :3]).astype(np.uint8).tobytes())
     content = io.BytesIO()
     image.save(content, "PNG", optimize=True)
