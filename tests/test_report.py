@@ -17,8 +17,11 @@ from PIL import Image
 
 from sakd.cli import main as cli
 from sakd.compare.formats import ABSENT
+from sakd.credentials import hidden
 from sakd.errors import ConfigError
 from sakd.report import charts, of_cells, of_folder, write_report
+from sakd.report.page import environment
+from sakd.report.pictures import data_uri
 from sakd.runs import Run
 from sakd.runs.record import Recording
 from sakd.sweeps import PlannedRun
@@ -159,6 +162,14 @@ def test_names_and_errors_from_elsewhere_are_text(text, page):
     own = base64.b64encode(hashlib.sha256(page.all("script")[0].text.encode()).digest()).decode()
     assert policy.startswith("default-src 'none';")
     assert policy.endswith(f"script-src 'sha256-{own}'")  # no other script runs
+
+
+def test_a_picture_is_no_text_in_which_a_password_could_seem_to_stand():
+    content = base64.b64decode("AAAApwdAAA==")
+    uri = data_uri(content, "png")
+    assert hidden(str(uri)) != uri  # ;…pwd…= begins a password elsewhere
+    shown = environment().from_string("{{ uri }} {{ text }}").render(uri=uri, text="//me:secret99@host")
+    assert shown == "data:image/png;base64,AAAApwdAAA== //me:***@host"
 
 
 def references(element: Element):

@@ -13,8 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import sakd
-from sakd.compare import Comparison, Finished, compare
-from sakd.compare.formats import tables
+from sakd.compare import compare
+from sakd.compare.formats import ABSENT, tables
 from sakd.compare.published import FIGURES, read_published
 from sakd.configuration import NOT_IDENTITY, short_names
 from sakd.credentials import hidden
@@ -27,7 +27,6 @@ from sakd.report.selection import Found, Selection
 from sakd.sweeps import STATES
 
 METRIC = "test/accuracy"
-ABSENT, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 TOLD_APART = ("distiller", "spot_mode")  # where no name tells the runs apart
 
 
@@ -37,7 +36,7 @@ class Compared:
 
     tables: list[list[list[str]]]
     notes: list[str]
-    plot: dict[str, str] | None = None
+    plot: dict[str, Markup] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,12 @@ def check_output(path: Path) -> None:
 def _page(selection: Selection) -> str:
     left_out: Counter[str] = Counter()
     told = cards(selection.runs, left_out)
-    environment = _environment()
-    script = environment.get_template("script.js").render()
+    templates = environment()
+    script = templates.get_template("script.js").render()
     keys = _keys(selection.runs)
     telling = [key.name for key in keys if key.differs and key.aside is None]
     constant, varying = _names(told)
-    return environment.get_template("page.html").render(
+    return templates.get_template("page.html").render(
         asked=selection.asked,
         when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=sakd.__version__,
@@ -107,9 +106,9 @@ def _page(selection: Selection) -> str:
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """Templates; what they get is text, since names and errors come from others, and shows no password."""
-    environment = Environment(
+    templates = Environment(
         loader=PackageLoader("sakd.report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -117,12 +116,12 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: hidden(value) if type(value) is str else value,
     )
-    environment.filters |= {"percent": _percent, "number": _number}
-    return environment
+    templates.filters |= {"percent": _percent, "number": _number}
+    return templates
 
 
-def _percent(value: float | None, digits: int = 2) -> str:
-    return ABSENT if value is None else f"{value:.{digits}f}"
+def _percent(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.2f}"
 
 
 def _number(value: float | None) -> str:
@@ -150,14 +149,10 @@ def _compared(told: Sequence[Card], selection: Selection, left_out: Counter[str]
     told_out = ", ".join(f"{what} ({count})" for what, count in left_out.most_common())
     notes = [f"Left out of the comparison: {told_out}."] if left_out else []
     try:
-        found = _comparison(runs, selection)
+        found = compare(runs, METRIC, read_published(FIGURES), selection.expected)
     except ConfigError as error:
         return Compared([], [*str(error).splitlines(), *notes])
     return Compared(list(tables(found)), [*found.notes, *notes], comparison_plot(found))
-
-
-def _comparison(runs: Sequence[Finished], selection: Selection) -> Comparison:
-    return compare(runs, METRIC, read_published(FIGURES), selection.expected)
 
 
 def _keys(runs: Sequence[Found]) -> list[Key]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib import colormaps
 from PIL import Image
 
@@ -28,15 +29,15 @@ class Picture:
     kind: str
     title: str
     words: str  # what is to be seen, for those who do not see it
-    source: str
+    source: Markup
     low: float = 0.0  # of shares: what the dark end means; the light end is all
 
 
-def comparison_plot(comparison: Comparison) -> dict[str, str] | None:
+def comparison_plot(comparison: Comparison) -> dict[str, Markup] | None:
     """Differences with their intervals, for a ``light`` and a ``dark`` page; None where there are none."""
     try:
         return {
-            name: _uri(plot(comparison, ".svg", on_dark=name == "dark"), "svg+xml")
+            name: data_uri(plot(comparison, ".svg", on_dark=name == "dark"), "svg+xml")
             for name in ("light", "dark")
         }
     except ConfigError:
@@ -67,7 +68,7 @@ def _shares(title: str, shares: np.ndarray) -> Picture:
     """``shares`` [classes, epochs], a row of pixels for each class."""
     low = min(HIGHEST_LOW, np.floor(20 * shares.min()) / 20)
     levels = np.round((shares - low) / (1 - low) * (LEVELS - 1)).astype(np.uint8)
-    image = Image.fromarray(levels, "P")
+    image = Image.fromarray(levels)
     image.putpalette((255 * colormaps[SHARES](np.linspace(0, 1, LEVELS))[:, :3]).astype(np.uint8).tobytes())
     content = io.BytesIO()
     image.save(content, "PNG", optimize=True)
@@ -75,7 +76,7 @@ def _shares(title: str, shares: np.ndarray) -> Picture:
         f"{title}: share of each class's images that was distilled, "
         f"from {shares.min():.1%} to {shares.max():.1%}"
     )
-    return Picture("shares", title, words, _uri(content.getvalue(), "png"), low)
+    return Picture("shares", title, words, data_uri(content.getvalue(), "png"), low)
 
 
 def _averaged(values: np.ndarray, most: int) -> np.ndarray:
@@ -87,5 +88,6 @@ def _averaged(values: np.ndarray, most: int) -> np.ndarray:
     return np.add.reduceat(values, firsts) / sizes[:, None]
 
 
-def _uri(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+def data_uri(content: bytes, kind: str) -> Markup:
+    """An image as its own address. It is no text, in which a password could stand or seem to."""
+    return Markup(f"data:image/{kind};base64,{base64.b64encode(content).decode()}")
