@@ -521,3 +521,13 @@ def test_the_page_fits_and_follows_the_colours_that_are_wanted(shown, width):
     run = shown(width, "light")
     assert run(CHOOSE, "dark") == dark
     assert run(COMPARISONS) == [False, True]
+
+
+def test_a_report_of_few_runs_has_every_picture_of_their_decisions(runs, tmp_path):
+    (run,) = [path.parent.name for path in runs.glob("*/spots.npz")]
+    write_report(of_folder(runs, [run]), tmp_path / "one.html")
+    figures = Page((tmp_path / "one.html").read_text()).root.all("figure", kind="figure")
+    assert [figure.all("figcaption")[0].text for figure in figures] == ["classes", "samples", "changes"]
+    for figure in figures:
+        image = Image.open(io.BytesIO(base64.b64decode(figure.all("img")[0].attributes["src"].split(",")[1])))
+        assert np.asarray(image.convert("L")).std() > 10

@@ -24,6 +24,7 @@ from sakd.sweeps import Standing
 
 UNFINISHED = ("failed", "lost")
 LINES = 25  # of a log's end
+DETAILED = 6  # of so few runs, all is shown that `sakd spots` draws
 ACCURACY, KEPT = "/accuracy", "kept/"
 
 
@@ -97,10 +98,11 @@ class Card:
 
 def cards(runs: Sequence[Found], left_out: Counter[str]) -> list[Card]:
     """A card for each run. ``left_out`` counts what is no student to compare."""
-    return [_card(number, run, left_out) for number, run in enumerate(runs, 1)]
+    in_detail = len(runs) <= DETAILED
+    return [_card(number, run, left_out, in_detail) for number, run in enumerate(runs, 1)]
 
 
-def _card(number: int, run: Found, left_out: Counter[str]) -> Card:
+def _card(number: int, run: Found, left_out: Counter[str], in_detail: bool) -> Card:
     troubles = [run.trouble] if run.trouble else []
 
     def attempt(read: Any, absent: Any) -> Any:
@@ -112,7 +114,7 @@ def _card(number: int, run: Found, left_out: Counter[str]) -> Card:
 
     metrics = attempt(lambda: read_metrics(run.folder), [])
     compared = attempt(lambda: read_folder(run.folder, left_out), None) if run.result is not None else None
-    pictures = attempt(lambda: _pictures(run.folder), [])
+    pictures = attempt(lambda: _pictures(run.folder, in_detail), [])
     log = attempt(lambda: _end_of_log(run), "") if run.standing.state in UNFINISHED else ""
     return Card(
         number,
@@ -129,8 +131,10 @@ def _card(number: int, run: Found, left_out: Counter[str]) -> Card:
     )
 
 
-def _pictures(folder: Path) -> list[Picture]:
-    return list(of_record(read_record(folder))) if (folder / FILE).exists() else []
+def _pictures(folder: Path, in_detail: bool) -> list[Picture]:
+    if not (folder / FILE).exists():
+        return []
+    return list(of_record(read_record(folder), folder.resolve().name, in_detail))
 
 
 def _end_of_log(run: Found) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sakd.compare import Comparison
 from sakd.compare.plots import plot
+from sakd.decisions import pictures as decisions
 from sakd.errors import ConfigError
 from sakd.runs.record import Record
 
@@ -44,13 +45,18 @@ def comparison_plot(comparison: Comparison) -> dict[str, Markup] | None:
         return None
 
 
-def of_record(record: Record) -> Iterator[Picture]:
+def of_record(record: Record, title: str, all_of_them: bool) -> Iterator[Picture]:
     """What a run's card shows of the record of its decisions: for each spot where not all was kept, the share
     of each class's images by epoch.
 
-    This is the place for more pictures of decisions.
+    With ``all_of_them`` also what `sakd spots` draws: half a megabyte, and seconds.
     """
     if not record.epochs.size or not record.labels.size:
+        return
+    if all_of_them and not all(record.kept_of(spot).all() for spot in record.spots):
+        for name, figure in decisions.draw(record, title).items():
+            source = data_uri(decisions.content(figure, "png"), "png")
+            yield Picture("figure", name, f"{title}: {name}, by its decisions", source)
         return
     for spot in record.spots:
         kept = record.kept_of(spot)
