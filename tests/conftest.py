@@ -112,9 +112,9 @@ def _signals_as_in_a_terminal():
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_tracking_server():
-    """Tests choose their store themselves, and whether it gets models, which take seconds."""
+    """Tests choose their store themselves, and whether it gets models and pictures, which take seconds."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    os.environ["SAKD_TRACKING_MODEL"] = "false"
+    os.environ["SAKD_TRACKING_MODEL"] = os.environ["SAKD_TRACKING_PICTURES"] = "false"
 
 
 def fit(trainer: Trainer, dataset: Dataset, epochs: int, batch_size: int) -> list[dict[str, float]]:

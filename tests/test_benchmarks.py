@@ -29,6 +29,7 @@ def without(*packages: str) -> str:
     return f"import sys; sys.modules.update(dict.fromkeys({packages!r}))\n"
 
 
+@pytest.mark.slow
 def test_a_steps_table_has_a_row_for_each_distiller_and_mode(tmp_path):
     """In a process that cannot import MLflow."""
     run = "from benchmarks.step import main; main(sys.argv[1:])"

@@ -258,7 +258,7 @@ def test_the_table_of_what_is_no_part_of_an_identity_has_keys_that_there_are():
     there = {
         path
         for name in names("dataset")
-        for experiment in ([], ["experiment=debug"])
+        for experiment in ([], ["experiment=debug"], ["distiller=at+ft"])
         for path, _ in flatten(compose_config(f"dataset={name}", *experiment))
     }
     for key in NOT_IDENTITY:

@@ -104,6 +104,7 @@ def start(tmp_path):
         os.kill(process, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_all_finish_by_the_copied_code_the_teacher_first_and_the_same_command_again_trains_nothing(
     launch,
     tmp_path,

@@ -34,6 +34,11 @@ from tests.test_delivery import finished, note, said  # noqa: F401
 from tests.test_tracking import PAGE, artifacts_of, runs_of, steps, store, tracked  # noqa: F401
 
 
+@pytest.fixture(autouse=True)
+def _drawn(monkeypatch):
+    monkeypatch.setenv("SAKD_TRACKING_PICTURES", "true")
+
+
 def delivered(*runs: Run) -> None:
     Delivery().catch_up(*runs)
     for run in runs:
@@ -67,6 +72,18 @@ def test_a_page_says_what_the_run_is_how_it_ended_and_where_it_lies(store, tmp_p
     assert json.loads(dataset.dataset.source)["sha256"] == "b" * 64
     assert "epoch" not in found.data.metrics
     assert "pictures/learning_curves.png" in artifacts_of(store, found)
+
+
+def test_a_run_whose_policy_chooses_has_pictures_of_its_decisions(store, tmp_path):  # noqa: F811
+    execute(tracked(tmp_path, store, "spot_mode.same_family_bias=0", "distiller=at"))
+    drawn = {"learning_curves"} | {
+        f"spots_{name}" for name in ("classes", "samples", "changes", "confidence", "loss")
+    }
+    (run,) = [run for run in runs_of(store, tmp_path.name) if "adaptive" in run.info.run_name]
+    assert artifacts_of(store, run) == PAGE | {f"pictures/{name}.png" for name in drawn}
+    execute(tracked(tmp_path, store, "spot_mode=fixed", "distiller=at"))  # it keeps all
+    (run,) = [run for run in runs_of(store, tmp_path.name) if "fixed" in run.info.run_name]
+    assert artifacts_of(store, run) == PAGE | {"pictures/learning_curves.png"}
 
 
 def test_pictures_in_a_runs_folder_are_sent_and_links_are_not_followed(store, tmp_path):  # noqa: F811

@@ -125,7 +125,7 @@ def test_a_cell_that_others_need_trains_alone_and_before(here):
     """Its failure must not be another's, nor another's its."""
     from sakd.sweeps.launching import _jobs
 
-    planned = plan(sweep(("teacher=resnet8", "student=resnet8,vgg8", "distiller=kd,none")))
+    planned = plan(sweep(("dataset=digits", "teacher=resnet8", "student=resnet8,vgg8", "distiller=kd,none")))
     jobs = _jobs(planned, planned.cells)
     names = {
         cell.name: (cell.run.config["student"]["name"], cell.run.config["distiller"]["name"])
@@ -178,7 +178,9 @@ def test_a_sweep_in_this_process_trains_each_teacher_once_and_ends_with_one_tabl
     assert [row.split()[2:4] for row in rows] == [["0", "finished"], ["1", "finished"]] * 4
     assert all(re.search(r"2/2 +\d+\.\d\d +\d+\.\d\d +\d+\.\d$", row) for row in rows)
     assert all(cell_len(row) <= 80 for row in rows)
-    assert lines[-1].startswith("compare: sakd compare teacher=resnet8 student=resnet8 distiller=kd,at ")
+    assert lines[-1].startswith(
+        "compare: sakd compare dataset=digits teacher=resnet8 student=resnet8 distiller=kd,at "
+    )
     results = {path: path.read_bytes() for path in tmp_path.glob("runs/*/result.json")}
     assert len(results) == 9
     assert Counter(b'"cohort": 4' in content for content in results.values()) == {True: 8, False: 1}

@@ -95,6 +95,7 @@ def at_work(here):
         process.communicate()
 
 
+@pytest.mark.slow
 def test_finished_running_lost_and_missing_cells_are_told_apart_and_mlflow_learns_what_is_lost(at_work, here):
     overrides = (*SMALL, "distiller=none", f"epochs=2,{FOREVER},3")
     sweep = planned(*overrides)

@@ -144,6 +144,7 @@ class Tracking(TypedDict):
     uri: NotRequired[Store]
     experiment: NotRequired[Name]
     model: NotRequired[bool]
+    pictures: NotRequired[bool]
     system_metrics: NotRequired[bool]
 
 

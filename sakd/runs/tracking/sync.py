@@ -84,7 +84,8 @@ def prepare(folder: Path) -> None:
 def _prepare(folder: Path, config: Config, lines: list[Metrics]) -> Path | None:
     """As ``prepare``; the folder of the model, where one is to be sent."""
     with explained(folder / ".prepare.lock"), holding(folder / ".prepare.lock"):
-        pictures.draw(folder, lines)
+        if config["tracking"].get("pictures", True):
+            pictures.draw(folder, lines)
         return _model(folder, config)
 
 
