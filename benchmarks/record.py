@@ -9,15 +9,22 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 
-from benchmarks.step import print_table, write_csv
+from benchmarks.parts import Steps, batch, run_config, trainers
+from benchmarks.step import names_in, print_table, write_csv
 from sakd.decisions import Recorded, beside, pictures, text
 from sakd.runs.record import FILE, Recording, read_record
+from sakd.training import Execution
+from sakd.training.recording import KeptTable
 
 LAST = 5  # epochs
+BATCH = 64
+STEPS, ADDED = 5, 1000  # timed, by the medians and as a whole
 
 
 def decisions(options: argparse.Namespace, structured: bool) -> Recording:
@@ -57,11 +64,17 @@ def seen(options: argparse.Namespace) -> dict[str, np.ndarray]:
     return content
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def seconds_of(work: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds of CPU time that the work takes, and what it gives."""
     before = time.process_time()
     given = work()
-    return round(time.process_time() - before, 2), given
+    return time.process_time() - before, given
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """As ``seconds_of``, rounded for a table."""
+    seconds, given = seconds_of(work)
+    return round(seconds, 2), given
 
 
 def row_of(options: argparse.Namespace, structured: bool) -> dict[str, object]:
@@ -100,12 +113,34 @@ def row_of(options: argparse.Namespace, structured: bool) -> dict[str, object]:
     }
 
 
+def share_of_a_step(options: argparse.Namespace) -> tuple[float, float]:
+    """CPU milliseconds of a training step (KD, adaptive), and those in it that go into the record."""
+    cpu, pair = torch.device("cpu"), options.pair
+    config = run_config(pair, "kd", "adaptive", BATCH, Execution(memory_format="channels_last"))
+    teacher, made = trainers({"kd": config}, options.samples, cpu)
+    inputs = batch(BATCH, options.samples, cpu)
+    step = Steps(teacher, made, inputs)
+    step()
+    table = KeptTable(options.samples, options.spots, cpu)
+    kept = torch.rand(BATCH, options.spots) < 0.5
+
+    def add() -> None:
+        for _ in range(ADDED):
+            table.add(inputs.indices, kept)
+
+    steps = median(1000 * seconds_of(step)[0] for _ in range(STEPS))
+    return steps, 1000 * seconds_of(add)[0] / ADDED
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("benchmarks.record", description=__doc__)
     parser.add_argument("--samples", type=int, default=50_000)
     parser.add_argument("--epochs", type=int, default=240)
     parser.add_argument("--spots", type=int, default=4)
     parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument(
+        "--pair", type=names_in("network"), default=["resnet56", "resnet20"], help="teacher,student of a step"
+    )
     parser.add_argument("--csv", type=Path, help="the table as a file")
     return parser.parse_args(arguments)
 
@@ -116,6 +151,12 @@ def main(arguments: list[str] | None = None) -> int:
     print("seconds of CPU time, megabytes (10^6)")
     print_table(rows, list(rows[0]))
     write_csv(rows, options.csv)
+    torch.set_num_threads(1)
+    step, recorded = share_of_a_step(options)
+    print(
+        f"a step of {' to '.join(options.pair)} (kd, adaptive, batch {BATCH}, one thread): {step:.1f} ms, of "
+        f"which the record {1000 * recorded:.1f} us ({recorded / step:.3%})"
+    )
     return 0
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -536,9 +537,12 @@ def test_students_together_are_measured_beside_each_alone(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_record_benchmark_has_a_row_for_each_kind_of_decisions(tmp_path):
+def test_the_record_benchmark_has_a_row_for_each_kind_of_decisions(tmp_path, capsys):
     options = f"--samples 500 --epochs 6 --spots 2 --classes 5 --csv {tmp_path}/record.csv"
+    options += " --pair resnet8,resnet8"
     assert record.main(options.split()) == 0
+    share = re.search(r"of which the record .* us \((.*)%\)", capsys.readouterr().out)[1]
+    assert 0 < float(share) < 1  # of a step, at most
     structured, random = csv.DictReader((tmp_path / "record.csv").read_text().splitlines())
     assert (structured["decisions"], random["decisions"]) == ("structured", "random")
     assert structured["of"] == "500 x 6 x 2"

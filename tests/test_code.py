@@ -248,7 +248,7 @@ def test_a_run_of_changed_code_leaves_the_difference_until_it_is_committed(tmp_p
     command = [
         sys.executable,
         str(root / "launch.py"),
-        *TINY[:3],
+        *TINY[:-1],
         "epochs=1",
         "distiller=none",
         "tracking=none",
