@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; must be known before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -122,6 +122,15 @@ def fit(trainer: Trainer, dataset: Dataset, epochs: int, batch_size: int) -> lis
     return [
         measured for _, measured in Cohort(trainer.teacher, {"": trainer}).fit(dataset, epochs, batch_size)
     ]
+
+
+def tracked_cells(uri: str, experiment: str = "sakd") -> list[Any]:
+    """The runs that a store has in an experiment, without those that stand for sweeps."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    return [run for run in found if "sakd.sweep" not in run.data.tags]
 
 
 def take_step(trainer: Trainer, images: Tensor, labels: Tensor, indices: Tensor) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from sakd.configuration.compose import sweep
 from sakd.runs import code
 from sakd.sweeps import plan
-from tests.conftest import ROOT, TINY, last_of_each
+from tests.conftest import ROOT, TINY, last_of_each, tracked_cells
 from tests.test_compare import finish
 
 pytestmark = pytest.mark.slow
@@ -100,11 +100,11 @@ def test_sixteen_processes_at_once_share_a_store_that_was_not_there(tmp_path):
             r"error|cannot be reached|not got everything|Traceback", output, re.IGNORECASE
         ), output
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("sakd").experiment_id])
+    runs = tracked_cells(f"sqlite:///{tmp_path}/mlflow.db")
     assert sorted(int(run.data.params["seed"]) for run in runs) == list(range(16))
     assert {run.info.status for run in runs} == {"FINISHED"}
     for run in runs:
-        for metric in ("epoch", "loss/task", "test/accuracy"):
+        for metric in ("seconds", "loss/task", "test/accuracy"):
             assert [point.step for point in client.get_metric_history(run.info.run_id, metric)] == [1, 2], (
                 metric
             )

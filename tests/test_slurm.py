@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 
 from sakd.configuration import compose
 from sakd.sweeps import Plan, plan, survey
-from tests.conftest import ROOT, last_of_each
+from tests.conftest import ROOT, last_of_each, tracked_cells
 from tests.servers import MlflowServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
@@ -165,8 +165,7 @@ def start_now(job: str) -> None:
 
 def metrics_in(uri: str, experiment: str, metric: str) -> dict[str, list[int]]:
     """Of each run in the store, by its folder: the steps of one metric, as often as they are there."""
-    client = MlflowClient(uri)
-    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    client, runs = MlflowClient(uri), tracked_cells(uri, experiment)
     assert len({run.data.tags["sakd.folder"] for run in runs}) == len(runs)
     return {
         Path(run.data.tags["sakd.folder"]).name: [
@@ -177,8 +176,7 @@ def metrics_in(uri: str, experiment: str, metric: str) -> dict[str, list[int]]:
 
 
 def mlflow_states(uri: str, experiment: str) -> dict[str, str]:
-    client = MlflowClient(uri)
-    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    runs = tracked_cells(uri, experiment)
     return {Path(run.data.tags["sakd.folder"]).name: run.info.status for run in runs}
 
 
