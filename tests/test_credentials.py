@@ -10,7 +10,6 @@ from secrets import token_hex
 
 import pytest
 from click.testing import CliRunner
-from mlflow.tracking import MlflowClient
 
 from sakd import credentials
 from sakd.cli import main as cli
@@ -18,7 +17,7 @@ from sakd.configuration import parameters
 from sakd.credentials import STORE, hidden, remember, remember_typed, revealed
 from sakd.errors import ConfigError
 from sakd.runs.tracking.store import reason
-from tests.conftest import TINY, compose_config, compose_lazily
+from tests.conftest import TINY, compose_config, compose_lazily, tracked_cells
 from tests.servers import MlflowServer, free_port
 from tests.test_tracking import a_folder
 
@@ -189,7 +188,7 @@ def test_a_password_reaches_the_store_and_nothing_else(how, launch, tmp_path):
         said.append(launch(*TINY, "distiller=none", *typed, **keys))
         failing = (*TINY, "distiller=none", "optimizer.lr=-1", *typed)
         said.append(launch("-m", *failing, "seed=3,4", expect=1, **keys))
-        runs = MlflowClient(store.uri).search_runs(["1", "2", "3"])
+        runs = [run for name in ("sakd", "sakd-teachers") for run in tracked_cells(store.uri, name)]
         assert len([run for run in runs if run.info.status == "FINISHED"]) == 6
     finally:
         store.stop(server)
