@@ -13,6 +13,7 @@ from sakd.files import write_whole
 from sakd.runs.tracking import (
     Delivery,
     earlier_sweeps,
+    noted,
     seen_at,
     sweep_folder,
     sweep_name,
@@ -36,9 +37,10 @@ def update(cells: Sequence[PlannedRun], states: Mapping[str, str]) -> str | None
     if folder is None or not (folder / "sweep.json").exists():  # it was launched by an earlier version
         return None
     uri = cells[0].run.config["tracking"]["uri"]
+    status = _status(states.values())
     try:
-        _write(folder, cells, states)
-        Delivery().conclude_sweep(folder, _status(states.values()))
+        if _write(folder, cells, states) or noted(folder).get("delivered") != status:
+            Delivery().conclude_sweep(folder, status)
     except SakdError as error:
         log.warning("the sweep's page in MLflow is not up to date: %s", error)
     return seen_at(folder, uri)
@@ -53,8 +55,8 @@ def _status(states: Sequence[str]) -> str:
     return "FINISHED" if found == {"finished"} else "KILLED"
 
 
-def _write(folder: Path, cells: Sequence[PlannedRun], states: Mapping[str, str]) -> None:
-    """Write the page's files, unless nothing has changed."""
+def _write(folder: Path, cells: Sequence[PlannedRun], states: Mapping[str, str]) -> bool:
+    """Write the page's files; False, and nothing, if nothing has changed."""
     earlier = earlier_sweeps(folder)
     rows = [
         {"name": cell.name, **row, "sweep": earlier.get(cell.name, "")}
@@ -64,7 +66,7 @@ def _write(folder: Path, cells: Sequence[PlannedRun], states: Mapping[str, str])
     path = folder / "cells.csv"
     before = path.read_text() if path.is_file() else ""
     if table == before and (folder / "description.md").is_file():
-        return
+        return False
     compared = _compare(folder, cells)
     if "finished" in states.values():
         from sakd.report import of_cells, write_report  # with pandas and more, which take seconds
@@ -82,6 +84,7 @@ def _write(folder: Path, cells: Sequence[PlannedRun], states: Mapping[str, str])
     ]
     write_whole(folder / "description.md", "\n\n".join(part for part in parts if part).encode())
     write_whole(path, table.encode())
+    return True
 
 
 def _told_of_earlier(earlier: Mapping[str, str]) -> str:

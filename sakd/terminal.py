@@ -318,7 +318,8 @@ def show_result(
     for number, line in enumerate(_told(shares, result["kept"])):
         rows.append(("" if number else "kept", line))
     if shares and "loss/policy" in epochs[-1]:
-        rows.append(("look at", _most_changed(shares)))
+        if any(share != shares[0] for share in shares):
+            rows.append(("look at", _most_changed(shares)))
         if pictures is not None:
             rows.append(("for whom", pictures))
     rows += [("seconds", f"{result['seconds']:.1f}"), ("folder", folder)]

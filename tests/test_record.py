@@ -11,12 +11,14 @@ import torch
 from torch.nn import functional as F
 
 from sakd.configuration import build, prerequisites
+from sakd.configuration.compose import sweep
 from sakd.data import evaluation_batches
 from sakd.distillers import Distiller
 from sakd.errors import ConfigError, RunError
 from sakd.runs import Run
 from sakd.runs.job import execute, execute_together
 from sakd.runs.record import Record, read_record
+from tests.conftest import TINY, last_of_each
 from tests.test_resume import KILLED, in_a_process
 
 SEEN: list[dict[str, torch.Tensor]] = []  # by the witnesses of this process, a step each
@@ -190,6 +192,25 @@ def test_random_takes_its_rates_from_a_finished_run(tiny):
             tiny(*random, f"spot_mode.p=from:{wanted}")
     with pytest.raises(ConfigError, match="found from:adaptive"):
         tiny(*random, "spot_mode.p=from:adaptive", "seed=1")
+    for key in ("runs", "seed", "dataset.name", "distiller.losses"):
+        with pytest.raises(ConfigError, match=f"^{key}: found nothing"):
+            tiny(*random, "spot_mode.p=from:adaptive", f"~{key}")
+
+
+def test_each_cell_of_a_sweep_takes_the_rates_of_its_own_twin(tiny, tmp_path):
+    keys = ("distiller=at", "epochs=1")
+    chosen = {
+        seed: tiny(*keys, "spot_mode=adaptive", f"seed={seed}", "spot_mode.same_family_bias=0")
+        for seed in (0, 1)
+    }
+    for config in chosen.values():
+        execute(config)
+    overrides = last_of_each(*TINY, *keys, "spot_mode=random", "spot_mode.p=from:adaptive", "seed=0,1")
+    cells = [config for _, config in sweep([*overrides, f"runs={tmp_path}/runs", "tracking=none"]).cells]
+    for config in cells:
+        rates = Run(chosen[config["seed"]]).result()["kept_mean"]
+        assert config["spot_mode"]["p"] == rates, config["seed"]
+    assert len({str(config["spot_mode"]["p"]) for config in cells}) == 2
 
 
 def _cut(path: Path) -> None:
@@ -223,6 +244,16 @@ def _finish_in_part(path: Path) -> None:
     np.savez(path, **dict(np.load(path)) | {"train_student_right": np.zeros(192, bool)})
 
 
+def _another_array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+def _no_epochs(path: Path) -> None:
+    arrays = dict(np.load(path))
+    np.savez(path, **arrays | {"kept": arrays["kept"][:0], "epochs": arrays["epochs"][:0]})
+
+
 DAMAGE = {
     os.unlink: "found no such file",
     _cut: "cannot be read",
@@ -231,6 +262,8 @@ DAMAGE = {
     _lack: "cannot be read .*epochs",
     _pickle: "cannot be read .*pickle",
     _finish_in_part: "cannot be read .*train_",
+    _another_array: "cannot be read",
+    _no_epochs: r"cannot be read \(found no epochs\)",
     _forget_an_epoch: "found other decisions than were recorded",
 }
 

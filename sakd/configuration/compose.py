@@ -43,7 +43,7 @@ from sakd.configuration.arguments import (
 from sakd.configuration.check import check, check_numbers
 from sakd.configuration.identity import digest, flatten
 from sakd.configuration.prerequisites import Config
-from sakd.configuration.rates import with_rates
+from sakd.configuration.rates import asks_for_rates, with_rates
 from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.process import uncollected
 from sakd.signals import as_by_default
@@ -96,8 +96,8 @@ def resolve(cfg: DictConfig) -> Config:
         node = _find(config, ".".join(parents), {}) if parents else config
         if isinstance(node, dict) and isinstance(node.get(key), str):
             node[key] = os.path.expanduser(node[key])
-    config = with_rates(config)
     check(config)
+    config = with_rates(config)
     if (uri := config["tracking"].get("uri")) is not None:
         config["tracking"]["uri"] = credentials.remember(uri)
         credentials.revealed(config["tracking"]["uri"])
@@ -367,7 +367,7 @@ def _compose_group(
                 composed = _composed([*shared, *base])
             if resolved is None:
                 config = resolve(_with_values(composed, values))
-                if not any(_computed_from(composed, key) for key in values):
+                if not asks_for_rates(composed) and not any(_computed_from(composed, key) for key in values):
                     resolved = config
             else:
                 config = with_values(resolved, values)

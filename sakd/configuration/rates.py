@@ -4,6 +4,7 @@ What is kept is then of the same amount, and of no choice.
 """
 
 import glob
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,22 @@ FROM = "from:"
 EXPECTED = "a finished run's folder, its name in `runs`, or the spot mode of a run that differs in that alone"
 
 
+def asks_for_rates(config: Mapping[str, Any]) -> bool:
+    """True if ``spot_mode.p`` names a run, which may be another one for each cell of a sweep."""
+    mode = config.get("spot_mode")
+    wanted = mode.get("p") if isinstance(mode, Mapping) else None
+    return isinstance(wanted, str) and wanted.startswith(FROM)
+
+
 def with_rates(config: Config) -> Config:
     """The configuration with numbers in the place of ``spot_mode.p: from:RUN``.
 
     They are means over RUN's epochs, by spot. RUN: EXPECTED. Raises ConfigError where there is none such.
     """
-    mode = config["spot_mode"]
-    wanted = mode.get("p") if isinstance(mode, dict) else None
-    if not isinstance(wanted, str) or not wanted.startswith(FROM):
+    if not asks_for_rates(config):
         return config
+    mode = config["spot_mode"]
+    wanted = mode["p"]
     folder = _folder(config, wanted.removeprefix(FROM))
     result = read_json(folder / "result.json")
     if result is None:
@@ -48,10 +56,11 @@ def _folder(config: Config, wanted: str) -> Path:
             return folder
     *parts, seed = short_names({**config, "spot_mode": {"name": wanted}}).values()
     beginning = names.folder(*parts, f"seed{seed}")
+    own = _beside_mode(config)
     twins = [
         path.parent
         for path in sorted(runs.glob(f"{glob.escape(beginning)}-*/result.json"))
-        if _beside_mode(_config(path.parent)) == _beside_mode(config)
+        if own is not None and _beside_mode(_config(path.parent)) == own
     ]
     if len(twins) != 1:
         found = ", ".join(twin.name for twin in twins) or f"none in {runs}"

@@ -180,6 +180,8 @@ def read_arrays(path: Path) -> Arrays | None:
     except (
         ValueError,
         KeyError,
+        TypeError,
+        RuntimeError,
         OSError,
         EOFError,
         NotImplementedError,
@@ -196,6 +198,8 @@ def read_arrays(path: Path) -> Arrays | None:
 def _check(arrays: Arrays) -> None:
     """Raise ValueError, or KeyError for one that is missing, unless the arrays fit together."""
     epochs, spots, _ = arrays["kept"].shape
+    if not epochs:
+        raise ValueError("found no epochs")
     samples = {split: len(arrays[f"{split}_labels"]) for split in SPLITS if f"{split}_labels" in arrays}
     expected = {
         "kept": ("u", (epochs, spots, -(-samples["train"] // 8))),

@@ -41,10 +41,11 @@ def read_config(folder: Path) -> Config:
     path = folder / "config.yaml"
     way_out = "bring it back, or move the folder away"
     try:
-        config = yaml.load(path.read_text(), SafeLoader)
+        raw = read_whole(path)
+        if raw is None:
+            raise RunError(f"{path}: found no such file; {way_out}")
+        config = yaml.load(raw.decode(), SafeLoader)
         short_names(config), config["epochs"]
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}; {way_out}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RunError(
             f"{path}: found no valid YAML ({' '.join(str(error).split()):.160}); {way_out}"

@@ -21,8 +21,7 @@ def train(sweep: Sweep, show: Shown = lambda cells, states: None) -> None:
     """Train the cells that are not finished, and what they need first; then show all of them in one table.
     SystemExit with an error line for each cell that failed, which did not stop the others.
 
-    ``show(cells, states)`` brings the sweep's page up to date once all are over, also after an interruption,
-    and returns what shows it.
+    ``show(cells, states)`` brings the sweep's page up to date once all are over, and returns what shows it.
     """
     cells = {cell.name: cell for cell in (PlannedRun(Run(config), (), line) for line, config in sweep.cells)}
     errors: dict[str, str] = {}

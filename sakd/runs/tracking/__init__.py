@@ -1,6 +1,7 @@
 """MLflow as a mirror of runs' folders: one run's while it trains, or all that a store lacks, afterwards."""
 
 from sakd.runs.tracking.delivery import PREPARATION, Delivery, concluded, synchronise_all
+from sakd.runs.tracking.notes import noted
 from sakd.runs.tracking.parents import (
     earlier_sweeps,
     note_sweep,
@@ -23,6 +24,7 @@ __all__ = [
     "is_a_file",
     "is_refusal",
     "note_sweep",
+    "noted",
     "open_command",
     "page_of",
     "reason",

@@ -14,7 +14,7 @@ from sakd.runs.tracking.parents import folders as parents
 from sakd.runs.tracking.parents import note_end, sweep_name, synchronise_sweep
 from sakd.runs.tracking.store import GOING_ON, Store, is_a_file, is_refusal, reason, set_up_store
 from sakd.runs.tracking.sync import bring, synchronise, undelivered
-from sakd.runs.tracking.thread import PATIENCE, PATIENCE_WITH_A_FILE, Mirror, insisting
+from sakd.runs.tracking.thread import PATIENCE, PATIENCE_WITH_A_FILE, PREPARED_WITHIN, Mirror, insisting
 from sakd.runs.tracking.waiting import StoreAwayError, within
 from sakd.signals import interruptible
 
@@ -37,7 +37,7 @@ class Delivery:
 
     def __init__(self, patience: float | None = None, each: bool = False):
         self.patience, self.each = patience, each
-        self._spent = 0.0  # seconds
+        self._spent = self._preparing = 0.0  # seconds, for stores and for what is drawn and made
         self._mirrors: list[Mirror] = []  # of runs that are over, and may have something to send
         self._away: dict[str, str] = {}  # stores, by URI, and why
         self._told: dict[Path, None] = {}  # runs that were told to lack something
@@ -52,7 +52,9 @@ class Delivery:
             mirror.hurry()
         for mirror in self._mirrors:
             if self._left(mirror.uri):
-                mirror.wait_for_preparation()
+                start = time.monotonic()
+                mirror.wait_for_preparation(max(0.0, PREPARED_WITHIN - self._preparing))
+                self._preparing += time.monotonic() - start
             start = time.monotonic()
             arrived = mirror.wait(self._left(mirror.uri))
             self._spent += time.monotonic() - start

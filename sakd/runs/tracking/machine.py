@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sakd.errors import RunError
 from sakd.files import append, read_whole
 from sakd.runs.stored import Metrics
 
@@ -34,7 +33,7 @@ class Sampling:
     def _work(self) -> None:
         monitors = _monitors()
         while True:
-            with suppress(RunError):  # a full disk is told by what matters
+            with suppress(Exception):  # a full disk is told by what matters; a monitor may fail at any time
                 self._sample(monitors)
             if self._ended.wait(SECONDS_BETWEEN):
                 return
@@ -69,6 +68,7 @@ def samples(folder: Path) -> list[Metrics]:
     for line in whole:
         with suppress(ValueError):
             sample = json.loads(line)
-            if isinstance(sample, dict) and {"sample", "time", COUNTER} <= sample.keys():
+            fits = isinstance(sample, dict) and {"sample", "time", COUNTER} <= sample.keys()
+            if fits and all(isinstance(value, (int, float)) for value in sample.values()):
                 found.append(sample)
     return found

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sakd.configuration import Config
 from sakd.errors import RunError, SakdError, in_one_line
 from sakd.files import explained, refuse_link
 
@@ -41,6 +42,19 @@ def make(folder: Path) -> Path | None:
         if error is not None:
             raise RunError(error)
     return made
+
+
+def is_made(folder: Path) -> bool:
+    """True if the model of a run's weights lies in its folder."""
+    return not (folder / FOLDER).is_symlink() and _is_of(folder / FOLDER, folder / "student.safetensors")
+
+
+def is_of_sakd(student: Config) -> bool:
+    """True if a network is built by this package alone: no word in its configuration names other code."""
+    others = (value for key, value in student.items() if key not in ("_target_", "name"))
+    return str(student.get("_target_")).startswith("sakd.networks.") and all(
+        value is None or isinstance(value, (bool, int, float)) for value in others
+    )
 
 
 def forget(folder: Path) -> None:

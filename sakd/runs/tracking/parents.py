@@ -9,6 +9,7 @@ A cell belongs to the first sweep that asked for it. A later one lists it in its
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +30,9 @@ from sakd.runs.tracking.notes import (
     update_state,
 )
 from sakd.runs.tracking.store import ENDS, Store
+from sakd.runs.tracking.waiting import StoreAwayError
+
+log = logging.getLogger("sakd")
 
 FOLDER = Path(".sweeps/parents")  # in a folder of runs
 TAG = "mlflow.parentRunId"
@@ -63,6 +67,14 @@ def note_sweep(cells: Mapping[str, Config], overrides: Sequence[str]) -> Path | 
         return None
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _note(folder, cells, overrides)
+    except StoreAwayError as error:  # its page is being sent to a slow store
+        log.warning("the sweep's page in MLflow is left as it was: %s", error)
+    return folder
+
+
+def _note(folder: Path, cells: Mapping[str, Config], overrides: Sequence[str]) -> None:
     with sending(folder):
         known = _sweep_or_none(folder)  # what is damaged is written anew
         sweep = {
@@ -75,7 +87,6 @@ def note_sweep(cells: Mapping[str, Config], overrides: Sequence[str]) -> Path | 
             write_whole(folder / "sweep.json", (json.dumps(with_checksum(sweep), indent=1) + "\n").encode())
         tracking = next(iter(cells.values()))["tracking"]
         note_store(folder, tracking["uri"], tracking["experiment"], "RUNNING")
-    return folder
 
 
 def _parameters(configs: Sequence[Config]) -> dict[str, str]:

@@ -2,11 +2,12 @@
 
 import io
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sakd.errors import RunError
+from sakd.errors import RunError, in_one_line
 from sakd.files import explained, write_whole
 from sakd.runs.record import FILE, read_record
 from sakd.runs.stored import Metrics
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sakd")
 
 FOLDER = "pictures"
+_at_work = threading.Lock()
 # Okabe and Ito's colours, apart for the colour-blind too, with lines that tell without any colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
@@ -73,24 +75,33 @@ def decisions(folder: Path, lines: Sequence[Metrics]) -> "Mapping[str, Figure]":
 
 # What is drawn when a run is over: each gets its folder and its epochs, and gives figures by name.
 DRAWN: tuple[Callable[[Path, Sequence[Metrics]], "Mapping[str, Figure]"], ...] = (
-    learning_curves,
     decisions,
+    learning_curves,  # the last: where they are, all is drawn
 )
 
 
 def draw(folder: Path, lines: Sequence[Metrics]) -> None:
     """Draw what is not drawn yet of a run that is over into its folder ``pictures``.
 
-    Raises RunError where that cannot be written.
+    What cannot be drawn is said, and left out. Raises RunError where that cannot be written.
     """
+    from sakd.decisions.pictures import settings
+
     if not lines or _is_newer(folder / FOLDER / "learning_curves.png", folder / "metrics.jsonl"):
         return
     with explained(folder / FOLDER):
         (folder / FOLDER).mkdir(exist_ok=True)
     for drawing in DRAWN:
-        for name, figure in drawing(folder, lines).items():
-            content = io.BytesIO()
-            figure.savefig(content, format="png", dpi=DOTS)
+        contents: dict[str, io.BytesIO] = {}
+        try:
+            with _at_work, settings():  # Matplotlib's settings are the process's
+                for name, figure in drawing(folder, lines).items():
+                    contents[name] = io.BytesIO()
+                    figure.savefig(contents[name], format="png", dpi=DOTS)
+        except Exception as error:  # the run is worth no less for it
+            log.warning("MLflow gets no picture by %s: %s", drawing.__name__, in_one_line(error))
+            continue
+        for name, content in contents.items():
             write_whole(folder / FOLDER / f"{name}.png", content.getbuffer())
 
 

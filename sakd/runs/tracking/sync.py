@@ -73,26 +73,31 @@ def bring(folder: Path, tracking: Config, first: bool = False) -> int:
 
 def prepare(folder: Path) -> None:
     """Draw and make what belongs to the end of a run's page, where that is not done yet: without any store,
-    since it takes seconds.
+    since it takes seconds. In the process that trained it, which has run its code before.
 
     Raises RunError where a file of the folder is damaged.
     """
     _check_regular(folder)
-    _prepare(folder, read_config(folder), _metrics(folder))
+    _prepare(folder, read_config(folder), _metrics(folder), own=True)
 
 
-def _prepare(folder: Path, config: Config, lines: list[Metrics]) -> Path | None:
-    """As ``prepare``; the folder of the model, where one is to be sent."""
+def _prepare(folder: Path, config: Config, lines: list[Metrics], own: bool = False) -> Path | None:
+    """As ``prepare``; the folder of the model, where one is to be sent.
+
+    A run that is not this process's ``own`` gets none if its configuration names code of others.
+    """
     with explained(folder / ".prepare.lock"), holding(folder / ".prepare.lock"):
         if config["tracking"].get("pictures", True):
             pictures.draw(folder, lines)
-        return _model(folder, config)
+        return _model(folder, config, own)
 
 
-def _model(folder: Path, config: Config) -> Path | None:
+def _model(folder: Path, config: Config, own: bool) -> Path | None:
     if not config["tracking"].get("model", True) or "pretrains" in config["distiller"]:
         return None
     if not (folder / "result.json").exists():
+        return None
+    if not (own or model.is_made(folder) or model.is_of_sakd(config["student"])):
         return None
     try:
         return model.make(folder)
@@ -114,8 +119,9 @@ def _send(folder: Path, status: str | None = None) -> int:
             f"{folder / 'metrics.jsonl'}: found {len(lines)} whole lines, expected {config['epochs']}, one "
             "for each epoch of a finished run; bring it back, or move the folder away"
         )
-    if status in ENDS and state.get("delivered") != status:
-        _prepare(folder, config, lines)  # before others wait for the store
+    made, prepared = None, status in ENDS and state.get("delivered") != status
+    if prepared:
+        made = _prepare(folder, config, lines)  # before others wait for the store
     parent = parents.run_of(folder, state) if state.get("run_id") is None else None
     store = Store(state["uri"])
     with store.alone():
@@ -129,7 +135,8 @@ def _send(folder: Path, status: str | None = None) -> int:
         if run.info.status != status:
             store.set_status(run, status)
         if not is_delivered:  # last, since there are stores that take no files
-            _send_files(store, run, folder, _prepare(folder, config, lines), result)
+            made = made if prepared else _prepare(folder, config, lines)
+            _send_files(store, run, folder, made, result)
     if status in ENDS:
         note_delivered(folder, state, status)
         model.forget(folder)

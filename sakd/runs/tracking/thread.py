@@ -104,10 +104,10 @@ class Mirror:
         self.wait_for_preparation()
         return self.wait()
 
-    def wait_for_preparation(self) -> None:
+    def wait_for_preparation(self, seconds: float = PREPARED_WITHIN) -> None:
         """Wait until pictures and model of the run are made, for which no store is needed."""
         if self._preparing is not None:
-            self._preparing.join(PREPARED_WITHIN)
+            self._preparing.join(seconds)
 
     def _beside(self, work: Callable[[], None]) -> threading.Thread:
         """Work in a thread that ends with the process; what it says goes to this run."""
@@ -130,6 +130,7 @@ class Mirror:
             self._new.wait()
             self._new.clear()
             self._ended.wait(SECONDS_BETWEEN)
+        self.wait_for_preparation()  # it holds what the last attempt needs
         with suppress(Exception):  # told, and noted in self.error
             insisting(self.uri, time.monotonic() + PATIENCE_WITH_A_FILE, self._attempt)
 
