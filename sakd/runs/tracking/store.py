@@ -90,6 +90,9 @@ class Store:
         if self.path is not None:
             _check_place(self.path)
         client = _client_class()
+        if self.path is not None:
+            with contextlib.suppress(ImportError):  # where it is; others would wait while the client does so
+                import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
         with self.alone():
             try:
                 if self.path is not None and not self.path.exists():
