@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from mlflow.tracking import MlflowClient
 
 from sakd.runs import is_locked, last_words
 from sakd.signals import INTERRUPTIONS, ended_in_order, interruptible, uninterrupted
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, tracked_cells
 from tests.test_local_launcher import workers
 from tests.test_sweeps import SMALL, until
 
@@ -181,9 +180,7 @@ def test_a_command_that_is_interrupted_ends_with_130(tmp_path):
 
 
 def of_mlflow(folder: Path) -> list[str]:
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    experiment = client.get_experiment_by_name("sakd")
-    return [run.info.status for run in client.search_runs([experiment.experiment_id])]
+    return [run.info.status for run in tracked_cells(f"sqlite:///{folder}/mlflow.db")]
 
 
 def begun(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """Networks of other packages, cut into stages from outside with torch.fx (Reed et al., MLSys 2022)."""
 
+import re
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 
@@ -43,7 +44,7 @@ def foreign(
     for key in passes:
         if key not in sizes:
             raise ConfigError(
-                f"passes: found {key}, expected some of {', '.join(sizes)}.{did_you_mean(key, sizes)}"
+                f"passes.{key}: no such key; expected some of {', '.join(sizes)}.{did_you_mean(key, sizes)}"
             )
     if "in_channels" not in passes and in_channels != 3:
         raise ConfigError(
@@ -83,6 +84,9 @@ def cut(network: nn.Module, cuts: Mapping[str, str], name: str) -> dict[str, nn.
 
     ``name`` is for errors. Raises ConfigError as ``foreign`` does.
     """
+    for stage in cuts:
+        if not re.fullmatch(r"stem|stage\d+|embedding", stage):
+            raise ConfigError(f"cuts.{stage}: no such stage, expected stem, stage1, stage2, …, embedding")
     names = ["stem", *(f"stage{number}" for number in range(1, len(cuts) - 1)), "embedding"]
     if cuts.keys() != set(names) or len(names) < 3:
         raise ConfigError(
