@@ -298,6 +298,23 @@ def test_cells_that_several_processes_send_at_once_have_one_parent(tmp_path):
 # ---- models
 
 
+def test_who_only_looks_builds_no_network_that_names_code_of_others(store, tmp_path, monkeypatch):  # noqa: F811
+    own, others = compose_config("student=resnet8")["student"], compose_config("student=torchvision_resnet18")
+    assert model.is_of_sakd(own)
+    for student in (others["student"], own | {"_target_": "os.system"}, own | {"widths": ["os.system"]}):
+        assert not model.is_of_sakd(student)
+    known, foreign = (
+        finished(Run(tracked(tmp_path, store, "distiller=none", "tracking.model=true", f"seed={seed}")))
+        for seed in (0, 1)
+    )
+    path = foreign.folder / "config.yaml"
+    path.write_text(path.read_text().replace("sakd.networks.resnet8", "os.system"))
+    built = []
+    monkeypatch.setattr(model, "make", built.append)
+    delivered(known, foreign)
+    assert built == [known.folder]
+
+
 @pytest.mark.slow
 def test_a_model_that_cannot_be_made_does_not_keep_a_run_from_being_delivered(store, tmp_path, said):  # noqa: F811
     run = finished(Run(tracked(tmp_path, store, "distiller=none", "tracking.model=true")))

@@ -166,6 +166,15 @@ def test_a_record_may_begin_late_and_be_left_out_for_a_while(tiny):
     assert record_of(config).epochs.tolist() == [2, 4]
 
 
+def test_what_was_recorded_of_another_training_is_no_part_of_this_one(tiny):
+    config = tiny("distiller=at", "spot_mode=adaptive")
+    execute(config)
+    for name in ("last.pt", "result.json", "metrics.jsonl"):
+        (Run(config).folder / name).unlink()
+    execute({**config, "record_spots": False})
+    assert not (Run(config).folder / "spots.npz").exists()
+
+
 def test_random_takes_its_rates_from_a_finished_run(tiny):
     config = tiny("spot_mode=adaptive", "distiller=at", "spot_mode.same_family_bias=0", "epochs=2")
     random = ("spot_mode=random", "distiller=at", "epochs=2")

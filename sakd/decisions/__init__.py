@@ -2,7 +2,18 @@
 
 from sakd.decisions.chosen import Chosen, choose
 from sakd.decisions.looked import AtSpot, look
-from sakd.decisions.recorded import Record, Recorded, Seen
+from sakd.decisions.recorded import Record, Recorded, Seen, keeps_all
 from sakd.decisions.together import Together, beside
 
-__all__ = ["AtSpot", "Chosen", "Record", "Recorded", "Seen", "Together", "beside", "choose", "look"]
+__all__ = [
+    "AtSpot",
+    "Chosen",
+    "Record",
+    "Recorded",
+    "Seen",
+    "Together",
+    "beside",
+    "choose",
+    "keeps_all",
+    "look",
+]

@@ -55,6 +55,8 @@ ACROSS = 10  # samples shown side by side
 ROW_OF_IMAGES = 1.5  # heights of an image, with what is written above it
 CHARACTERS = 100  # of a line of the title
 
+HIGHEST_LOW = 0.95  # of the shares at the dark end, lest small differences look large
+
 Panel = Callable[[Axes, str], object]
 
 
@@ -170,10 +172,15 @@ def _matrix(axis: Axes, matrix: np.ndarray, names: Sequence[str], limit: float) 
 # ---- over the epochs
 
 
+def lowest_shown(shares: np.ndarray) -> float:
+    """The share at the dark end of a picture: a round one, so that what differs can be told apart."""
+    return min(HIGHEST_LOW, float(np.floor(20 * shares.min()) / 20))
+
+
 def _classes(record: Record, title: str) -> Figure:
     names = np.unique(record.labels)
     shares = {spot: class_shares(record.kept_of(spot), record.labels) for spot in record.spots}
-    low = min(0.95, *(np.floor(20 * found.min()) / 20 for found in shares.values()))
+    low = min(map(lowest_shown, shares.values()))
     every = -(-len(names) // NAMED_CLASSES)
     every = every if every == 1 else 10 * -(-every // 10)
 

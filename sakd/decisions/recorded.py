@@ -46,6 +46,11 @@ class Record(Protocol):
         """What was seen of the ``train`` or ``test`` images after the last epoch; None before."""
 
 
+def keeps_all(record: Record) -> bool:
+    """True if every sample was distilled at every spot in every epoch, so that there is nothing to see."""
+    return all(record.kept_of(spot).all() for spot in record.spots)
+
+
 @dataclass(frozen=True)
 class SomeEpochs:
     """A record of which only ``some`` epochs, bool [E], are looked at."""

@@ -12,14 +12,14 @@ from PIL import Image
 
 from sakd.compare import Comparison
 from sakd.compare.plots import plot
+from sakd.decisions import keeps_all
 from sakd.decisions import pictures as decisions
+from sakd.decisions.measures import class_shares
 from sakd.errors import ConfigError
 from sakd.runs.record import Record
 
-SHARES = "cividis"  # tells shares apart by lightness, for the colour-blind alike
 LEVELS = 64  # of lightness
 COLUMNS, ROWS = 80, 100  # of a picture of shares at most; more epochs or classes are averaged
-HIGHEST_LOW = 0.95  # of the shares at the dark end, lest small differences look large
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,16 @@ def of_record(record: Record, title: str, all_of_them: bool) -> Iterator[Picture
     """
     if not record.epochs.size or not record.labels.size:
         return
-    if all_of_them and not all(record.kept_of(spot).all() for spot in record.spots):
+    if keeps_all(record):
+        return
+    if all_of_them:
         for name, figure in decisions.draw(record, title).items():
             source = data_uri(decisions.content(figure, "png"), "png")
             yield Picture("figure", name, f"{title}: {name}, by its decisions", source)
         return
+    classes = np.unique(record.labels)
     for spot in record.spots:
-        kept = record.kept_of(spot)
-        classes = np.unique(record.labels)
-        shares = np.stack([kept[:, record.labels == label].mean(1) for label in classes])
+        shares = class_shares(record.kept_of(spot), record.labels).T
         if shares.min() < 1:
             where = (
                 f"{spot}: classes {classes[0]} to {classes[-1]}, "
@@ -72,10 +73,12 @@ def of_record(record: Record, title: str, all_of_them: bool) -> Iterator[Picture
 
 def _shares(title: str, shares: np.ndarray) -> Picture:
     """``shares`` [classes, epochs], a row of pixels for each class."""
-    low = min(HIGHEST_LOW, np.floor(20 * shares.min()) / 20)
+    low = decisions.lowest_shown(shares)
     levels = np.round((shares - low) / (1 - low) * (LEVELS - 1)).astype(np.uint8)
     image = Image.fromarray(levels)
-    image.putpalette((255 * colormaps[SHARES](np.linspace(0, 1, LEVELS))[:, :3]).astype(np.uint8).tobytes())
+    image.putpalette(
+        (255 * colormaps[decisions.SHARES](np.linspace(0, 1, LEVELS))[:, :3]).astype(np.uint8).tobytes()
+    )
     content = io.BytesIO()
     image.save(content, "PNG", optimize=True)
     words = (

@@ -14,7 +14,7 @@ from typing import Any
 from sakd.configuration import short_names
 from sakd.data import Dataset, evaluation_batches
 from sakd.errors import CheckpointError, in_one_line
-from sakd.files import write_whole
+from sakd.files import explained, write_whole
 from sakd.runs import code, record
 from sakd.runs.logs import OwnLog
 from sakd.runs.run import START_ANEW, Run
@@ -83,7 +83,10 @@ class UnderWay:
             except CheckpointError as error:
                 raise CheckpointError(f"{run.folder / 'last.pt'}: {error}; {START_ANEW}") from error
             log.info("going on after epoch %d", self.trainer.epoch)
-        if self.recording is not None and self.recorded is not None:
+        if self.recorded is None:  # a file that is there tells of epochs that no checkpoint has
+            with explained(run.folder / record.FILE):
+                (run.folder / record.FILE).unlink(missing_ok=True)
+        elif self.recording is not None:
             self.recording.go_on(run.folder / record.FILE, self.recorded)
         run.keep_metrics(self.trainer.epoch)
         self.best = max((line.get("test/accuracy", 0.0) for line in run.metrics()), default=0.0)

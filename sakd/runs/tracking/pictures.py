@@ -60,7 +60,7 @@ def learning_curves(folder: Path, lines: Sequence[Metrics]) -> "Mapping[str, Fig
 
 def decisions(folder: Path, lines: Sequence[Metrics]) -> "Mapping[str, Figure]":
     """Who was distilled where, as `sakd spots` draws it; nothing where all always were, or none is known."""
-    from sakd.decisions import pictures
+    from sakd.decisions import keeps_all, pictures
 
     try:
         record = read_record(folder)
@@ -68,7 +68,7 @@ def decisions(folder: Path, lines: Sequence[Metrics]) -> "Mapping[str, Figure]":
         if (folder / FILE).exists():
             log.warning("MLflow gets no pictures of decisions: %s", error)
         return {}
-    if all(record.kept_of(spot).all() for spot in record.spots):
+    if keeps_all(record):
         return {}
     return {f"spots_{name}": figure for name, figure in pictures.draw(record, folder.name).items()}
 
