@@ -111,6 +111,7 @@ def trainer(
     )
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("mode", ["fixed", "adaptive"])
 def test_a_step_never_waits_for_the_device(mode):
     part = dataset().to(torch.device("cuda"))
@@ -118,8 +119,8 @@ def test_a_step_never_waits_for_the_device(mode):
     trained = trainer(mode)
     trained.prepare(part)
     take_step(trained, *batches[0])  # first calls set up what is kept
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for batch in batches[1:]:
             take_step(trained, *batch)
     finally:
