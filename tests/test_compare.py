@@ -21,7 +21,15 @@ from sakd.cli import main as cli
 from sakd.compare import compare, read, select
 from sakd.compare.formats import ABSENT, FORMATS, MINUS, UNREACHABLE
 from sakd.compare.published import FIGURES, read_published
-from sakd.compare.statistics import holm, least_signed_rank, paired, pairs_needed
+from sakd.compare.statistics import (
+    holm,
+    least_shown,
+    least_signed_rank,
+    paired,
+    pairs_needed,
+    pairs_to_show,
+    power,
+)
 from sakd.configuration import prerequisites, short_names
 from sakd.errors import ConfigError, DataError, RunError
 from sakd.runs import Run
@@ -207,6 +215,28 @@ def test_the_number_of_pairs_that_wilcoxon_needs():
         assert least_signed_rank(n) * tests <= 0.05 < least_signed_rank(n - 1) * tests
 
 
+def test_power_is_the_share_of_samples_whose_t_test_shows_the_difference():
+    draws = np.random.default_rng(0)
+    for difference, deviation, n in ((0.3, 0.4, 5), (1.2, 0.4, 3), (0.3, 0.5, 20)):
+        samples = draws.normal(difference, deviation, (20000, n))
+        shown = (stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.05).mean()
+        assert power(difference, deviation, n) == pytest.approx(shown, abs=0.01)
+    assert power(1e-6, 1, 7) == pytest.approx(0.05)
+
+
+def test_the_least_that_pairs_could_show_and_the_pairs_that_show_it():
+    assert least_shown(1.0, 16) == pytest.approx(0.7496, abs=1e-3)  # Cohen's tables: 0.75 with 16 pairs
+    assert least_shown(2.0, 2) == pytest.approx(2 * least_shown(1.0, 2))
+    for n in (2, 3, 5, 40):
+        least = least_shown(0.7, n)
+        assert power(least, 0.7, n) == pytest.approx(0.8)
+        assert pairs_to_show(least * 1.001, 0.7) == n
+        assert pairs_to_show(least * 0.999, 0.7) == n + 1
+    found = paired(ADAPTIVE, FIXED)
+    deviation = np.std(np.subtract(ADAPTIVE, FIXED), ddof=1)
+    assert (found.deviation, found.could_show) == pytest.approx((deviation, least_shown(deviation, 5)))
+
+
 # The table
 
 
@@ -294,7 +324,7 @@ def test_one_seed_gives_differences_without_intervals_or_tests(tmp_path):
     finish(tmp_path, 97.5, "distiller=at", "spot_mode=adaptive")
     shown = command("--from", tmp_path)
     assert re.search(r"at +97.00 \(1\) +97.50 \(1\)\n", re.sub(r" +\n", "\n", shown))
-    assert re.search(rf"at +adaptive +\+0.50 +{ABSENT} +1 +{ABSENT} +{ABSENT}", shown)
+    assert re.search(rf"at +adaptive +\+0.50 +{ABSENT} +{ABSENT} +1 +{ABSENT} +{ABSENT}", shown)
     assert "With one pair of seeds there is neither an interval nor a test: at adaptive." in shown
     content = json.loads(command("--from", tmp_path, "--format", "json"))
     assert (content["groups"][1]["difference"], content["groups"][1]["t_p"], content["groups"][1]["std"]) == (
@@ -634,7 +664,7 @@ def test_markdown_has_two_tables_and_notes(three):
         assert set("".join(rule)) == {" ", "-"}
     assert all(line.startswith("- ") for line in notes.splitlines())
     assert "| at | 97.00 ± 0.40 (5) | 97.55 ± 0.57 (5) | 96.42 ± 0.38 (3 of 5) |" in values
-    assert f"| at | adaptive | +0.55 | {MINUS}0.05 to +1.15 | 5 | " in differences
+    assert f"| at | adaptive | +0.55 | {MINUS}0.05 to +1.15 | 0.81 | 5 | " in differences
     assert differences.count(UNREACHABLE) == 3
 
 

@@ -129,7 +129,14 @@ def tables(comparison: Comparison) -> Iterator[Lines]:
     yield values
     compared = groups[groups["pairs"] > 0]
     if len(compared):
-        head = [f"difference to {BASELINE}", f"{1 - LEVEL:.0%} interval", "pairs", "p (t)", "p (Wilcoxon)"]
+        head = [
+            f"difference to {BASELINE}",
+            f"{1 - LEVEL:.0%} interval",
+            "could show",
+            "pairs",
+            "p (t)",
+            "p (Wilcoxon)",
+        ]
         lines = (
             [*group[[*named, "spot_mode"]], *_difference(group, show)] for _, group in compared.iterrows()
         )
@@ -154,6 +161,7 @@ def _difference(group: pd.Series, show: Callable[..., str]) -> list[str]:
     return [
         show(group["difference"], sign=True),
         interval,
+        _or_absent(group["could_show"], show),
         str(group["pairs"]),
         _or_absent(group["t_p_holm"], _p),
         _or_absent(group["wilcoxon_p_holm"], _p) + unreachable,

@@ -1,14 +1,16 @@
 """Differences between runs paired by seed: interval, tests, and what a test could show at all."""
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 LEVEL = 0.05  # of the tests; 1 - LEVEL is the intervals' confidence
+POWER = 0.8  # with which a difference is to be shown, where it is there
 # Differences equal to these are equal: subtraction makes 0.3 of 97.3 - 97.0 and not of 98.6 - 98.3.
 DECIMALS = 9
 ENUMERATED = 13  # up to this many differences all their signs are enumerated where ranks are tied
@@ -17,9 +19,10 @@ TABULATED = 50  # up to this many, scipy knows the distribution without ties
 
 @dataclass(frozen=True)
 class Paired:
-    """The mean of n differences, its t interval, and two-sided p values.
+    """The mean of n differences, its t interval, two-sided p values and the differences' sample deviation.
 
-    Each is NaN where n or the variance gives none.
+    ``could_show``: the smallest difference that so many pairs of such a deviation would have shown, as
+    ``least_shown`` says. Each is NaN where n or the variance gives none.
     """
 
     pairs: int
@@ -28,6 +31,8 @@ class Paired:
     high: float
     t_p: float
     wilcoxon_p: float
+    deviation: float
+    could_show: float
 
 
 def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:
@@ -36,14 +41,43 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:
     Differences that are all the same have no variance: then there is neither an interval nor a t-test.
     """
     differences = np.round(np.subtract(values, baseline), DECIMALS)
-    low = high = t_p = wilcoxon_p = math.nan
+    low = high = t_p = wilcoxon_p = deviation = could_show = math.nan
     if np.ptp(differences) > 0:
         test = stats.ttest_1samp(differences, 0.0)
         t_p = float(test.pvalue)
         low, high = map(float, test.confidence_interval(1 - LEVEL))
+        deviation = float(differences.std(ddof=1))
+        could_show = least_shown(deviation, len(differences))
     if len(differences) > 1:
         wilcoxon_p = signed_rank(differences)
-    return Paired(len(differences), float(differences.mean()), low, high, t_p, wilcoxon_p)
+    mean = float(differences.mean())
+    return Paired(len(differences), mean, low, high, t_p, wilcoxon_p, deviation, could_show)
+
+
+def power(difference: float, deviation: float, pairs: int) -> float:
+    """The probability that a paired, two-sided t-test at LEVEL shows ``difference``, above 0, which is there.
+
+    ``deviation``: of the pairs' differences. The square of a noncentral t is a noncentral F (Cohen,
+    "Statistical Power Analysis for the Behavioral Sciences", 1988).
+    """
+    critical = stats.t.ppf(1 - LEVEL / 2, pairs - 1) ** 2
+    return float(stats.ncf.sf(critical, 1, pairs - 1, pairs * (difference / deviation) ** 2))
+
+
+def least_shown(deviation: float, pairs: int) -> float:
+    """The difference that a t-test of so many pairs shows with POWER, tested alone."""
+    enough = 1.0
+    while power(enough, 1.0, pairs) < POWER:
+        enough *= 2
+    return deviation * float(optimize.brentq(lambda d: power(d, 1.0, pairs) - POWER, 0.0, enough))
+
+
+def pairs_to_show(difference: float, deviation: float) -> int:
+    """The number of pairs with which a t-test shows ``difference`` with POWER, tested alone."""
+    enough = 2
+    while power(difference, deviation, enough) < POWER:
+        enough *= 2
+    return bisect.bisect_left(range(enough), POWER, lo=2, key=lambda n: power(difference, deviation, n))
 
 
 def signed_rank(differences: np.ndarray) -> float:
