@@ -297,7 +297,7 @@ def parser_of(program: str, description: str, distillers: list[str], rounds: int
     parser.add_argument("--rounds", type=int, default=rounds, help="how often each is timed, all in turn")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32")
-    parser.add_argument("--memory-format", choices=["contiguous", "channels_last"], default="channels_last")
+    parser.add_argument("--memory-format", choices=["auto", "contiguous", "channels_last"], default="auto")
     parser.add_argument("--compile", choices=["auto", "none", "default", "graph"], default="auto")
     parser.add_argument("--fold-batch-norm", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--csv", type=Path, help="write the rows there, too")

@@ -16,7 +16,7 @@ from sakd.process import tf32
 from sakd.runs import Run, certificates
 from sakd.runs.job import execute
 from sakd.streams import stream
-from sakd.training import Trainer, unchanged
+from sakd.training import Execution, Trainer, unchanged
 from tests.conftest import light, other_family, take_step
 from tests.test_resume import assert_same
 
@@ -46,6 +46,8 @@ def test_the_order_of_memory_changes_numbers_by_rounding_alone(distiller, tiny):
         weight = trainer.student.stage2[0].conv1.weight
         assert weight.is_contiguous(memory_format=FORMATS[order])
         assert trainer.routed_student.stage2[0].conv1.weight.data_ptr() == weight.data_ptr()
+    image = torch.zeros(1, 3, 4, 4)
+    assert Execution("fp32", "auto").arrange(image).is_contiguous(memory_format=torch.channels_last)
     for name, value in measured["contiguous"].items():
         assert_close(measured["channels_last"][name], value, rtol=1e-3, atol=1e-5, msg=name)
 

@@ -147,6 +147,13 @@ def test_every_device_sees_the_same_batches():
         assert torch.equal(b.indices.cpu(), a.indices)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_order_of_memory_is_what_is_quicker_in_a_precision(precision):
+    image = torch.zeros(1, 3, 4, 4, device="cuda")
+    order = torch.contiguous_format if precision == "fp32" else torch.channels_last
+    assert Execution(precision, "auto").arrange(image).is_contiguous(memory_format=order)
+
+
 @pytest.mark.parametrize("mode", ["fixed", "adaptive"])
 def test_a_replayed_graph_takes_the_steps_that_are_launched_one_by_one(mode):
     """Also for the smaller last batch, and once the learning rates have fallen."""

@@ -165,7 +165,7 @@ class Whole(TypedDict):
     tracking: Tracking
     device: Text
     threads: Threads | None
-    memory_format: Literal["contiguous", "channels_last"]
+    memory_format: Literal["auto", "contiguous", "channels_last"]
     fold_batch_norm: bool
     compile: Literal["auto", "none", "default", "graph"]
     cohort: Count

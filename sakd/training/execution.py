@@ -15,7 +15,8 @@ class Execution:
     """Choices that change a step's speed, and its numbers by rounding at most."""
 
     precision: str = "fp32"  # of the networks: fp32, tf32 (on GPUs that have it), bf16; all else is float32
-    memory_format: str = "contiguous"  # of images and of convolutions' weights; or channels_last
+    # Of images and of convolutions' weights: contiguous, channels_last, or auto: the quicker of the two.
+    memory_format: str = "contiguous"
     # graph: passes and steps are captured as CUDA graphs; auto: so on CUDA, where they can be; default:
     # torch.compile
     compile: str = "none"
@@ -47,15 +48,17 @@ class Execution:
 
     def place(self, module: nn.Module, device: torch.device) -> nn.Module:
         """Move ``module`` to the device, its maps' weights in the memory order."""
-        return module.to(device, memory_format=self._order)
+        return module.to(device, memory_format=self._order(device))
 
     def arrange(self, images: Tensor) -> Tensor:
         """Put images [B, C, H, W] into the memory order; they are the same tensor where they have it."""
-        return images.contiguous(memory_format=self._order)
+        return images.contiguous(memory_format=self._order(images.device))
 
-    @property
-    def _order(self) -> torch.memory_format:
-        return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
+    def _order(self, device: torch.device) -> torch.memory_format:
+        order = self.memory_format
+        if order == "auto":  # a GPU's units for matrices, which float32 does without, want channels last
+            order = "contiguous" if device.type == "cuda" and self.precision == "fp32" else "channels_last"
+        return torch.channels_last if order == "channels_last" else torch.contiguous_format
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
         """Context in which the networks' passes run, in their precision."""
