@@ -68,7 +68,7 @@ def assert_resolved(config: dict):
 @pytest.mark.parametrize(("group", "name"), every_choice())
 def test_every_file_composes(group, name):
     config = compose_config(f"{group}={name}" if group != "recipe" else f"+recipe={name}")
-    assert group in GLOBAL_GROUPS or config[group]["name"] == name
+    assert group in GLOBAL_GROUPS or config[group]["name"] in (name, f"{name}_folder")
     assert_resolved(config)
 
 

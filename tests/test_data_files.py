@@ -638,7 +638,7 @@ def check(dataset: Dataset, memory: Path) -> list[int]:
         assert sum(done) == total
         looked_at.append(total)
 
-    dataset.check_files(memory, counting)
+    dataset.ready(memory, counting)
     return looked_at
 
 

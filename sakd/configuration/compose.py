@@ -64,13 +64,15 @@ def register_resolvers() -> None:
     """Register the functions that interpolations in ``conf/`` call.
 
     ``${times:a,b}`` multiplies; ``${share_of:n,[0.5, …]}`` gives whole numbers at those shares of n;
-    ``${last_of:path}`` is its last part; ``${choose:name,{at: 2.0, …},1.0}`` is the table's value for a name,
+    ``${last_of:path}`` is its last part; ``${folders_in:path,10}`` is how many are in it, or the number where
+    there is no such folder; ``${choose:name,{at: 2.0, …},1.0}`` is the table's value for a name,
     or the last where it has none; ``${without_password:uri}`` is a URI as it may be shown.
     """
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("without_password", credentials.remember, replace=True)
     OmegaConf.register_new_resolver("share_of", _share_of, replace=True)
     OmegaConf.register_new_resolver("last_of", lambda path: Path(path).absolute().name, replace=True)
+    OmegaConf.register_new_resolver("folders_in", _folders_in, replace=True)
     OmegaConf.register_new_resolver(
         "choose", lambda name, table, otherwise: table.get(name, otherwise), replace=True
     )
@@ -78,6 +80,15 @@ def register_resolvers() -> None:
 
 def _share_of(whole: int, shares: Sequence[float]) -> ListConfig:
     return OmegaConf.create([round(share * whole) for share in shares])
+
+
+def _folders_in(path: str, otherwise: int) -> int:
+    """How many folders that are not hidden are in one."""
+    try:
+        with os.scandir(os.path.expanduser(path)) as entries:
+            return sum(entry.is_dir() and not entry.name.startswith(".") for entry in entries)
+    except OSError:  # the reader says what it misses, before anything is trained
+        return otherwise
 
 
 def resolve(cfg: DictConfig) -> Config:

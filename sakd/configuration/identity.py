@@ -29,6 +29,7 @@ NOT_IDENTITY = {
     "dataset.download": "whether they are fetched",
     "dataset.workers": "processes that decode them",
     "dataset.pin_memory": "how they get to the device",
+    "dataset.in_memory": "where the images are while it trains",
     "dataset.reads": "which keys its reader gets; the keys themselves count",
     "dataset.ignore_others": "whether keys may be there that nobody asks for",
     "dataset.recipe": "other keys' defaults, which count where they are used",

@@ -53,8 +53,8 @@ class Data(TypedDict):
     classes: Classes
     channels: Channels
     image_size: Pixels
-    mean: Annotated[list[Share], MinLen(1)]  # of pixels in [0, 1]
-    std: Annotated[list[Deviation], MinLen(1)]
+    mean: Annotated[list[Share], MinLen(1)] | None  # of pixels in [0, 1]; null: of the training images
+    std: Annotated[list[Deviation], MinLen(1)] | None
     crop_padding: NotRequired[Annotated[int, Ge(0), Le(2**14)]]
     flip: NotRequired[bool]
     val_fraction: BelowOne

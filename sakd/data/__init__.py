@@ -16,12 +16,13 @@ from sakd.data.sets import (
 )
 
 # Readers, and the module of each. No module has a reader's name: `sakd.data.digits` would be the module.
-_READERS = {
+READERS = {
     "cifar10": "cifar",
     "cifar100": "cifar",
     "digits": "handwritten",
     "fashion_mnist": "idx",
     "image_folder": "files",
+    "small_images": "small",
     "stand_in": "handwritten",
     "tiny_imagenet": "tiny",
 }
@@ -43,6 +44,7 @@ __all__ = [
     "evaluation_batches",
     "fashion_mnist",
     "image_folder",
+    "small_images",
     "stand_in",
     "steps_per_epoch",
     "tiny_imagenet",
@@ -55,9 +57,9 @@ def __getattr__(name: str) -> Any:
 
     Some need torchvision, which takes a second, and the digits do not.
     """
-    if name not in _READERS:
+    if name not in READERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_READERS[name]}"), name)
+    return getattr(import_module(f"{__name__}.{READERS[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -41,6 +42,12 @@ CHECKED_AT_ONCE = 64  # images
 TEST_NAMES = ("test", "val", "valid", "validation")  # of a folder of test images
 
 
+class Task(Protocol):
+    """What workers do for each request."""
+
+    def __getitem__(self, request: Any) -> Any: ...
+
+
 @dataclass(frozen=True)
 class ImageFiles:
     """Images that are read when they are needed, and become uint8 of ``shape`` by one of two transforms.
@@ -63,6 +70,7 @@ class ImageFiles:
     evaluation: Transform
     workers: int
     pin_memory: bool
+    size: ClassVar[int | None] = None  # pixels of a file's side, where all must have it
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -96,17 +104,21 @@ class ImageFiles:
         total.update(f"{self.shape} {self.evaluation}".encode())
         return total.hexdigest()
 
+    def read(self, memory: Path, counting: Counting) -> tuple["ImageFiles", list[str]]:
+        return self, self.damaged(memory, counting)
+
     def damaged(self, memory: Path, counting: Counting) -> list[str]:
+        """A line for each file that cannot be read; those that ``memory`` has are not read again."""
         prints = fingerprints(self.folder, self.paths)
         (new,) = np.nonzero(~are_remembered(prints, memory))
         if not len(new):
             return []
         text = f"reading files of {self.folder}, whether they are whole"
         log.info("%s: %d, and not again until they change", text, len(new))
-        checker, errors, whole = _Checker(self.folder, self.paths, self.shape[0]), [], []
+        checker, errors, whole = _Checker(self.folder, self.paths, self.shape[0], self.size), [], []
         requests = (new[first : first + CHECKED_AT_ONCE] for first in range(0, len(new), CHECKED_AT_ONCE))
         try:
-            with counting(text, len(new)) as advance, closing(self._worked(checker, requests)) as answers:
+            with counting(text, len(new)) as advance, closing(self.worked(checker, requests)) as answers:
                 for places, found in answers:
                     errors += [error for error in found if error is not None]
                     whole += [place for place, error in zip(places, found, strict=True) if error is None]
@@ -117,12 +129,12 @@ class ImageFiles:
 
     def _decoded(self, requests: Iterable[tuple[Tensor, Tensor]], transform: Transform) -> Iterator[Tensor]:
         decoder = _Decoder(self.folder, self.paths, self.shape, transform)
-        for images in self._worked(decoder, ([part.tolist() for part in request] for request in requests)):
+        for images in self.worked(decoder, ([part.tolist() for part in request] for request in requests)):
             if isinstance(images, DataError):
                 raise images
             yield images.to(self.labels.device, non_blocking=True)
 
-    def _worked(self, task: "_Decoder | _Checker", requests: Iterable) -> Iterator:
+    def worked(self, task: Task, requests: Iterable) -> Iterator:
         """What ``task`` makes of each request, in their order; the workers do it."""
         loader = DataLoader(
             task,
@@ -225,13 +237,14 @@ class _Checker:
     folder: str
     paths: np.ndarray
     channels: int
+    size: int | None
 
     def __getitem__(self, places: np.ndarray) -> tuple[list[int], list[str | None]]:
         return places.tolist(), [self._error(place) for place in places]
 
     def _error(self, place: int) -> str | None:
         try:
-            decode(os.path.join(self.folder, os.fsdecode(self.paths[place])), self.channels)
+            decode(os.path.join(self.folder, os.fsdecode(self.paths[place])), self.channels, self.size)
         except DataError as error:
             return str(error)
         return None
@@ -261,15 +274,18 @@ def image_folder(
     Raises ConfigError for values that cannot be used, DataError if folders or classes are missing, empty or
     too many.
     """
-    if channels not in MODES:
-        raise ConfigError(f"dataset.channels: found {channels}, expected 1 (grey) or 3 (RGB)")
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
-        raise ConfigError(f"dataset.workers: found {workers!r}, expected a whole number of at least 0")
-    if not isinstance(pin_memory, bool):
-        raise ConfigError(f"dataset.pin_memory: found {pin_memory!r}, expected true or false")
-    workers = _at_most_cores(workers)
+    workers = checked_reading(channels, workers, pin_memory)
     shape = (channels, image_size, image_size)
     transforms = [_composed("augmentation", augmentation, shape), _composed("evaluation", evaluation, shape)]
+    how = (shape, *transforms, workers, pin_memory)
+    return tuple(ImageFiles(*which, *how) for which in found_in(root, train, test, classes))
+
+
+def found_in(root: str, train: str, test: str, classes: int) -> list[tuple[str, np.ndarray, Tensor]]:
+    """Folder, paths and labels of training and test images, as ``ImageFiles`` has them, and a word of them.
+
+    Raises DataError if folders or classes are missing, empty or too many.
+    """
     folders = [Path(root) / own for own in (train, test)]
     for folder in folders:
         if not folder.is_dir():
@@ -286,14 +302,25 @@ def image_folder(
     for folder in folders:
         paths, labels, left_out_here = images_of(folder, names)
         relative = np.array([os.fsencode(os.path.relpath(path, folder)) for path in paths])
-        parts.append(ImageFiles(str(folder), relative, labels, shape, *transforms, workers, pin_memory))
+        parts.append((str(folder), relative, labels))
         left_out += left_out_here
     _say_once(
         f"images of {root}",
-        f"{root}: {len(parts[0]):,} images to train on and {len(parts[1]):,} test images of {classes} classes"
-        f"{told(left_out)}",
+        f"{root}: {len(parts[0][2]):,} images to train on and {len(parts[1][2]):,} test images of {classes} "
+        f"classes{told(left_out)}",
     )
-    return tuple(parts)
+    return parts
+
+
+def checked_reading(channels: int, workers: int, pin_memory: bool) -> int:
+    """The number of workers, at most one a core. Raises ConfigError for values that cannot be used."""
+    if channels not in MODES:
+        raise ConfigError(f"dataset.channels: found {channels}, expected 1 (grey) or 3 (RGB)")
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
+        raise ConfigError(f"dataset.workers: found {workers!r}, expected a whole number of at least 0")
+    if not isinstance(pin_memory, bool):
+        raise ConfigError(f"dataset.pin_memory: found {pin_memory!r}, expected true or false")
+    return _at_most_cores(workers)
 
 
 def _other_name(root: Path, test: str) -> str:

@@ -5,7 +5,7 @@ same batches.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,12 +51,9 @@ class ImageSet:
     def augmented(
         self, order: Tensor, batch_size: int, stream: torch.Generator, augmentation: Augmentation
     ) -> Iterator[Tensor]:
-        device = self.images.device
-        shifts = torch.randint(0, 2 * augmentation.crop_padding + 1, (len(self), 2), generator=stream)
-        flips = torch.rand(len(self), generator=stream) < 0.5
-        draws = (draw.to(device, non_blocking=True).split(batch_size) for draw in (order, shifts, flips))
-        for indices, *own in zip(*draws, strict=False):  # the order may leave the last sample out
-            yield augment(self.images[indices], augmentation, *own)
+        indices = order.to(self.images.device, non_blocking=True).split(batch_size)
+        batches = (self.images[own] for own in indices)
+        yield from changed(batches, len(self), batch_size, stream, augmentation, self.images.device)
 
     def plain(self, batch_size: int) -> Iterator[Tensor]:
         yield from self.images.split(batch_size)
@@ -66,8 +63,27 @@ class ImageSet:
             self.images.cpu().numpy().tobytes() + self.labels.cpu().numpy().tobytes()
         ).hexdigest()
 
-    def damaged(self, memory: Path, counting: object) -> list[str]:
-        return []  # all have been read
+    def read(self, memory: Path, counting: object) -> tuple["ImageSet", list[str]]:
+        return self, []  # all have been read
+
+
+def changed(
+    batches: Iterable[Tensor],
+    count: int,
+    batch_size: int,
+    stream: torch.Generator,
+    augmentation: Augmentation,
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """Batches of an epoch of ``count`` samples, in their order, cropped and flipped by draws from ``stream``.
+
+    Batches: uint8 [B, C, H, W], on the ``device``; the last may be missing, where it has a single sample.
+    """
+    shifts = torch.randint(0, 2 * augmentation.crop_padding + 1, (count, 2), generator=stream)
+    flips = torch.rand(count, generator=stream) < 0.5
+    draws = (draw.to(device, non_blocking=True).split(batch_size) for draw in (shifts, flips))
+    for images, *own in zip(batches, *draws, strict=False):
+        yield augment(images, augmentation, *own)
 
 
 def augment(images: Tensor, augmentation: Augmentation, shifts: Tensor, flips: Tensor) -> Tensor:

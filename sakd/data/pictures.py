@@ -12,7 +12,7 @@ WIDE_BY_FORMAT = ("PNG", "PPM")  # what Pillow gives as 32-bit integers has 16 b
 STEP = 257  # of 16-bit values for one of 8 bits: 65535 becomes 255
 
 
-def decode(path: str | Path, channels: int) -> Image.Image:
+def decode(path: str | Path, channels: int, size: int | None = None) -> Image.Image:
     """The image, converted to grey (1) or RGB (3) of 8 bits a channel.
 
     Grey of 16 bits is scaled, and rounded; of colours with 16 bits the upper 8 are taken. Palettes become
@@ -20,11 +20,13 @@ def decode(path: str | Path, channels: int) -> Image.Image:
     stored under it. CMYK and YCbCr are converted by Pillow's formulas, without colour profiles. Of an
     animation, or of several pages, it is the first.
 
-    Raises DataError naming the file if it is missing, damaged, or has values of no defined range (floats,
-    32-bit integers).
+    Raises DataError naming the file if it is missing, damaged, has values of no defined range (floats,
+    32-bit integers), or is not ``size`` pixels wide and high, where that is given.
     """
     try:
         with Image.open(path) as image:
+            if size is not None and image.size != (size, size):
+                raise DataError(f"found an image of {image.width}x{image.height}, expected {size}x{size}")
             return _of_8_bits(image).convert(MODES[channels])
     except DataError as error:
         raise DataError(f"{path}: {error}") from error

@@ -1,8 +1,8 @@
 """Data sets: parts with images and labels, and what is known of them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from sakd.data.memory import Augmentation
+from sakd.data.moments import Counting, remembered_moments
 from sakd.errors import ConfigError, DataError, check_number
 from sakd.streams import stream
 
-# Called with what is counted and how many there are; what it gives is called with how many more are done.
-Counting = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 Reader = Callable[..., tuple["Images", "Images"]]
 NAMED = 10  # files in an error
 
@@ -56,11 +55,11 @@ class Images(Protocol):
         Another one for others, as far as that can be told quickly.
         """
 
-    def damaged(self, memory: Path, counting: Counting) -> list[str]:
-        """What is wrong with images that are read only when they are needed: a line for each that cannot be.
+    def read(self, memory: Path, counting: Counting) -> tuple["Images", list[str]]:
+        """The images, in memory where they belong there, and a line for each file that cannot be read.
 
-        Each is read once; the file ``memory`` holds which were found whole, as long as they do not change.
-        ``counting`` shows how far this has come.
+        Those that are read when they are needed are read once; the file ``memory`` holds which were found
+        whole, as long as they do not change. ``counting`` shows how far this has come.
         """
 
 
@@ -68,8 +67,9 @@ class Images(Protocol):
 class Dataset:
     """Parts of one data set, and what it knows.
 
-    ``mean`` and ``std``: per channel, of pixels in [0, 1]. ``places``: where a part was taken from more
-    images, by name, their places among these, int64 [N].
+    ``mean`` and ``std``: per channel, of pixels in [0, 1]; None: those of the training images, once
+    ``ready``. ``places``: where a part was taken from more images, by name, their places among these,
+    int64 [N].
     """
 
     train: Images
@@ -77,8 +77,8 @@ class Dataset:
     val: Images | None
     classes: int
     image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
     augmentation: Augmentation = field(default_factory=Augmentation)
     places: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -92,34 +92,35 @@ class Dataset:
         parts = [part.checksum() for part in (self.train, self.val, self.test) if part is not None]
         return sha256(" ".join(parts).encode()).hexdigest()
 
-    def check_files(self, memory: Path, counting: Counting) -> None:
-        """Read every image file once, but for those that the file ``memory`` says are whole.
+    def ready(self, memory: Path, counting: Counting) -> "Dataset":
+        """The data set to train on: images in memory where they belong there, mean and deviation known.
 
-        Raises DataError naming files that cannot be read; whatever is done then is remembered.
+        Every file is read once, but for those that the file ``memory`` says are whole. Raises DataError
+        naming files that cannot be read; whatever is done then is remembered.
         """
-        parts = [part for part in (self.train, self.val, self.test) if part is not None]
-        errors = [error for part in parts for error in part.damaged(memory, counting)]
-        if not errors:
-            return
-        first, *others = errors
-        names = [error.partition(": ")[0] for error in others[: NAMED - 1]]
-        more = f" and {len(others) - len(names)} more" if len(others) > len(names) else ""
-        likewise = f". In all {len(errors)} files cannot be read: also {', '.join(names)}{more}"
-        raise DataError(f"{first}{likewise if others else ''}")
+        parts = {name: getattr(self, name) for name in ("train", "val", "test")}
+        read = {name: part.read(memory, counting) for name, part in parts.items() if part is not None}
+        _raise_for([error for _, errors in read.values() for error in errors])
+        there = replace(self, **{name: images for name, (images, _) in read.items()})
+        if self.mean is not None and self.std is not None:
+            return there
+        mean, std = remembered_moments(there.train, memory.with_name(".moments"), counting)
+        return replace(there, mean=self.mean or mean, std=self.std or std)
 
     def to(self, device: torch.device) -> "Dataset":
         val = None if self.val is None else self.val.to(device)
-        return Dataset(
-            self.train.to(device),
-            self.test.to(device),
-            val,
-            self.classes,
-            self.image_size,
-            self.mean,
-            self.std,
-            self.augmentation,
-            self.places,
-        )
+        return replace(self, train=self.train.to(device), test=self.test.to(device), val=val)
+
+
+def _raise_for(errors: Sequence[str]) -> None:
+    """Raise DataError if there are any: the first, and the files of some more."""
+    if not errors:
+        return
+    first, *others = errors
+    names = [error.partition(": ")[0] for error in others[: NAMED - 1]]
+    more = f" and {len(others) - len(names)} more" if len(others) > len(names) else ""
+    likewise = f". In all {len(errors)} files cannot be read: also {', '.join(names)}{more}"
+    raise DataError(f"{first}{likewise if others else ''}")
 
 
 # What every data set says of its images.
@@ -164,8 +165,8 @@ def check_promises(
     classes: int,
     channels: int,
     image_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
     val_fraction: float,
     train_samples: int | None,
     test_samples: int | None,
@@ -187,13 +188,14 @@ def check_promises(
             "crops beyond it show nothing of the image"
         )
     for key, values in (("mean", mean), ("std", std)):
-        if not isinstance(values, (list, tuple)) or len(values) != channels:
+        if values is not None and (not isinstance(values, (list, tuple)) or len(values) != channels):
             raise ConfigError(
-                f"dataset.{key}: found {values!r}, expected a list of {channels}: a number for each channel"
+                f"dataset.{key}: found {values!r}, expected a list of {channels}: a number for each channel, "
+                "or null for that of the training images"
             )
-    for value in mean:
+    for value in mean or ():
         check_number("dataset.mean", value)
-    for value in std:
+    for value in std or ():
         check_number("dataset.std", value, least=0, above=True)
     if not isinstance(flip, bool):
         raise ConfigError(f"dataset.flip: found {flip!r}, expected true or false")
@@ -215,8 +217,8 @@ def assemble(
     classes: int,
     channels: int,
     image_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
     crop_padding: int = 0,
     flip: bool = False,
     val_fraction: float = 0.0,
@@ -252,7 +254,8 @@ def assemble(
     train, places["train"] = _part(train, places["train"], train_samples, "dataset.train_samples")
     test, places["test"] = _part(test, places["test"], test_samples, "dataset.test_samples")
     augmentation = Augmentation(crop_padding, flip)
-    return Dataset(train, test, val, classes, image_size, tuple(mean), tuple(std), augmentation, places)
+    moments = [values if values is None else tuple(values) for values in (mean, std)]
+    return Dataset(train, test, val, classes, image_size, *moments, augmentation, places)
 
 
 def fetch(reader: Callable[..., object], root: str) -> None:

@@ -97,12 +97,7 @@ def _decoded(paths: list[str] | list[Path], channels: int, size: int) -> Tensor:
     images = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
 
     def read(place: int) -> None:
-        image = decode(paths[place], channels)
-        if image.size != (size, size):
-            raise DataError(
-                f"{paths[place]}: found an image of {image.width}x{image.height}, expected {size}x{size}"
-            )
-        images[place] = pil_to_tensor(image)
+        images[place] = pil_to_tensor(decode(paths[place], channels, size))
 
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for _ in threads.map(read, range(len(paths))):  # raises the first error, and what waits is not begun

@@ -54,7 +54,7 @@ def file_names(run: Recorded, split: str) -> list[str] | None:
 
     Raises as ``images_of``.
     """
-    if "augmentation" not in run.config["dataset"].get("reads", []):  # read into memory
+    if "workers" not in run.config["dataset"].get("reads", []):  # nobody decodes files
         return None
     images = images_of(run, split)
     return [os.path.join(images.folder, os.fsdecode(path)) for path in images.paths]

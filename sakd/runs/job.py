@@ -407,9 +407,7 @@ def _status(error: BaseException, together: int = 1) -> str:
 
 def _read_images(config: Config) -> Dataset:
     """The data set, every file of which has been read once."""
-    dataset = build.dataset(config)
-    dataset.check_files(Path(config["runs"]) / ".checked_images", counting)
-    return dataset
+    return build.dataset(config).ready(Path(config["runs"]) / ".checked_images", counting)
 
 
 def _check_teacher(config: Config, teacher: Teacher, device: torch.device) -> None:

@@ -199,6 +199,7 @@ class UnderWay:
             "teacher": None if certificate is None else certificate.as_dict(),
             "pretraining": self.prepared.pretraining,
             "data_sha256": self.prepared.dataset.checksum,
+            "moments": {key: list(getattr(self.prepared.dataset, key)) for key in ("mean", "std")},
             "student": {
                 "name": run.config["student"]["name"],
                 "accuracy": last.get("test/accuracy"),

@@ -174,7 +174,8 @@ def _make(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         with explained(folder / FOLDER):
-            _save(network, config["dataset"], partial)
+            # Those that were computed are in the result alone; one of an earlier version has none.
+            _save(network, {**config["dataset"], **result.get("moments", {})}, partial)
             os.replace(partial, folder / FOLDER)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
