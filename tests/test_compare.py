@@ -324,7 +324,7 @@ def test_one_seed_gives_differences_without_intervals_or_tests(tmp_path):
     finish(tmp_path, 97.5, "distiller=at", "spot_mode=adaptive")
     shown = command("--from", tmp_path)
     assert re.search(r"at +97.00 \(1\) +97.50 \(1\)\n", re.sub(r" +\n", "\n", shown))
-    assert re.search(rf"at +adaptive +\+0.50 +{ABSENT} +{ABSENT} +1 +{ABSENT} +{ABSENT}", shown)
+    assert re.search(rf"at +adaptive +\+0.50 +{ABSENT} +{ABSENT} +{ABSENT} +1 +{ABSENT} +{ABSENT}", shown)
     assert "With one pair of seeds there is neither an interval nor a test: at adaptive." in shown
     content = json.loads(command("--from", tmp_path, "--format", "json"))
     assert (content["groups"][1]["difference"], content["groups"][1]["t_p"], content["groups"][1]["std"]) == (
@@ -332,6 +332,39 @@ def test_one_seed_gives_differences_without_intervals_or_tests(tmp_path):
         None,
         None,
     )
+
+
+def test_what_was_kept_stands_beside_a_difference_and_all_of_it_is_the_baseline(tmp_path):
+    for seed, least in enumerate((0.97, 0.99)):
+        for distiller, share in (("at", least), ("kd", 0.9995)):
+            kept = {"kept/stage1": 1.0, "kept/logits": share}
+            finish(tmp_path, 97.0, f"distiller={distiller}", "spot_mode=fixed", seed=seed)
+            finish(tmp_path, 97.5, f"distiller={distiller}", "spot_mode=adaptive", seed=seed, measured=kept)
+    shown = command("--from", tmp_path, "--format", "markdown")
+    assert re.search(r"\| at \| adaptive \| \+0.50 \| .* \| 97.0 \|", shown)
+    assert "- In effect fixed, with 99.9 % or more kept everywhere in the end: kd adaptive." in shown
+
+
+def test_a_control_at_each_seed_s_own_rates_is_one_group(tmp_path):
+    for seed, rate in enumerate((0.5, 0.9)):
+        finish(tmp_path, 97.0, "distiller=at", "spot_mode=fixed", seed=seed)
+        rates = {"spot_mode.p": {"stage1": rate, "logits": 1.0}}
+        finish(tmp_path, 96.0 + rate, "distiller=at", "spot_mode=random", seed=seed, changes=rates)
+    comparison = compared(tmp_path)
+    assert group(comparison, "at", "random")["n"] == 2
+    told = "The rates of digits, wrn_16_2 to resnet8, at random are each seed's own: stage1 50.0% to 90.0%."
+    assert told in comparison.notes
+    for rate in (0.3, 0.4):
+        finish(
+            tmp_path,
+            95,
+            "distiller=sp",
+            "spot_mode=random",
+            seed=int(10 * rate),
+            changes={"spot_mode.p": rate},
+        )
+    with pytest.raises(ConfigError, match=r"spot_mode\.p=0\.3"):
+        compared(tmp_path)
 
 
 def test_equal_differences_are_told_and_leave_no_nan(tmp_path):
@@ -664,7 +697,7 @@ def test_markdown_has_two_tables_and_notes(three):
         assert set("".join(rule)) == {" ", "-"}
     assert all(line.startswith("- ") for line in notes.splitlines())
     assert "| at | 97.00 ± 0.40 (5) | 97.55 ± 0.57 (5) | 96.42 ± 0.38 (3 of 5) |" in values
-    assert f"| at | adaptive | +0.55 | {MINUS}0.05 to +1.15 | 0.81 | 5 | " in differences
+    assert f"| at | adaptive | +0.55 | {MINUS}0.05 to +1.15 | {ABSENT} | 0.81 | 5 | " in differences
     assert differences.count(UNREACHABLE) == 3
 
 

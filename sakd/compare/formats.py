@@ -132,6 +132,7 @@ def tables(comparison: Comparison) -> Iterator[Lines]:
         head = [
             f"difference to {BASELINE}",
             f"{1 - LEVEL:.0%} interval",
+            "least kept",
             "could show",
             "pairs",
             "p (t)",
@@ -161,6 +162,7 @@ def _difference(group: pd.Series, show: Callable[..., str]) -> list[str]:
     return [
         show(group["difference"], sign=True),
         interval,
+        _or_absent(group["least_kept"], "{:.1f}".format),
         _or_absent(group["could_show"], show),
         str(group["pairs"]),
         _or_absent(group["t_p_holm"], _p),

@@ -4,6 +4,7 @@ A group is runs alike but for the seed: one data set, pair, distiller and spot m
 """
 
 import itertools
+import math
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,9 @@ PAIR = ["dataset", "teacher", "student"]
 ROW = [*PAIR, "distiller"]
 GROUP = [*ROW, "spot_mode"]
 BASELINE = "fixed"
+KEPT = "kept/"  # measurements: the share distilled at a spot
+ALL = 99.9  # percent: a mode that keeps as much is, in effect, the baseline
+RATES = "spot_mode.p."  # by spot, as a control takes them from another run of its seed
 MAKES_TEACHER = "teacher.training"
 PROMISED = 0.3  # points of accuracy: the mean of 149 published differences, adaptive to fixed, is 0.31
 LISTED = 12  # groups in a note; the tables have them all
@@ -120,7 +124,7 @@ def _differing(runs: Sequence[Finished], besides: str = "seed") -> dict[str, lis
         ignored += (MAKES_TEACHER,)  # the same teacher, whatever made it
     found = {}
     for key in sorted({key for run in runs for key in run.facts}):
-        if not _is_below(key, ignored):
+        if not _is_below(key, ignored) and not key.startswith(RATES):
             values = list(dict.fromkeys(run.fact(key) for run in runs))
             if len(values) > 1:
                 found[key] = values
@@ -205,9 +209,17 @@ def _frame(runs: Iterable[Finished], metric: str) -> pd.DataFrame:
     lines = [
         {key: run.facts[key] for key in GROUP}
         | {"seed": int(run.facts["seed"]), "value": run.metrics[metric], "run": run.name}
+        | {"kept": _least_kept(run)}
         for run in runs
     ]
     return pd.DataFrame(lines).sort_values([*GROUP, "seed"], key=_rank, ignore_index=True)
+
+
+def _least_kept(run: Finished) -> float:
+    """Percent that were distilled in the last epoch at the spot with the least; NaN where it is not known."""
+    return min(
+        (100 * share for name, share in run.metrics.items() if name.startswith(KEPT)), default=math.nan
+    )
 
 
 def ordered(modes: Iterable[str]) -> list[str]:
@@ -240,6 +252,7 @@ def _groups(measured: pd.DataFrame, wanted: pd.DataFrame) -> pd.DataFrame:
     summary = measured.groupby(GROUP)["value"].agg(["mean", "std", "count"])
     groups = summary.reindex(all_of.index)
     groups["n"], groups["expected"] = groups.pop("count").fillna(0).astype(int), all_of
+    groups["least_kept"] = measured.groupby(GROUP)["kept"].min()
     by_seed = {group: lines.set_index("seed")["value"] for group, lines in measured.groupby(GROUP)}
     differences = []
     for *row, mode in by_seed:
@@ -286,6 +299,12 @@ def _reading(groups: pd.DataFrame, metric: str) -> Iterator[str]:
         f"modes: {t_tests} paired t-tests, {tests} Wilcoxon signed-rank tests."
     )
     yield from _power(tested, metric)
+    if tested["least_kept"].notna().any():
+        yield "Least kept: percent of samples distilled in the last epoch, at the spot and seed with the least."
+    as_baseline = tested[tested["least_kept"] >= ALL]
+    if len(as_baseline):
+        told = _listed(as_baseline)
+        yield f"In effect {BASELINE}, with {ALL} % or more kept everywhere in the end: {told}."
     alone = tested[tested["pairs"] == 1]
     if len(alone):
         yield f"With one pair of seeds there is neither an interval nor a test: {_listed(alone)}."
@@ -344,6 +363,19 @@ def _doubts(runs: Sequence[Finished], metric: str) -> Iterator[str]:
     without = [run.name for run in runs if metric not in run.metrics]
     if without:
         yield f"Left out, as they have no {metric}: {', '.join(without)}."
+    for group, alike in _grouped(runs, GROUP):
+        rates = {
+            key: sorted({float(run.fact(key)) for run in alike})
+            for key in alike[0].facts
+            if key.startswith(RATES)
+        }
+        told = [
+            f"{key.removeprefix(RATES)} {values[0]:.1%} to {values[-1]:.1%}"
+            for key, values in rates.items()
+            if f"{values[0]:.1%}" != f"{values[-1]:.1%}"
+        ]
+        if told:
+            yield f"The rates of {_called(group)} are each seed's own: {', '.join(told)}."
     for pair, members in _grouped(runs, PAIR):
         rows = [alike[0] for _, alike in _grouped(members, ROW)]
         for key, values in _differing(rows, besides="spot_mode").items():
