@@ -300,7 +300,7 @@ def _reading(groups: pd.DataFrame, metric: str) -> Iterator[str]:
     )
     yield from _power(tested, metric)
     if tested["least_kept"].notna().any():
-        yield "Least kept: percent of samples distilled in the last epoch, at the spot and seed with the least."
+        yield "Least kept: percent distilled in the last epoch, at the spot and seed with the least."
     as_baseline = tested[tested["least_kept"] >= ALL]
     if len(as_baseline):
         told = _listed(as_baseline)
