@@ -1,12 +1,14 @@
 """`sakd`: what is done with runs besides launching them."""
 
 import re
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import BashComplete
 
 from sakd.credentials import hidden, remember, remember_typed
 from sakd.errors import ConfigError, SakdError
@@ -18,14 +20,26 @@ if TYPE_CHECKING:
     from sakd.sweeps import Plan
 
 
+LAUNCHES = "sakd.launches"
+# A key or a folder goes on, what else is completed does not.
+WITHOUT_SPACE = """
+_sakd_without_space() {
+    _sakd_completion "$@"
+    [[ ${COMPREPLY[0]} != *[=./] ]] || compopt -o nospace
+}
+complete -o nosort -F _sakd_without_space sakd
+"""
+
+
 class _Commands(click.Group):
     """Commands that an interruption ends in order, and that show no password that was typed."""
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        context.meta[LAUNCHES] = arguments[:1] == ["launch"]
         return super().parse_args(context, list(map(remember_typed, arguments)))
 
     def invoke(self, context: click.Context) -> Any:
-        with ended_in_order():
+        with nullcontext() if context.meta[LAUNCHES] else ended_in_order():  # a launch says more of its end
             return super().invoke(context)
 
 
@@ -33,6 +47,44 @@ class _Commands(click.Group):
 @click.version_option(package_name="sakd")
 def main() -> None:
     """Spot-adaptive knowledge distillation."""
+
+
+def _as_hydra_completes(context: click.Context, _: click.Parameter, begun: str) -> list[str]:
+    from sakd.configuration.compose import completions
+
+    return completions(next(iter(context.params.values())) or (), begun)
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument(
+    "overrides",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    metavar="[OVERRIDE]...",
+    shell_complete=_as_hydra_completes,
+)
+def launch(overrides: tuple[str, ...]) -> None:
+    """Carry out a run, or with -m a sweep's: `python launch.py`, from wherever it is called.
+
+    `sakd launch --help` is Hydra's.
+    """
+    from sakd.launch import run
+
+    sys.argv = ["sakd launch", *overrides]
+    run()
+
+
+@main.command()
+def completion() -> None:
+    """Print what bash needs to complete `sakd`, its overrides, and `python launch.py` at the tab key.
+
+    To be evaluated: eval "$(sakd completion)".
+    """
+    from sakd.launch import run
+
+    click.echo(BashComplete(main, {}, "sakd", "_SAKD_COMPLETE").source() + WITHOUT_SPACE)
+    sys.argv = ["launch.py", "-sc", "install=bash"]
+    run()
 
 
 @main.command()
@@ -96,7 +148,9 @@ def catalogue(write: Path | None) -> None:
 
 def _named_sweep(command: Callable) -> Callable:
     """What names a sweep: the overrides that launch it."""
-    return click.argument("overrides", nargs=-1, required=True, metavar="OVERRIDE...")(command)
+    return click.argument(
+        "overrides", nargs=-1, required=True, metavar="OVERRIDE...", shell_complete=_as_hydra_completes
+    )(command)
 
 
 @main.command()
