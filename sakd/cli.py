@@ -11,7 +11,7 @@ import click
 from click.shell_completion import BashComplete
 
 from sakd.credentials import hidden, remember, remember_typed
-from sakd.errors import ConfigError, SakdError
+from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.signals import ended_in_order
 
 if TYPE_CHECKING:
@@ -464,6 +464,44 @@ def report(words: tuple[str, ...], output: Path, source: Path) -> None:
         is_sweep = any(word.startswith("sweeps=") for word in words)
         write_report(of_sweep(_planned(words)) if is_sweep else of_folder(source, words), output)
     click.echo(str(output))
+
+
+@main.command()
+@click.argument("overrides", nargs=-1, metavar="[OVERRIDE]...", shell_complete=_as_hydra_completes)
+@click.option("--only", multiple=True, metavar="NAME", help="This check alone; may be given again.")
+@click.option("--slurm", "canary", is_flag=True, help="Let a job of one minute examine a node, too.")
+@click.option(
+    "--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True
+)
+def doctor(overrides: tuple[str, ...], only: tuple[str, ...], canary: bool, form: str) -> None:
+    """Look whether this machine can do what OVERRIDE... ask for.
+
+    That is Python, packages, GPUs, data, MLflow's store, the folder of runs and, with hydra/launcher=slurm,
+    SLURM. Exit code 1 where something cannot be.
+    """
+    import json
+    from dataclasses import asdict
+
+    from sakd.configuration.compose import sweep
+    from sakd.doctor import CHECKS, Asked, examine
+    from sakd.process import set_up
+
+    set_up()
+    with _errors_told():
+        if unknown := [name for name in only if name not in CHECKS]:
+            near = did_you_mean(unknown[0], CHECKS)
+            raise ConfigError(f"--only: found {unknown[0]!r}, expected one of {', '.join(CHECKS)}.{near}")
+        launched = any(override.startswith("hydra/launcher=") for override in overrides)
+        swept = sweep([*overrides, *(["hydra/launcher=slurm"] if canary and not launched else [])])
+        findings = []
+        for finding in examine(Asked(swept.cells[0][1], swept.launcher, overrides, canary), only):
+            findings.append(finding)
+            if form == "terminal":
+                click.echo(f"{finding.state:<6}{finding.name:<10}{finding.told}")
+    if form == "json":
+        click.echo(json.dumps(list(map(asdict, findings)), indent=1))
+    if any(finding.state == "fail" for finding in findings):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

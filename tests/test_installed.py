@@ -111,7 +111,9 @@ def plugin(tmp_path, monkeypatch):
     """The example's package, outside of the checkout."""
     shutil.copytree(PLUGIN, tmp_path / "plugin")
     monkeypatch.syspath_prepend(tmp_path / "plugin")
-    return tmp_path / "plugin/their_kd"
+    yield tmp_path / "plugin/their_kd"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "their_kd"]:
+        del sys.modules[name]
 
 
 def test_the_example_of_a_plug_in_has_ten_lines_and_keeps_the_rule_of_masked_losses(plugin):

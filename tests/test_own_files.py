@@ -1,5 +1,7 @@
 """Files of a user's own: in a folder ``conf`` where it is called, in that of --config-dir, in a package."""
 
+import sys
+
 import pytest
 
 from sakd.configuration.compose import compose_one, sweep
@@ -13,14 +15,16 @@ TAUGHT = ("student=mine", "teacher=mine", "distiller=[at,theirs]")
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A package their_kd on the path, in whose folder conf are a network and a distiller."""
+    """A package own_kd on the path, in whose folder conf are a network and a distiller."""
     for path, text in {"network/mine.yaml": NETWORK, "distiller/theirs.yaml": DISTILLER}.items():
-        (tmp_path / "their_kd/conf" / path).parent.mkdir(parents=True)
-        (tmp_path / "their_kd/conf" / path).write_text(text)
-    (tmp_path / "their_kd/__init__.py").touch()
-    (tmp_path / "their_kd/conf/__init__.py").touch()
+        (tmp_path / "own_kd/conf" / path).parent.mkdir(parents=True)
+        (tmp_path / "own_kd/conf" / path).write_text(text)
+    (tmp_path / "own_kd/__init__.py").touch()
+    (tmp_path / "own_kd/conf/__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    return tmp_path / "their_kd"
+    yield tmp_path / "own_kd"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "own_kd"]:
+        del sys.modules[name]
 
 
 def assert_found(config: dict):
@@ -38,7 +42,7 @@ def test_networks_in_the_working_directory_are_found_as_student_and_teacher(own,
 
 
 def test_networks_in_a_package_are_found_as_student_and_teacher(own):
-    searched = "hydra.searchpath=[pkg://their_kd.conf]"
+    searched = "hydra.searchpath=[pkg://own_kd.conf]"
     cells = sweep((searched, *TAUGHT[1:], "student=mine,resnet8")).cells
     assert_found(cells[0][1])
     assert cells[1][1]["student"]["name"] == "resnet8"
