@@ -217,8 +217,19 @@ def test_slurms_faults_are_found_and_a_canary_comes_back(found, tmp_path):
         pytest.skip("SLURM does not answer; tests/slurm-up starts one")
     assert found("slurm", *SLURM).state == "ok"
     assert is_fault(found("slurm", *SLURM, "hydra.launcher.partition=gone"), "found gone, expected one of")
-    assert is_fault(found("slurm", *SLURM, "hydra.launcher.cpus_per_task=4096"), "sbatch: ")
-    assert is_fault(found("slurm", *SLURM, "hydra.launcher.account=nobodys"), "sbatch: ")
+    assert is_fault(found("slurm", *SLURM, "hydra.launcher.cpus_per_task=1024"), "sbatch: ")
+    assert is_fault(found("slurm", *SLURM, "hydra.launcher.constraint=nobodys"), "sbatch: ")
+    urgent, limited = (
+        (*SLURM, "hydra.launcher.partition=urgent"),
+        ["scontrol", "update", "PartitionName=urgent"],
+    )
+    try:
+        subprocess.run([*limited, "MaxTime=1:00:00"], check=True)
+        assert is_fault(found("slurm", *urgent), "timeout_min: found 240, expected at most 60, the limit of")
+        subprocess.run([*limited, "State=DOWN"], check=True)
+        assert is_fault(found("slurm", *urgent), "partition: found urgent, which is down")
+    finally:
+        subprocess.run([*limited, "MaxTime=INFINITE", "State=UP"], check=True)
     told = found("slurm", *SLURM, "tracking=none", canary=True)
     assert told.state == "ok"
     assert "ran on a node" in told.told
