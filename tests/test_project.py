@@ -63,7 +63,7 @@ def test_the_readme_tree_names_what_there_is():
 
 
 ORDER = ("networks", "data", "spots", "distillers", "training", "configuration", "decisions", "runs")
-ORDER += ("sweeps", "compare", "report")
+ORDER += ("sweeps", "compare", "report", "doctor")
 
 
 @pytest.mark.parametrize("wing", ORDER)
@@ -75,7 +75,7 @@ def test_imports_go_one_way(wing):
     allowed = {
         *leaves,
         *ORDER[: ORDER.index(wing) + 1],
-        *(["terminal"] if wing in ("runs", "sweeps", "compare") else []),
+        *(["terminal"] if wing in ("runs", "sweeps", "compare", "doctor") else []),
     }
     for path in (ROOT / "sakd" / wing).rglob("*.py"):
         text = path.read_text()

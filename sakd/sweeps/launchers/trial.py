@@ -73,7 +73,8 @@ def canary(settings: SlurmSettings, overrides: Sequence[str], runs: Path) -> str
     with tempfile.TemporaryDirectory(dir=runs, prefix=".doctor-") as folder:
         output = Path(folder).absolute() / "canary"
         asked = [word for name in EXAMINED for word in ("--only", name)]
-        own = [override for override in overrides if not override.startswith("hydra")]
+        own = ["device=cuda"] if settings.gpus_per_node else []  # what it asks SLURM for it must find
+        own += [override for override in overrides if not override.startswith("hydra")]
         command = [sys.executable, "-m", "sakd", "doctor", "--format", "json", *asked, *own]
         script = "\n".join(
             ["#!/bin/bash", *settings.setup, f"{shlex.join(command)} > {shlex.quote(str(output))}"]
