@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from filelock import FileLock
 from PIL import Image
@@ -75,6 +76,14 @@ def test_packages_that_do_not_go_together_are_found(found, tmp_path, monkeypatch
 
 def test_a_device_that_is_not_there_is_found(found):
     assert is_fault(found("cuda", device="cuda:97"), "device: found cuda:97")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_is_computed_on_each_gpu(found):
+    told = found("cuda", device="cuda")
+    assert told.state == "ok"
+    assert told.told.count("a step computed") == torch.cuda.device_count()
 
 
 @pytest.mark.slow

@@ -150,7 +150,6 @@ class SearchPath(SearchPathPlugin):
     """Lets Hydra look there after all written files, and in the folder ``conf`` where it is called."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        _tell_sources_of_others()
         own = Path("conf").absolute()
         if own.is_dir() and own != CONF:
             search_path.append("conf of the working directory", f"file://{own}")
@@ -174,4 +173,5 @@ def _tell_sources_of_others() -> None:
     ConfigRepository.initialize_sources = initialize_sources
 
 
+_tell_sources_of_others()  # here, since jobs of other launchers import this, and make no search path anew
 PLUGINS = (Sweeper, Sums, Elsewhere, SearchPath)
