@@ -33,53 +33,53 @@ def done(command: Sequence[str], where: Path) -> str:
     return ended.stdout
 
 
-def wheel(source: Path, parts: Sequence[str], work: Path) -> Path:
+def copied(source: Path, to: Path) -> Path:
+    """Copy ``source``, of the project what its wheel is made of."""
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        return {"__pycache__"} | ({*names} - {*IN_THE_WHEEL} if folder == str(ROOT) else set())
+
+    return shutil.copytree(source, to, ignore=left_out)
+
+
+def wheel(source: Path, work: Path) -> Path:
     """Build the wheel of a copy of ``source``."""
-    shutil.copytree(source, work / "source", ignore=lambda folder, names: left_out(folder, names, parts))
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    done([*command, "--wheel-dir", str(work), str(work / "source")], work)
+    done([*command, "--wheel-dir", str(work), str(copied(source, work / "source"))], work)
     (built,) = work.glob("*.whl")
     return built
 
 
-def left_out(folder: str, names: list[str], parts: Sequence[str]) -> set[str]:
-    return {"__pycache__"} | ({*names} - {*parts} if folder == str(ROOT) else set())
+class Environment:
+    """A fresh virtual environment in the checkout of another project, and an empty folder beside it.
 
-
-@pytest.fixture
-def installed(tmp_path):
-    """Runs commands of a fresh environment with the wheels of sakd and the plug-in, in an empty folder.
-
-    What these need comes from the environment of the tests: torch again would be 2 GB.
+    What sakd needs comes from the environment of the tests: torch again would be 2 GB.
     """
-    environment = tmp_path / "project/.venv"
-    done([sys.executable, "-m", "venv", "--without-pip", str(environment)], tmp_path)
-    own = Path(
-        done(
-            [f"{environment}/bin/python", "-c", "import sysconfig as s; print(s.get_path('purelib'))"],
-            tmp_path,
-        ).strip()
-    )
-    (own / "others.pth").write_text(sysconfig.get_path("purelib"))
-    for name, source in {"sakd": ROOT, "their_kd": PLUGIN}.items():
-        (tmp_path / name).mkdir()
-        built = wheel(source, IN_THE_WHEEL, tmp_path / name)
-        install = [sys.executable, "-m", "pip", "--python", f"{environment}/bin/python", "install"]
-        done([*install, "--quiet", "--no-deps", str(built)], tmp_path)
-    # Another project's checkout: its commit is not sakd's.
-    (tmp_path / "project/.gitignore").write_text(".venv/\n")
-    commit(tmp_path / "project")
-    (tmp_path / "project/empty").mkdir()
 
-    def run(command: str, *arguments: str) -> str:
-        return done([f"{environment}/bin/{command}", *arguments], tmp_path / "project/empty")
+    def __init__(self, folder: Path):
+        self.folder, self.bin, self.empty = folder, folder / "project/.venv/bin", folder / "project/empty"
+        done([sys.executable, "-m", "venv", "--without-pip", str(self.bin.parent)], folder)
+        self.empty.mkdir()
+        own = self.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+        (Path(own) / "others.pth").write_text(sysconfig.get_path("purelib"))
+        (folder / "project/.gitignore").write_text(".venv/\n")
+        commit(folder / "project")  # which is not sakd's
 
-    return run
+    def install(self, *what: str) -> None:
+        to = [sys.executable, "-m", "pip", "--python", str(self.bin / "python"), "install", "--quiet"]
+        done([*to, "--no-deps", "--no-build-isolation", *what], self.folder)
+
+    def run(self, command: str, *arguments: str) -> str:
+        return done([str(self.bin / command), *arguments], self.empty)
 
 
 @pytest.mark.slow
-def test_the_wheel_does_all_from_an_empty_folder(installed, tmp_path):
-    empty = tmp_path / "project/empty"
+def test_the_wheel_does_all_from_an_empty_folder(tmp_path):
+    fresh = Environment(tmp_path)
+    for name, source in {"sakd": ROOT, "their_kd": PLUGIN}.items():
+        (tmp_path / name).mkdir()
+        fresh.install(str(wheel(source, tmp_path / name)))
+    installed, empty = fresh.run, fresh.empty
     where = installed(
         "python", "-c", "import sakd, hydra_plugins.sakd as h; print(sakd.__file__, h.__file__)"
     )
@@ -104,6 +104,15 @@ def test_the_wheel_does_all_from_an_empty_folder(installed, tmp_path):
     installed("sakd", "launch", *SMALL, *THEIRS, "tracking=none")
     (folder,) = (empty / "runs").glob("*logit_regression*")
     assert json.loads((folder / "result.json").read_text())["distiller"] == "logit_regression"
+
+
+@pytest.mark.slow
+def test_what_is_installed_editable_finds_its_plug_ins_from_anywhere(tmp_path):
+    fresh = Environment(tmp_path)
+    fresh.install("--editable", str(copied(ROOT, tmp_path / "source")))
+    shown = fresh.run("sakd", "launch", "student=vgg13", "distiller=[at,sp]", "--cfg", "job", "--resolve")
+    assert "name: at+sp\n" in shown
+    assert "_sakd_completion" in fresh.run("sakd", "completion")
 
 
 @pytest.fixture

@@ -25,6 +25,12 @@ def test_every_package_is_installed():
     assert set(listed) == found | {"hydra_plugins.sakd", "sakd.conf", "sakd.conf.sweeps"}
 
 
+def test_no_file_is_a_link():
+    """So that a zip of it is whole, wherever it is unpacked."""
+    folders = [ROOT / name for name in ("conf", "sweeps", "sakd", "hydra_plugins", "examples")]
+    assert [path for folder in folders for path in folder.rglob("*") if path.is_symlink()] == []
+
+
 def readme_blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 
