@@ -13,10 +13,10 @@ import torch
 import yaml
 
 from sakd.configuration import NOT_IDENTITY, Config, build
+from sakd.configuration.groups import CHECKOUT, folder_of
 from sakd.errors import ConfigError
 
-ROOT = Path(__file__).parent.parent
-STEPS = ROOT / "results/step.csv"  # as `python -m benchmarks.step --csv` writes it
+STEPS = CHECKOUT / "results/step.csv"  # as `python -m benchmarks.step --csv` writes it
 ABSENT = "\N{EN DASH}"
 REFERENCE = ("method", "authors", "title", "venue", "year")  # all of a paper
 IMAGES = {"num_classes": 100, "in_channels": 3, "image_size": 32}
@@ -143,12 +143,12 @@ def networks() -> str:
 def nodes(group: str) -> Iterator[tuple[str, Config]]:
     """Names and contents of a group's files.
 
-    Raises ConfigError where there are none: outside of a checkout.
+    Raises ConfigError where there are none.
     """
-    folder = ROOT / "conf" / group
+    folder = folder_of(group)
     paths = sorted(folder.glob("*.yaml"))
     if not paths:
-        raise ConfigError(f"{folder}: found no YAML files, expected those of the project's checkout")
+        raise ConfigError(f"{folder}: found no YAML files, expected those of the project")
     for path in paths:
         yield path.stem, yaml.safe_load(path.read_text())
 

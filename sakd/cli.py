@@ -1,15 +1,17 @@
 """`sakd`: what is done with runs besides launching them."""
 
 import re
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import BashComplete
 
 from sakd.credentials import hidden, remember, remember_typed
-from sakd.errors import ConfigError, SakdError
+from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.signals import ended_in_order
 
 if TYPE_CHECKING:
@@ -18,14 +20,26 @@ if TYPE_CHECKING:
     from sakd.sweeps import Plan
 
 
+LAUNCHES = "sakd.launches"
+# A key or a folder goes on, what else is completed does not.
+WITHOUT_SPACE = """
+_sakd_without_space() {
+    _sakd_completion "$@"
+    [[ ${COMPREPLY[0]} != *[=./] ]] || compopt -o nospace
+}
+complete -o nosort -F _sakd_without_space sakd
+"""
+
+
 class _Commands(click.Group):
     """Commands that an interruption ends in order, and that show no password that was typed."""
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        context.meta[LAUNCHES] = arguments[:1] == ["launch"]
         return super().parse_args(context, list(map(remember_typed, arguments)))
 
     def invoke(self, context: click.Context) -> Any:
-        with ended_in_order():
+        with nullcontext() if context.meta[LAUNCHES] else ended_in_order():  # a launch says more of its end
             return super().invoke(context)
 
 
@@ -33,6 +47,44 @@ class _Commands(click.Group):
 @click.version_option(package_name="sakd")
 def main() -> None:
     """Spot-adaptive knowledge distillation."""
+
+
+def _as_hydra_completes(context: click.Context, _: click.Parameter, begun: str) -> list[str]:
+    from sakd.configuration.compose import completions
+
+    return completions(next(iter(context.params.values())) or (), begun)
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument(
+    "overrides",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    metavar="[OVERRIDE]...",
+    shell_complete=_as_hydra_completes,
+)
+def launch(overrides: tuple[str, ...]) -> None:
+    """Carry out a run, or with -m a sweep's: `python launch.py`, from wherever it is called.
+
+    `sakd launch --help` is Hydra's.
+    """
+    from sakd.launch import run
+
+    sys.argv = ["sakd launch", *overrides]
+    run()
+
+
+@main.command()
+def completion() -> None:
+    """Print what bash needs to complete `sakd`, its overrides, and `python launch.py` at the tab key.
+
+    To be evaluated: eval "$(sakd completion)".
+    """
+    from sakd.launch import run
+
+    click.echo(BashComplete(main, {}, "sakd", "_SAKD_COMPLETE").source() + WITHOUT_SPACE)
+    sys.argv = ["launch.py", "-sc", "install=bash"]
+    run()
 
 
 @main.command()
@@ -96,7 +148,9 @@ def catalogue(write: Path | None) -> None:
 
 def _named_sweep(command: Callable) -> Callable:
     """What names a sweep: the overrides that launch it."""
-    return click.argument("overrides", nargs=-1, required=True, metavar="OVERRIDE...")(command)
+    return click.argument(
+        "overrides", nargs=-1, required=True, metavar="OVERRIDE...", shell_complete=_as_hydra_completes
+    )(command)
 
 
 @main.command()
@@ -410,6 +464,44 @@ def report(words: tuple[str, ...], output: Path, source: Path) -> None:
         is_sweep = any(word.startswith("sweeps=") for word in words)
         write_report(of_sweep(_planned(words)) if is_sweep else of_folder(source, words), output)
     click.echo(str(output))
+
+
+@main.command()
+@click.argument("overrides", nargs=-1, metavar="[OVERRIDE]...", shell_complete=_as_hydra_completes)
+@click.option("--only", multiple=True, metavar="NAME", help="This check alone; may be given again.")
+@click.option("--slurm", "canary", is_flag=True, help="Let a job of one minute examine a node, too.")
+@click.option(
+    "--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True
+)
+def doctor(overrides: tuple[str, ...], only: tuple[str, ...], canary: bool, form: str) -> None:
+    """Look whether this machine can do what OVERRIDE... ask for.
+
+    That is Python, packages, GPUs, data, MLflow's store, the folder of runs and, with hydra/launcher=slurm,
+    SLURM. Exit code 1 where something cannot be.
+    """
+    import json
+    from dataclasses import asdict
+
+    from sakd.configuration.compose import sweep
+    from sakd.doctor import CHECKS, Asked, examine
+    from sakd.process import set_up
+
+    set_up()
+    with _errors_told():
+        if unknown := [name for name in only if name not in CHECKS]:
+            near = did_you_mean(unknown[0], CHECKS)
+            raise ConfigError(f"--only: found {unknown[0]!r}, expected one of {', '.join(CHECKS)}.{near}")
+        launched = any(override.startswith("hydra/launcher=") for override in overrides)
+        swept = sweep([*overrides, *(["hydra/launcher=slurm"] if canary and not launched else [])])
+        findings = []
+        for finding in examine(Asked(swept.cells[0][1], swept.launcher, overrides, canary), only):
+            findings.append(finding)
+            if form == "terminal":
+                click.echo(f"{finding.state:<6}{finding.name:<10}{finding.told}")
+    if form == "json":
+        click.echo(json.dumps(list(map(asdict, findings)), indent=1))
+    if any(finding.state == "fail" for finding in findings):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -143,10 +143,10 @@ def test_a_reference_is_the_file_s_own_no_part_of_it_the_inherited_one_s(name):
         assert digest(config) == before
 
 
-def test_outside_of_a_checkout_nothing_is_written(tmp_path, monkeypatch):
+def test_without_the_projects_files_nothing_is_written(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text(before := "<!-- distillers -->\nold\n<!-- /distillers -->\n")
-    monkeypatch.setattr(catalogue, "ROOT", tmp_path)
+    monkeypatch.setattr(catalogue, "folder_of", (tmp_path / "conf").joinpath)
     done = CliRunner().invoke(main, ["catalogue", "--write", str(page)])
     assert done.exit_code == 1
     assert f"Error: {tmp_path}/conf/distiller: found no YAML files" in done.output

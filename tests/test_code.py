@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sakd import __version__
 from sakd.errors import RunError
 from sakd.runs import code, copies
 from tests.conftest import ROOT, TINY
@@ -77,7 +78,6 @@ def test_a_copy_has_tracked_and_untracked_files_as_they_are_and_none_that_are_ig
 
 
 def test_a_copy_has_what_a_link_to_a_folder_leads_to(small, tmp_path):
-    """conf/student, conf/teacher and conf/sweeps are such links."""
     (small / "alias").symlink_to("sakd", target_is_directory=True)
     commit(small)
     copy = code.snapshot(tmp_path, small)
@@ -116,7 +116,7 @@ def test_a_copy_tells_the_commit_and_what_differs_from_it(small, tmp_path):
 
 def test_a_checkout_without_changes_has_no_difference(small, tmp_path):
     now = git(small, "rev-parse", "HEAD").strip()
-    assert code.running(small) == (code.Code(now, False), "")
+    assert code.running(small) == (code.Code(now, False, version=__version__), "")
     told, difference = code.running(code.snapshot(tmp_path, small))
     assert (told.commit, told.changed, difference) == (now, False, "")
 
@@ -143,7 +143,7 @@ def test_outside_of_git_the_package_is_copied_and_no_commit_told(tmp_path):
     assert sorted(path.name for path in copy.iterdir()) == ["sakd", "snapshot.diff", "snapshot.json"]
     told, difference = code.running(copy)
     assert (told.commit, told.changed, difference) == (None, None, "")
-    assert str(told).startswith("no git checkout, as it was at ")
+    assert str(told).startswith(f"version {__version__}, no git checkout, as it was at ")
 
 
 def test_new_files_are_code_in_the_projects_folders_and_in_plug_ins_that_are_named_alone(small, tmp_path):
@@ -240,6 +240,12 @@ def test_a_folder_where_nobody_can_write_is_named(small, tmp_path):
         code.snapshot(tmp_path, small)
 
 
+def test_an_installed_package_in_the_checkout_of_another_project_is_told_by_its_version(small):
+    """The environment that it is installed in lies there."""
+    (small / "sakd/conf").mkdir()
+    assert code.running(small) == (code.Code(None, None, version=__version__), "")
+
+
 @pytest.mark.slow
 def test_a_run_of_changed_code_leaves_the_difference_until_it_is_committed(tmp_path):
     root = checkout(tmp_path / "checkout")
@@ -261,6 +267,7 @@ def test_a_run_of_changed_code_leaves_the_difference_until_it_is_committed(tmp_p
         "commit": git(root, "rev-parse", "HEAD").strip(),
         "changed": True,
         "snapshot": None,
+        "version": __version__,
     }
     difference = (folder / "code.diff").read_text()
     assert "+++ b/sakd/training/trainer.py" in difference

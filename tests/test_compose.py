@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from sakd.cli import main as cli
 from sakd.configuration import build, compose, flatten, short_names
+from sakd.configuration.groups import folder_of
 from sakd.errors import ConfigError
 from sakd.sweeps import Plan, plan
 from tests.conftest import ROOT, compose_config
@@ -268,7 +269,7 @@ def assert_composes(sweep: str, **replaced: str) -> None:
 def test_every_sweep_composes_to_what_its_file_lists(sweep):
     for choice in combinations(sweep, seed="0"):
         assert all(
-            key == "seed" or (ROOT / "conf" / key / f"{value}.yaml").exists() for key, value in choice.items()
+            key == "seed" or (folder_of(key) / f"{value}.yaml").exists() for key, value in choice.items()
         ), choice
     assert_composes(sweep, seed="0", **({} if sweep == "teachers" else {"distiller": "at"}))
 

@@ -24,6 +24,7 @@ from sakd.configuration import (
     without_effect,
 )
 from sakd.configuration.compose import sweep
+from sakd.configuration.groups import folder_of
 from sakd.configuration.prerequisites import _shared_stages
 from sakd.configuration.schema import Whole
 from sakd.errors import CheckpointError, ConfigError, DataError, did_you_mean
@@ -34,21 +35,18 @@ CONF = ROOT / "conf"
 CPU = torch.device("cpu")
 
 
-NETWORK_GROUPS = ("network", "student", "teacher")  # the last two are links to the first
 GLOBAL_GROUPS = ("experiment", "recipe", "sweeps")  # their files set keys of other groups
 
 
 def names(group: str) -> list[str]:
-    folder = CONF / group
+    folder = folder_of(group)
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
 def every_choice() -> list[tuple[str, str]]:
     """Group and file, but for the networks."""
-    groups = sorted(
-        path.name for path in CONF.iterdir() if path.is_dir() and path.name not in (*NETWORK_GROUPS, "hydra")
-    )
-    return [(group, name) for group in groups for name in names(group)]
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {"network", "hydra"} | {"sweeps"}
+    return [(group, name) for group in sorted(groups) for name in names(group)]
 
 
 def build_all(*overrides: str) -> build.Parts:
@@ -107,10 +105,6 @@ def test_no_module_of_a_package_has_the_name_of_what_its_face_shows():
 def test_the_digits_are_read_without_torchvision():
     script = "import sys\nfrom sakd.data import digits\ndigits()\nassert 'torchvision' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=100)
-
-
-def test_students_and_teachers_are_the_same_networks():
-    assert names("student") == names("teacher") == names("network")
 
 
 @pytest.mark.parametrize("name", names("network"))

@@ -22,7 +22,13 @@ def test_environment_yml_has_the_dependencies_of_pyproject():
 def test_every_package_is_installed():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "sakd").rglob("__init__.py")}
-    assert set(listed) == found
+    assert set(listed) == found | {"hydra_plugins.sakd", "sakd.conf", "sakd.conf.sweeps"}
+
+
+def test_no_file_is_a_link():
+    """So that a zip of it is whole, wherever it is unpacked."""
+    folders = [ROOT / name for name in ("conf", "sweeps", "sakd", "hydra_plugins", "examples")]
+    assert [path for folder in folders for path in folder.rglob("*") if path.is_symlink()] == []
 
 
 def readme_blocks(language: str) -> list[str]:
@@ -63,7 +69,7 @@ def test_the_readme_tree_names_what_there_is():
 
 
 ORDER = ("networks", "data", "spots", "distillers", "training", "configuration", "decisions", "runs")
-ORDER += ("sweeps", "compare", "report")
+ORDER += ("sweeps", "compare", "report", "doctor")
 
 
 @pytest.mark.parametrize("wing", ORDER)
@@ -71,11 +77,11 @@ def test_imports_go_one_way(wing):
     """networks, data <- spots <- distillers <- training <- configuration <- runs <- sweeps, compare <-
     report."""
     leaves = {"errors", "streams", "files", "signals", "process", "plugin", "credentials", "names"}
-    leaves |= {"ranges", "imports"}
+    leaves |= {"ranges", "imports", "__version__"}
     allowed = {
         *leaves,
         *ORDER[: ORDER.index(wing) + 1],
-        *(["terminal"] if wing in ("runs", "sweeps", "compare") else []),
+        *(["terminal"] if wing in ("runs", "sweeps", "compare", "doctor") else []),
     }
     for path in (ROOT / "sakd" / wing).rglob("*.py"):
         text = path.read_text()
@@ -96,4 +102,5 @@ def test_hydra_is_known_where_configurations_are_composed_and_nowhere_else():
         for path in (ROOT / folder).rglob("*.py")
         if re.search(r"^\s*(from|import) (hydra|omegaconf)", path.read_text(), flags=re.MULTILINE)
     }
-    assert knowing == {f"sakd/configuration/{name}.py" for name in ("arguments", "compose", "sums")}
+    composing = {f"sakd/configuration/{name}.py" for name in ("arguments", "compose", "sums")}
+    assert knowing == composing | {"sakd/launch.py"}

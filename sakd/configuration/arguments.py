@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType
 from hydra.errors import HydraException
 
 from sakd.configuration import sums
-from sakd.configuration.groups import CONF, choices
+from sakd.configuration.groups import choices, folder_of
 from sakd.errors import ConfigError
 
 log = logging.getLogger("sakd")
@@ -86,7 +86,7 @@ def _with_home(argument: str) -> str:
 def _with_names(argument: str) -> str:
     start = _CHOICE.fullmatch(argument)
     group = "" if start is None else start[1].lstrip("+")
-    if not group or not (CONF / group).is_dir():
+    if not group or not folder_of(group).is_dir():
         return argument
     override = _parsed(argument)
     if override is None:

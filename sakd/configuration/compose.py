@@ -19,11 +19,13 @@ from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.core_plugins.bash_completion import BashCompletion
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
@@ -32,15 +34,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from sakd import credentials
-from sakd.configuration.arguments import (
-    CONF,
-    as_typed,
-    choices,
-    refuse_merged,
-    understood,
-    warn_of_two_values,
-)
+from sakd.configuration.arguments import as_typed, refuse_merged, understood, warn_of_two_values
 from sakd.configuration.check import check, check_numbers
+from sakd.configuration.groups import CONF, choices
 from sakd.configuration.identity import digest, flatten
 from sakd.configuration.prerequisites import Config
 from sakd.configuration.rates import asks_for_rates, with_rates
@@ -76,6 +72,18 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver(
         "choose", lambda name, table, otherwise: table.get(name, otherwise), replace=True
     )
+
+
+def register_plugins() -> None:
+    """Register our plugins with Hydra, which sees none of an editable installation.
+
+    After it has looked for others: it runs what it finds anew, so that there would be two of each.
+    """
+    plugins = Plugins.instance()
+    from hydra_plugins.sakd.plugins import PLUGINS
+
+    for plugin in PLUGINS:
+        plugins.register(plugin)
 
 
 def _share_of(whole: int, shares: Sequence[float]) -> ListConfig:
@@ -184,6 +192,7 @@ class Sweep:
 def _hydra() -> Iterator[None]:
     """Set up Hydra, which is there already within launch.py."""
     register_resolvers()
+    register_plugins()
     if GlobalHydra.instance().is_initialized():
         yield
     else:
@@ -309,7 +318,7 @@ class _FilesReadOnce(ConfigRepository):
 
         Hydra takes one for each composition, in which it may look elsewhere.
         """
-        own = copy.copy(self)
+        own = memo[id(self)] = copy.copy(self)  # some sources know their repository
         own.sources = copy.deepcopy(self.sources, memo)
         return own
 
@@ -418,6 +427,16 @@ def _composed_alone(line: Overrides, shared: Sequence[str]) -> Config:
         return compose_one([*shared, *line])
     except SakdError as error:
         raise _of_cell(error, line) from error
+
+
+def completions(arguments: Sequence[str], begun: str) -> list[str]:
+    """How an argument behind ``arguments`` may go on of which ``begun`` is typed, as Hydra tells shells."""
+    with _hydra():
+        try:
+            line = " ".join([*arguments, begun])
+            return BashCompletion(GlobalHydra.instance().config_loader())._query("config", line)
+        except HYDRAS:
+            return []  # in the middle of a line nothing is said of its mistakes
 
 
 def explain(error: Exception) -> str:

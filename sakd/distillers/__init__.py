@@ -1,7 +1,14 @@
 """Distillers: *what* a student learns from its teacher. One file per paper."""
 
 from sakd.distillers.at import AT
-from sakd.distillers.base import Distiller, distinct_spots
+from sakd.distillers.base import (
+    Distiller,
+    Features,
+    at_least_float32,
+    distinct_spots,
+    kept_mean,
+    kept_pair_mean,
+)
 from sakd.distillers.cc import CC
 from sakd.distillers.crd import CRD
 from sakd.distillers.dist import DIST
@@ -33,8 +40,12 @@ __all__ = [
     "SP",
     "VID",
     "Distiller",
+    "Features",
     "FitNet",
     "ReviewKD",
     "SemCKD",
+    "at_least_float32",
     "distinct_spots",
+    "kept_mean",
+    "kept_pair_mean",
 ]

@@ -86,7 +86,7 @@ class Card:
         if self.result is None:
             return None
         stored = self.result["code"]
-        return Code(stored["commit"], stored.get("changed"), stored.get("snapshot"))
+        return Code(stored["commit"], *map(stored.get, ("changed", "snapshot", "version")))
 
     def _measured(self, in_result: str, in_metrics: str) -> float | None:
         return self._last.get(in_metrics) if self.result is None else self.result["student"][in_result]

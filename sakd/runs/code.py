@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
+from sakd import __version__
 from sakd.errors import RunError
 from sakd.runs import copies
 from sakd.runs.copies import NOTE, checksum, name_of
@@ -33,17 +34,18 @@ LARGEST = 4 << 20  # bytes; what is larger is no code
 class Code:
     """State of the code.
 
-    ``commit``, and whether files differed from it, None where it is no git checkout; ``snapshot``: the copy's
-    name and time where this is one.
+    ``commit``, and whether files differed from it, None where it is no git checkout, as an installed package;
+    ``snapshot``: the copy's name and time where this is one; ``version``: sakd's.
     """
 
     commit: str | None
     changed: bool | None
     snapshot: str | None = None
+    version: str | None = None
 
     def __str__(self) -> str:
         told = (
-            "no git checkout"
+            f"{f'version {self.version}, ' if self.version else ''}no git checkout"
             if self.commit is None
             else f"commit {self.commit[:12]}{' with changes' * bool(self.changed)}"
         )
@@ -61,14 +63,14 @@ def running(root: Path = ROOT, packages: Collection[str] = ()) -> tuple[Code, st
         note, difference = json.loads((root / NOTE).read_bytes()), (root / DIFF).read_text()
         commit = note["commit"]
         changed = None if commit is None else bool(difference)
-        return Code(commit, changed, f"{note['time']} ({root.name})"), difference
+        return Code(commit, changed, f"{note['time']} ({root.name})", __version__), difference
     try:
         commit = _git(root, "rev-parse", "HEAD").strip()
         difference = _git(root, "diff", "--binary", "--no-color", "--no-ext-diff", "HEAD", "--", ".")
         difference += "".join(_as_patch(root, path) for path in _new(root, packages))
     except (OSError, subprocess.SubprocessError):
-        return Code(None, None), ""
-    return Code(commit, bool(difference)), difference
+        return Code(None, None, version=__version__), ""
+    return Code(commit, bool(difference), version=__version__), difference
 
 
 def check_copy(copy: Path) -> None:
@@ -191,6 +193,8 @@ def _as_patch(root: Path, path: str) -> str:
 
 
 def _git(root: Path, *arguments: str, allowed: tuple[int, ...] = (0,)) -> str:
+    if (root / "sakd/conf").is_dir():  # an installed package, though its environment may lie in a checkout
+        raise FileNotFoundError(f"{root} is no checkout of sakd")
     # A checkout that is somebody else's is read all the same.
     command = ["git", "-C", str(root), "-c", f"safe.directory={root}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=30)

@@ -1,6 +1,7 @@
 """MLflow as a mirror of runs' folders: one run's while it trains, or all that a store lacks, afterwards."""
 
 from sakd.runs.tracking.delivery import PREPARATION, Delivery, concluded, synchronise_all
+from sakd.runs.tracking.health import check_store
 from sakd.runs.tracking.notes import noted
 from sakd.runs.tracking.parents import (
     earlier_sweeps,
@@ -17,6 +18,7 @@ __all__ = [
     "PREPARATION",
     "Delivery",
     "Mirror",
+    "check_store",
     "concluded",
     "earlier_sweeps",
     "finished_runs",

@@ -87,7 +87,7 @@ class SlurmLauncher(Launcher):
             )
 
     def largest_array(self) -> int:
-        told = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), flags=re.MULTILINE)
+        told = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"), flags=re.MULTILINE)
         return max(1, int(told[1]) - 1) if told else 1000
 
     def submit(self, submission: Submission, under_way: Mapping[str, str]) -> None:
@@ -159,7 +159,7 @@ class SlurmLauncher(Launcher):
         found: dict[Place, Queued] = {}
         for start in range(0, len(names), AT_ONCE):
             wanted = ",".join(names[start : start + AT_ONCE])
-            told = _ask("squeue", "--noheader", "--array", f"--name={wanted}", "--format=%F|%K|%i|%T|%r|%j")
+            told = ask("squeue", "--noheader", "--array", f"--name={wanted}", "--format=%F|%K|%i|%T|%r|%j")
             for line in told.splitlines():
                 base, index, job, state, reason, name = line.split("|", 5)
                 in_array = index.isdigit()  # a job alone is no array
@@ -174,7 +174,7 @@ class SlurmLauncher(Launcher):
         """Take them out of the queue, or end them with SIGTERM. Raises SlurmError."""
         ids = list(ids)
         for start in range(0, len(ids), AT_ONCE):
-            _ask("scancel", *ids[start : start + AT_ONCE])
+            ask("scancel", *ids[start : start + AT_ONCE])
 
     def logs(self, submission: Submission) -> dict[Place, Path]:
         """Find logs under submitit's names: JOB_INDEX_TASK, or JOB_TASK outside of an array."""
@@ -199,7 +199,7 @@ def nodes(settings: SlurmSettings) -> tuple[str, int]:
     """The partition that jobs would go to, and on how many nodes they may run. Raises SlurmError for an
     unknown partition."""
     partition = settings.partition or os.environ.get("SBATCH_PARTITION")
-    told = [line.split("|") for line in _ask("sinfo", "--noheader", "--format=%P|%D").splitlines()]
+    told = [line.split("|") for line in ask("sinfo", "--noheader", "--format=%P|%D").splitlines()]
     known = sorted({name.rstrip("*") for name, _ in told})
     if partition is None:
         partition = next((name.rstrip("*") for name, _ in told if name.endswith("*")), None)
@@ -215,11 +215,11 @@ def nodes(settings: SlurmSettings) -> tuple[str, int]:
         )
     total = sum(int(count) for name, count in told if name.rstrip("*") in chosen)
     if settings.nodelist:
-        total = len(_ask("scontrol", "show", "hostnames", settings.nodelist).split())
+        total = len(ask("scontrol", "show", "hostnames", settings.nodelist).split())
     return str(partition), total
 
 
-def _ask(*command: str) -> str:
+def ask(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except FileNotFoundError as error:

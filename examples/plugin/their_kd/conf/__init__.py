@@ -1,0 +1,1 @@
+"""Files for hydra.searchpath=[pkg://their_kd.conf]."""
