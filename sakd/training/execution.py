@@ -57,6 +57,11 @@ class Execution:
     def _order(self) -> torch.memory_format:
         return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
 
+    @property
+    def kept_as(self) -> torch.dtype | None:
+        """What weights that no step changes are kept as; None: as they are."""
+        return torch.bfloat16 if self.precision == "bf16" else None
+
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
         """Context in which the networks' passes run, in their precision."""
         if self.precision != "bf16":
