@@ -45,6 +45,13 @@ class Execution:
         """
         return self.fold_batch_norm and device.type != "cuda"
 
+    def fuses_on(self, device: torch.device) -> bool:
+        """True if folded convolutions take ReLUs along, and what is added before these, there.
+
+        torch.compile has kernels of its own for that.
+        """
+        return self.fold_batch_norm and device.type == "cuda" and self.compile != "default"
+
     def place(self, module: nn.Module, device: torch.device) -> nn.Module:
         """Move ``module`` to the device, its maps' weights in the memory order."""
         return module.to(device, memory_format=self._order)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sakd.networks import StagedNet
 from sakd.networks.folded import cast_weights, refold
+from sakd.networks.fused import fuse_activations
 from sakd.spots import frozen_alias
 from sakd.training.execution import Execution
 
@@ -45,6 +46,8 @@ class Teacher:
         self.frozen = frozen_alias(self.network, execution.fold_batch_norm)
         if execution.kept_as is not None:
             cast_weights(self.frozen, execution.kept_as)
+        if execution.fuses_on(self.device):
+            fuse_activations(self.frozen)
         self.certificate: Certificate | None = None
         self._features = execution.compiled(self.frozen.features)
 
