@@ -28,8 +28,10 @@ from sakd.distillers import (
     SemCKD,
 )
 from sakd.networks import resnet8, wrn_16_1
+from sakd.networks.folded import cast_weights
+from sakd.networks.fused import FusedConv2d, fuse_activations
 from sakd.process import quickest_convolutions, tf32
-from sakd.spots import Adaptive, Fixed
+from sakd.spots import Adaptive, Fixed, frozen_alias
 from sakd.streams import initialising, stream
 from sakd.training import Cohort, Execution, Teacher, Trainer, spots_of
 from tests.conftest import fit, take_step
@@ -171,6 +173,29 @@ def test_a_cohort_of_graphs_takes_the_steps_of_each_alone():
         for name in measured:
             if name.startswith("loss/"):
                 assert found[mode][name] == pytest.approx(measured[name], rel=0.02, abs=1e-4), (mode, name)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_fused_convolutions_compute_what_they_do_one_by_one(order, kind):
+    with initialising(0, "fused"):
+        network = resnet8(10, 3, 16).eval().to("cuda", memory_format=order)
+    images = torch.linspace(-2, 2, 64 * 3 * 16 * 16, device="cuda").sin().reshape(64, 3, 16, 16)
+    images = images.contiguous(memory_format=order).requires_grad_()
+    found = []
+    for fused in (True, False):
+        alias = frozen_alias(network, fold=True)
+        cast_weights(alias, kind)
+        if fused:
+            fuse_activations(alias)
+        assert sum(isinstance(module, FusedConv2d) for module in alias.modules()) == 7 * fused
+        with torch.autocast("cuda", kind, enabled=kind is torch.bfloat16):
+            features = list(alias.features(images).values())
+        loss = sum(map_.float().square().mean() for map_ in features)
+        found.append([*features, *torch.autograd.grad(loss, images)])
+    share = 1e-3 if kind is torch.float32 else 0.3  # of gradients: rounding turns a ReLU on or off
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= share * other.norm()
 
 
 def test_bfloat16_networks_learn():
