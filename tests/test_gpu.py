@@ -34,7 +34,12 @@ from sakd.process import quickest_convolutions, tf32
 from sakd.spots import Adaptive, Fixed, frozen_alias
 from sakd.streams import initialising, stream
 from sakd.training import Cohort, Execution, Teacher, Trainer, spots_of
+from sakd.training.execution import Branch
+from sakd.training.graphs import tensors_of
 from tests.conftest import fit, take_step
+
+GRAPH = Execution("fp32", "channels_last", "graph", fold_batch_norm=True)
+IN_BFLOAT16 = Execution("bf16", "channels_last", "graph", fold_batch_norm=True)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -60,8 +65,9 @@ def trainer(
     mode: str,
     execution: Execution = Execution(),  # noqa: B008, immutable
     taught_by: Teacher | None = None,
+    seed: int = 0,
 ) -> Trainer:
-    with initialising(0, "parts"):
+    with initialising(seed, "parts"):
         student, teacher = resnet8(10, 1, 8), wrn_16_1(10, 1, 8)
         distillers = {
             "kd": KD(student, teacher, "logits", 1.0, 4.0),
@@ -108,6 +114,7 @@ def trainer(
         optimizer=sgd,
         policy_optimizer=sgd,
         schedule=falling,
+        seed=seed,
         device="cuda",
         execution=execution,
     )
@@ -173,6 +180,24 @@ def test_a_cohort_of_graphs_takes_the_steps_of_each_alone():
         for name in measured:
             if name.startswith("loss/"):
                 assert found[mode][name] == pytest.approx(measured[name], rel=0.02, abs=1e-4), (mode, name)
+
+
+@pytest.mark.parametrize("execution", [GRAPH, IN_BFLOAT16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_step_with_a_branch_is_the_step_on_one_stream(seed, execution):
+    """Bit for bit over fifty captured steps and more: nothing is read before it is written, or after."""
+    states = []
+    with torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):
+        for apart in (True, False, True):
+            made = trainer("adaptive", execution, seed=seed)
+            assert made.policy_branch.stream is not None
+            made.policy_branch = Branch(made.device, apart)
+            fit(made, dataset(), 13, 64)
+            states.append(list(tensors_of(made.state_dict())))
+    one_stream = states.pop(1)
+    for branched in states:
+        for found, expected in zip(branched, one_stream, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)

@@ -84,3 +84,27 @@ class Execution:
 def on_device(device: torch.device) -> AbstractContextManager[None]:
     """Let what is launched inside go to ``device`` where it names none."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+class Branch:
+    """A part of a step that may go on beside the rest, on a stream of its own where it is ``apart``.
+
+    On the device it begins at ``fork``, however long after it is launched, and ends at ``join``. Tensors that
+    it reads must live until then: their memory is the other stream's, which uses it again once they are gone.
+    """
+
+    def __init__(self, device: torch.device, apart: bool):
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if apart else None
+
+    def fork(self) -> None:
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+
+    def launching(self) -> AbstractContextManager[None]:
+        """Context in which the branch's operations are launched."""
+        return torch.cuda.stream(self.stream) if self.stream is not None else nullcontext()
+
+    def join(self) -> None:
+        if self.stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
