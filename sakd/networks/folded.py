@@ -14,7 +14,7 @@ from sakd.networks.tracing import LayerTracer
 
 
 class Kept(nn.Module):
-    """A layer whose weights are computed of those of ``layers``: as they were at the last ``refold``."""
+    """A layer whose weights are computed from those of ``layers``, as these were at the last ``refold``."""
 
     def __init__(self, *layers: nn.Module):
         super().__init__()
@@ -51,7 +51,10 @@ class FoldedConv2d(Kept):
 
 
 class CastLayer(Kept):
-    """A layer whose weights are kept as ``kind``: those that autocast would make of them in each pass."""
+    """A layer whose weights are kept as ``kind``: those that autocast would make of them in each pass.
+
+    It has them under the layer's own names, for networks that read them by themselves.
+    """
 
     def __init__(self, layer: nn.Module, kind: torch.dtype):
         super().__init__(layer)
