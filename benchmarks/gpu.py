@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise, product
@@ -30,6 +30,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import parts
+from benchmarks.authors import DISTILLERS as AUTHORS_OWN
 from benchmarks.authors import authors_scripts, authors_timed
 from benchmarks.step import (
     Timed,
@@ -45,15 +46,17 @@ from benchmarks.step import (
 )
 from sakd.data import steps_per_epoch
 from sakd.files import write_whole
+from sakd.process import tf32
 from sakd.training import Cohort, Execution, Teacher, Trainer
 
 ROOT = Path(__file__).parent.parent
 WIDE = ["resnet32x4", "resnet8x4"]  # the second pair
-# Precision of the networks, and how steps are launched.
+# Precision of the networks, how steps are launched, and the order of memory, where it is not as asked for.
 OURS = {
-    "captured": ("fp32", "graph"),
-    "captured bf16": ("bf16", "graph"),
-    "eager": ("fp32", "none"),
+    "captured": ("fp32", "graph", None),
+    "captured bf16": ("bf16", "graph", "channels_last"),
+    "captured tf32": ("tf32", "graph", "channels_last"),
+    "eager": ("fp32", "none", None),
 }
 MEMBERS = (1, 8, 2, 4, 16)  # of cohorts
 WARM_UP_STEPS = 3  # until a step is captured, and replayed once
@@ -75,8 +78,8 @@ def steps(options: argparse.Namespace, add: Rows) -> None:
         for distiller, mode in product(options.distillers, options.modes):
             cell = cell_of(options, distiller, mode)
             timed: dict[str, Timed] = {}
-            for name in (*OURS, "authors") if scripts else OURS:
-                with noted(add, cell | {"variant": name}):
+            for name in (*OURS, "authors") if scripts and distiller in AUTHORS_OWN else OURS:
+                with noted(add, cell | {"variant": name}), arithmetic(name):
                     if name == "authors":
                         one = authors_timed(scripts, options, distiller, mode)
                     else:
@@ -111,7 +114,7 @@ def epochs(options: argparse.Namespace, add: Rows) -> None:
     warm_up, whole = (parts.random_images(n).to(options.device) for n in (with_last, options.samples))
     for name, mode, distiller in product(OURS, options.modes, options.distillers):
         cell = cell_of(options, distiller, mode) | {"variant": name}
-        with noted(add, cell):
+        with noted(add, cell), arithmetic(name):
             cohort = Cohort(*alike(as_variant(options, name), distiller, mode, 1))
             members = list(cohort.members.values())
             cohort.train_epoch(members, warm_up, options.batch)
@@ -120,11 +123,20 @@ def epochs(options: argparse.Namespace, add: Rows) -> None:
             cohort.train_epoch(members, whole, options.batch)
             wait_for(options.device)
             seconds = time.perf_counter() - start
-            add(
-                cell
-                | {"seconds": round(seconds, 3), "steps": steps_per_epoch(options.samples, options.batch)}
-            )
+            steps = steps_per_epoch(options.samples, options.batch)
+            theirs = authors_seconds(options.output, cell, steps)
+            add(cell | {"seconds": round(seconds, 3), "steps": steps, "authors_seconds": theirs})
         free(options.device)
+
+
+def authors_seconds(output: Path, cell: Mapping[str, object], steps: int) -> float | str:
+    """So many of the authors' steps, each as long as was measured before; nothing where none was."""
+    for file in sorted(output.glob("steps*.csv")):
+        with file.open() as opened:
+            for row in csv.DictReader(opened):
+                if row["ms"] and {**row, **cell, "variant": "authors"} == row:
+                    return round(steps * float(row["ms"]) / 1000, 3)
+    return ""
 
 
 def cohorts(options: argparse.Namespace, add: Rows) -> None:
@@ -151,7 +163,7 @@ def busy(options: argparse.Namespace, add: Rows) -> None:
     """The share of a step's time in which the device works, by PyTorch's profiler."""
     for name, distiller, mode in product(OURS, options.distillers, options.modes):
         cell = cell_of(options, distiller, mode) | {"variant": name}
-        with noted(add, cell):
+        with noted(add, cell), arithmetic(name):
             if options.device.type != "cuda":
                 raise RuntimeError("needs a CUDA device")
             timed = trainer_timed(as_variant(options, name), distiller, mode)
@@ -237,7 +249,7 @@ class Part:
 
 CELL = ("pair", "distiller", "mode", "variant")
 OF_STEPS = (*CELL, "ms", "images_per_second", "eager_over_it", "authors_over_it", "peak_mb", "note")
-OF_EPOCHS = (*CELL, "seconds", "steps", "note")
+OF_EPOCHS = (*CELL, "seconds", "steps", "authors_seconds", "note")
 PARTS = {
     "steps": Part(steps, OF_STEPS, 0.3),
     "epochs": Part(epochs, OF_EPOCHS, 0.2),
@@ -255,9 +267,14 @@ PARTS = {
 
 
 def as_variant(options: argparse.Namespace, name: str) -> argparse.Namespace:
-    precision, compiled = OURS[name]
-    execution = Execution(precision, options.memory_format, compiled, options.fold_batch_norm)
+    precision, compiled, order = OURS[name]
+    execution = Execution(precision, order or options.memory_format, compiled, options.fold_batch_norm)
     return argparse.Namespace(**vars(options) | {"execution": execution, "precision": precision})
+
+
+def arithmetic(name: str) -> AbstractContextManager[None]:
+    """Context in which a variant is set up, and captured if it is."""
+    return tf32(name in OURS and OURS[name][0] == "tf32")
 
 
 def quickest(options: argparse.Namespace) -> str:

@@ -318,22 +318,23 @@ def test_all_of_a_gpu_is_measured_with_torch_alone(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "out/summary.json").read_text())
-    of_steps = "done, 2 rows, 4 with a note in their place"  # a CPU captures nothing
+    of_steps = "done, 2 rows, 6 with a note in their place"  # a CPU captures nothing
+    of_gpu = summary["parts"]["tests"].split()
     assert summary["parts"] == {
-        "tests": "9 skipped in " + summary["parts"]["tests"].split()[-1],
+        "tests": f"{of_gpu[0]} skipped in {of_gpu[-1]}",
         "steps": of_steps,
         "epochs": of_steps,
         "cohorts": "done, 5 rows",
-        "busy": "done, 0 rows, 6 with a note in their place",
+        "busy": "done, 0 rows, 8 with a note in their place",
         "overhead": "done, 1 rows",
         "steps_wide": of_steps,
         "epochs_wide": of_steps,
     }
     with (tmp_path / "out/steps.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["variant"] for row in rows] == 2 * ["captured", "captured bf16", "eager"]
+    assert [row["variant"] for row in rows] == 2 * [*gpu.OURS]
     assert rows[0]["note"].startswith("ConfigError: compile: found graph, which is for CUDA devices")
-    assert float(rows[2]["ms"]) > 0
+    assert float(rows[3]["ms"]) > 0
 
 
 def test_parts_keep_to_their_time(tmp_path):
@@ -342,6 +343,18 @@ def test_parts_keep_to_their_time(tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert {*summary["parts"].values()} == {"left out: no time was left"}
     assert gpu.told("steps", arguments, gpu.parse(arguments), seconds=0.3) == "cut off after 0 s"
+
+
+def test_an_epoch_of_the_authors_takes_as_many_of_their_steps(tmp_path):
+    cell = {"pair": "resnet56-resnet20", "distiller": "at", "mode": "adaptive", "variant": "captured"}
+    rows = [
+        {**cell, "ms": "1.5"},
+        {**cell, "mode": "fixed", "variant": "authors", "ms": "9"},
+        {**cell, "variant": "authors", "ms": "40"},
+    ]
+    step.write_csv(rows, tmp_path / "steps.csv")
+    assert gpu.authors_seconds(tmp_path, cell, 782) == 31.28
+    assert gpu.authors_seconds(tmp_path, {**cell, "distiller": "kd"}, 782) == ""
 
 
 def test_a_device_is_busy_while_any_operation_runs():

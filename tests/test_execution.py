@@ -3,6 +3,7 @@ that are kept."""
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
@@ -50,6 +51,25 @@ def test_the_order_of_memory_changes_numbers_by_rounding_alone(distiller, tiny):
     assert Execution("fp32", "auto").arrange(image).is_contiguous(memory_format=torch.channels_last)
     for name, value in measured["contiguous"].items():
         assert_close(measured["channels_last"][name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("distiller", ["at", "crd"])
+def test_nothing_that_a_policy_s_step_reads_is_written_beside_it(distiller, tiny, monkeypatch):
+    """In a captured step it is a branch, which may run at any time between its fork and its join."""
+    trainer, batches = ready(small(tiny, distiller))
+    read = [*trainer.student.parameters(), *trainer.student.buffers(), *trainer.spot_mode.parameters()]
+    writes = []
+
+    def note():
+        writes.append([tensor._version for tensor in read])
+        return nullcontext()
+
+    for call in ("fork", "launching"):
+        monkeypatch.setattr(trainer.policy_branch, call, note)
+    take_step(trainer, *batches[0])
+    forked, launched = writes
+    assert forked == launched
+    assert [tensor._version for tensor in read] != forked
 
 
 def test_no_way_of_computing_is_part_of_a_run_s_identity_but_precision_is(tiny):

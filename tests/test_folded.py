@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sakd import networks
 from sakd.configuration import build
 from sakd.networks.cut import foreign
-from sakd.networks.folded import FoldedConv2d, fold_batch_norm, foldable, refold
+from sakd.networks.folded import FoldedConv2d, cast_weights, fold_batch_norm, foldable, refold
 from sakd.networks.staged import StagedNet
 from sakd.spots import frozen_alias
 from sakd.streams import initialising
-from sakd.training import Execution
+from sakd.training import Execution, Teacher
 from tests.conftest import fit, take_step
 from tests.test_execution import ready, small
 
@@ -263,6 +264,59 @@ def test_a_teacher_loaded_after_the_trainer_was_built_is_the_one_that_teaches(ti
     fit(trainer, dataset, 1, 16)
     images = trainer.execution.arrange(torch.ones(1, *trainer.teacher.network.input_shape))
     assert_close(trainer.teacher.frozen(images), trainer.teacher.network(images), rtol=1e-3, atol=0)
+
+
+# ---- weights kept in a lower precision
+
+
+class Casts(TorchDispatchMode):
+    """Counts tensors that are made of others in another precision."""
+
+    number = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keys=None):
+        self.number += operation is torch.ops.aten._to_copy.default
+        return operation(*arguments, **(keys or {}))
+
+
+def in_bfloat16(network: StagedNet) -> tuple[list[torch.Tensor], int]:
+    """All that a pass forwards and backwards gives, and how many casts its forward takes."""
+    images = torch.linspace(-2, 2, 3 * 3 * IMAGE**2).sin().reshape(3, 3, IMAGE, IMAGE).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), Casts() as casts:
+        features = network.features(images)
+    (gradient,) = torch.autograd.grad(sum(f.float().square().mean() for f in features.values()), images)
+    return [*features.values(), gradient], casts.number
+
+
+@pytest.mark.parametrize("fold", [True, False], ids=["folded", "as-it-is"])
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1"])
+def test_weights_that_are_cast_once_are_those_that_autocast_makes_in_each_pass(name, fold):
+    """Bit for bit, also of weights that have changed, once they are taken over."""
+    network = made(name).float().requires_grad_(False)
+    cast, plain = frozen_alias(network, fold), frozen_alias(network, fold)
+    cast_weights(cast, torch.bfloat16)
+    for change in (1.0, 1.1):
+        for value in network.state_dict().values():
+            if value.is_floating_point():
+                value.mul_(change)
+        for alias in (cast, plain):
+            refold(alias)
+        (found, casts), (expected, casts_of_autocast) = in_bfloat16(cast), in_bfloat16(plain)
+        assert all(map(torch.equal, found, expected))
+        assert casts == 1  # the images
+        assert casts_of_autocast > 10
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_teacher_s_weights_are_kept_in_the_precision_of_its_passes(precision):
+    network = made("resnet8").float()
+    teacher = Teacher(network, execution=Execution(precision, fold_batch_norm=True))
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    assert teacher.frozen.logits.weight.dtype == teacher.frozen.stage1[0].conv1.weight.dtype == kind
+    assert network.logits.weight.dtype == torch.float32
+
+
+# ---- a step
 
 
 @pytest.mark.parametrize("distiller", ["at", "fitnet", "pkt"])

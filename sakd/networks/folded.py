@@ -1,6 +1,6 @@
-"""Batch norm that is constant, in eval, folded into the convolution before it.
+"""Layers of a network in eval that nothing trains: what need not be computed in each pass.
 
-The stage computes the same, with one pass over the map less.
+Batch norm is folded into the convolution before it, and weights are cast once to what a pass computes in.
 """
 
 from collections import Counter
@@ -13,23 +13,32 @@ from torch.nn import functional as F
 from sakd.networks.tracing import LayerTracer
 
 
-class FoldedConv2d(nn.Module):
+class Kept(nn.Module):
+    """A layer whose weights are computed from those of ``layers``, as these were at the last ``refold``."""
+
+    def __init__(self, *layers: nn.Module):
+        super().__init__()
+        self.layers = layers  # in a tuple, since their weights are not this module's
+
+    def refold(self) -> None:
+        """Compute the weights anew, in place: a captured step finds them where they were."""
+        raise NotImplementedError
+
+
+class FoldedConv2d(Kept):
     """A convolution and the batch norm behind it, in eval, as one convolution with a bias.
 
-    Its weights are those of the two at the last ``refold``. Gradients pass to its input, not to them (Jacob
-    et al., CVPR 2018, section 3.2).
+    Gradients pass to its input, not to its weights (Jacob et al., CVPR 2018, section 3.2).
     """
 
     def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d):
-        super().__init__()
-        self.layers = (convolution, norm)  # in a tuple, since their weights are not this module's
+        super().__init__(convolution, norm)
         self.register_buffer("weight", torch.empty_like(convolution.weight), persistent=False)
         self.register_buffer("bias", torch.empty_like(norm.bias), persistent=False)
         self.refold()
 
     @torch.no_grad()
     def refold(self) -> None:
-        """Compute the weights anew, in place: a captured step finds them where they were."""
         convolution, norm = self.layers
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         torch.mul(convolution.weight, scale[:, None, None, None], out=self.weight)
@@ -39,6 +48,33 @@ class FoldedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         of = self.layers[0]
         return F.conv2d(x, self.weight, self.bias, of.stride, of.padding, of.dilation, of.groups)
+
+
+class CastLayer(Kept):
+    """A layer whose weights are kept as ``kind``: those that autocast would make of them in each pass.
+
+    It has them under the layer's own names, for networks that read them by themselves.
+    """
+
+    def __init__(self, layer: nn.Module, kind: torch.dtype):
+        super().__init__(layer)
+        self.cast = deepcopy(layer).to(kind)
+
+    @torch.no_grad()
+    def refold(self) -> None:
+        for cast, given in zip(self.cast.parameters(), self.layers[0].parameters(), strict=True):
+            cast.copy_(given)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.cast.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.cast.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cast(x)
 
 
 def fold_batch_norm(network: nn.Sequential) -> None:
@@ -55,11 +91,39 @@ def fold_batch_norm(network: nn.Sequential) -> None:
             stage.set_submodule(norm, nn.Identity())
 
 
-def refold(network: nn.Module) -> None:
-    """Compute folded weights anew, after the network's weights or statistics have changed."""
-    for module in network.modules():
+def cast_weights(network: nn.Module, kind: torch.dtype) -> None:
+    """Keep as ``kind`` what autocast would cast to it in each pass: convolutions' and linear layers' weights.
+
+    ``network``, whose batch norms are folded or not, must not be trained.
+    """
+    for path, module in list(network.named_modules()):
         if isinstance(module, FoldedConv2d):
+            module.to(kind)
+        elif type(module) in (nn.Conv2d, nn.Linear):
+            network.set_submodule(path, CastLayer(module, kind))
+
+
+def refold(network: nn.Module) -> None:
+    """Compute what is kept of weights anew, after the network's weights or statistics have changed."""
+    for module in network.modules():
+        if isinstance(module, Kept):
             module.refold()
+
+
+class _KeptLayerTracer(LayerTracer):
+    """Leaves layers whole that have been folded or cast, too."""
+
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        return isinstance(module, Kept) or super().is_leaf_module(module, path)
+
+
+def graph_of(stage: nn.Module) -> fx.Graph | None:
+    """What a stage calls in eval, down to its layers; None where torch.fx cannot trace it."""
+    try:
+        with torch.random.fork_rng(devices=[]):  # a forward might draw, or count, by itself
+            return _KeptLayerTracer().trace(deepcopy(stage).eval())
+    except Exception:  # a forward may fail on a symbolic tensor with any kind
+        return None
 
 
 def foldable(stage: nn.Module) -> list[tuple[str, str]]:
@@ -67,11 +131,10 @@ def foldable(stage: nn.Module) -> list[tuple[str, str]]:
 
     There are none where torch.fx cannot trace the stage.
     """
-    try:
-        with torch.random.fork_rng(devices=[]):  # a forward might draw, or count, by itself
-            nodes = LayerTracer().trace(deepcopy(stage).eval()).nodes
-    except Exception:  # a forward may fail on a symbolic tensor with any kind
+    graph = graph_of(stage)
+    if graph is None:
         return []
+    nodes = graph.nodes
     calls = Counter(node.target for node in nodes if node.op == "call_module")
     places = Counter(id(module) for _, module in stage.named_modules(remove_duplicate=False))
 

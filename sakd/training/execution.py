@@ -46,6 +46,13 @@ class Execution:
         """
         return self.fold_batch_norm and device.type != "cuda"
 
+    def fuses_on(self, device: torch.device) -> bool:
+        """True if folded convolutions take ReLUs along, and what is added before these, there.
+
+        torch.compile has kernels of its own for that.
+        """
+        return self.fold_batch_norm and device.type == "cuda" and self.compile != "default"
+
     def place(self, module: nn.Module, device: torch.device) -> nn.Module:
         """Move ``module`` to the device, its maps' weights in the memory order."""
         return module.to(device, memory_format=self._order(device))
@@ -59,6 +66,11 @@ class Execution:
         if order == "auto":  # a GPU's units for matrices, which float32 does without, want channels last
             order = "contiguous" if device.type == "cuda" and self.precision == "fp32" else "channels_last"
         return torch.channels_last if order == "channels_last" else torch.contiguous_format
+
+    @property
+    def kept_as(self) -> torch.dtype | None:
+        """What weights that no step changes are kept as; None: as they are."""
+        return torch.bfloat16 if self.precision == "bf16" else None
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
         """Context in which the networks' passes run, in their precision."""
@@ -75,3 +87,27 @@ class Execution:
 def on_device(device: torch.device) -> AbstractContextManager[None]:
     """Let what is launched inside go to ``device`` where it names none."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+class Branch:
+    """A part of a step that may go on beside the rest, on a stream of its own where it is ``apart``.
+
+    On the device it begins at ``fork``, however long after it is launched, and ends at ``join``. Tensors that
+    it reads must live until then: their memory is the other stream's, which uses it again once they are gone.
+    """
+
+    def __init__(self, device: torch.device, apart: bool):
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if apart else None
+
+    def fork(self) -> None:
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+
+    def launching(self) -> AbstractContextManager[None]:
+        """Context in which the branch's operations are launched."""
+        return torch.cuda.stream(self.stream) if self.stream is not None else nullcontext()
+
+    def join(self) -> None:
+        if self.stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sakd.networks import StagedNet
-from sakd.networks.folded import refold
+from sakd.networks.folded import cast_weights, refold
+from sakd.networks.fused import fuse_activations
 from sakd.spots import frozen_alias
 from sakd.training.execution import Execution
 
@@ -28,9 +29,9 @@ class Certificate:
 class Teacher:
     """A network in eval and without gradients, on its device.
 
-    Its batch norm is folded where ``execution`` says so. Weights that are loaded into ``network`` later count
-    from the next ``refold`` on. It may teach any number of students at once: nothing in a step writes into
-    what it gives.
+    Its batch norm is folded where ``execution`` says so, and its weights are kept in the precision of its
+    passes. Those that are loaded into ``network`` later count from the next ``refold`` on. It may teach any
+    number of students at once: nothing in a step writes into what it gives.
     """
 
     def __init__(
@@ -43,6 +44,10 @@ class Teacher:
         self.device, self.execution = torch.device(device), execution
         self.network = execution.place(network, self.device).requires_grad_(False).eval()
         self.frozen = frozen_alias(self.network, execution.fold_batch_norm)
+        if execution.kept_as is not None:
+            cast_weights(self.frozen, execution.kept_as)
+        if execution.fuses_on(self.device):
+            fuse_activations(self.frozen)
         self.certificate: Certificate | None = None
         self._features = execution.compiled(self.frozen.features)
 

@@ -18,7 +18,7 @@ from sakd.networks.folded import refold
 from sakd.plugin import Plugin
 from sakd.spots import Spot, SpotMode, all_spots, frozen_alias
 from sakd.streams import initialising, stream_seed
-from sakd.training.execution import Execution
+from sakd.training.execution import Branch, Execution
 from sakd.training.graphs import say_not_captured
 from sakd.training.measuring import all_finite, broken
 from sakd.training.optimizers import Stepper, check_capturable
@@ -105,6 +105,9 @@ class Trainer:
         self.prepared = False
         self.record_spots = record_spots and spot_mode is not None
         self.kept_table: KeptTable | None = None
+        # Small kernels of both fill a GPU together: a captured step takes a sixth less time (AT, on an H100)
+        # and the memory of both passes.
+        self.policy_branch = Branch(self.device, apart=self.captured and self.policy_optimizer is not None)
         self._student_features = execution.compiled(self.student.features)
 
     def _can_be_captured(self, optimizers: Mapping[str, Optimizer]) -> bool:
@@ -191,6 +194,7 @@ class Trainer:
             with torch.autocast(self.device.type, enabled=False):  # only networks may run in bfloat16
                 route = self.spot_mode.route(student_features, teacher_features)
                 kept = self.spot_mode.keep(route)
+                self.policy_branch.fork()  # it needs no loss but the task's
                 if self.kept_table is not None:
                     self.kept_table.add(indices, kept)
                 keep = dict(zip(self.spots, kept.unbind(1), strict=True))
@@ -204,7 +208,9 @@ class Trainer:
         if kept is not None:
             measured += kept.float().mean(0).unbind()
         if self.policy_optimizer is not None:  # once the student's pass is freed, but before its weights move
-            measured.append(self._policy_step(images, labels, teacher_features, route, losses["task"]))
+            with self.policy_branch.launching():
+                measured.append(self._policy_step(images, labels, teacher_features, route, losses["task"]))
+            self.policy_branch.join()
         self.steppers["student"].step()
         return Step(losses, kept, torch.stack(measured))
 
