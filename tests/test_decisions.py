@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -277,6 +278,44 @@ def test_some_epochs_can_be_looked_at_alone(tmp_path):
     assert "always kept (nothing was chosen)" in command("--from", tmp_path, "whole", "--epochs", "7")
 
 
+def without_its_end(folder):
+    """A finished run of nine epochs, at whose end the record was off."""
+    other = write(folder.parent / "other", chosen(1))
+    for name in ("config.yaml", "result.json"):
+        content = (other / name).read_text().replace("epochs: 8", "epochs: 9")
+        (folder / name).write_text(content)
+    shutil.rmtree(other)
+    return folder
+
+
+def test_a_finished_run_whose_record_was_off_at_its_end_is_told_as_finished(tmp_path):
+    run = read_recorded(without_its_end(write(tmp_path / "run", chosen(1), finished=False)))
+    told = text.of_one(run, 5)
+    assert "8 epochs recorded, of 9" in told
+    assert "record_spots=false at its end" in told
+    assert not re.search("so far|Not finished", told)
+
+
+@pytest.mark.parametrize("which", ["never", "always"])
+def test_samples_that_a_spot_never_or_always_distils_are_named_and_listed(tmp_path, which):
+    kept = chosen(1, epochs=4)
+    folder = write(tmp_path / "run", kept, finished=False)
+    expected = np.flatnonzero(kept[:, 1].all(0) if which == "always" else ~kept[:, 1].any(0))
+    assert len(expected) > text.NAMED
+    named = ", ".join(f"{place} ({LABELS[place]})" for place in expected[: text.NAMED])
+    told = command(folder)
+    assert re.search(rf"^stage2 +{which} +{len(expected)} +{re.escape(named)}$", told, re.MULTILINE)
+    asked = (folder, "--spot", "stage2", f"--{which}", "--format")
+    rows = list(csv.DictReader(io.StringIO(command(*asked, "csv"))))
+    assert [(int(row["index"]), int(row["label"])) for row in rows] == [
+        (place, LABELS[place]) for place in expected
+    ]
+    content = json.loads(command(*asked, "json"))
+    assert (content["distilled"], content["of"], len(content["images"])) == (which, SAMPLES, len(expected))
+    early = json.loads(command(*asked, "json", "--epochs", "1-2"))
+    assert (early["epochs"], len(early["images"]) > len(expected)) == ([1, 2], True)
+
+
 # ---- several runs
 
 
@@ -497,6 +536,7 @@ def runs(tmp_path):
     write(tmp_path / "under-way", chosen(1, epochs=3), finished=False)
     write(tmp_path / "others", chosen(1), labels=LABELS[::-1].copy(), finished=False)
     write(tmp_path / "fewer", chosen(1)[:, :, :100], labels=LABELS[:100], finished=False)
+    without_its_end(write(tmp_path / "off", chosen(1), finished=False))
     write(tmp_path / "without", chosen(1))
     (tmp_path / "without/spots.npz").unlink()
     path = write(tmp_path / "damaged", chosen(1)) / "spots.npz"
@@ -506,6 +546,7 @@ def runs(tmp_path):
 
 
 TEST = ("--split", "test", "--spot", "stage2", "--kept")
+NEVER = ("--spot", "stage2", "--never")
 
 
 @pytest.mark.parametrize(
@@ -526,19 +567,44 @@ TEST = ("--split", "test", "--spot", "stage2", "--kept")
             r"fewer: found 100 training samples, expected 240 training samples as in good-1",
         ),
         (("good-1", "good-2"), r"good-2: found images with checksum eee.*, expected .*ddd.* as in good-1"),
-        (("good-1", "under-way", *TEST), r"--split: found 2 runs, expected one"),
-        (("good-1", *TEST, "--output", "x"), r"--split: found --output=x, expected one run"),
+        (("good-1", "under-way", *TEST), r"--spot: found 2 runs, expected one"),
+        (
+            ("good-1", *TEST, "--output", "x"),
+            r"--output: found --output=x beside --kept, expected it without",
+        ),
+        (("good-1", *TEST, "--last", "3"), r"--last: found --last=3 beside --kept, expected it without"),
+        (
+            ("good-1", *TEST, "--epochs", "3"),
+            r"--epochs: found --epochs=3 beside --kept, expected it without",
+        ),
+        (
+            ("good-1", *NEVER, "--across-spots"),
+            r"--across-spots: found --across-spots beside --never, expected it without",
+        ),
+        (("good-1", *TEST, "--never"), r"--never: found --kept beside it, expected one of them"),
+        (
+            ("good-1", *NEVER[:-1], "--split", "test", "--always"),
+            r"--split: found test, expected train beside",
+        ),
+        (("good-1", "--never"), r"--spot: found none, expected one beside --never"),
         (
             ("good-1", *TEST[:-3], "--spot", "stage9", "--kept"),
             r"--spot: found 'stage9', .*Did you mean 'stage2'",
         ),
-        (("good-1", *TEST[:-1]), r"--skipped or --kept: found none, expected one beside --split and --spot"),
-        (("good-1", "--spot", "stage2"), r"--split: found none, expected one beside --spot"),
-        (("good-1", "--format", "csv"), r"--split: found none, expected one beside --format"),
+        (
+            ("good-1", *TEST[:-1]),
+            r"--skipped, .* --always: found none, expected one beside --split and --spot",
+        ),
+        (
+            ("good-1", "--spot", "stage2", "--kept"),
+            r"--split: found none, expected one beside --spot and --kept",
+        ),
+        (("good-1", "--format", "csv"), r"--skipped, .* --always: found none, expected one beside --format"),
         (("good-1", "--epochs", "9-12"), r"--epochs: found 9-12, expected some of 1 to 8, which good-1 has"),
         (("good-1", "--epochs", "last"), r"--epochs: found 'last', expected the number of an epoch, or two"),
         (("under-way", *TEST), r"under-way: found 3 epochs so far, of 240, expected a finished run"),
         (("fixed", *TEST), r"fixed: found spot_mode=fixed, expected a mode that learns"),
+        (("off", *TEST), r"off: found 8 epochs recorded, of 9, expected one that has a record at its end"),
     ],
 )
 def test_what_cannot_be_looked_at_is_told_in_one_line(runs, arguments, told):
