@@ -17,7 +17,7 @@ from sakd.distillers import Distiller
 from sakd.errors import ConfigError, RunError
 from sakd.runs import Run
 from sakd.runs.job import execute, execute_together
-from sakd.runs.record import Record, read_record
+from sakd.runs.record import StoredRecord, read_record
 from tests.conftest import TINY, last_of_each
 from tests.test_resume import KILLED, in_a_process
 
@@ -40,11 +40,11 @@ WITNESS = (
 )
 
 
-def record_of(config: dict) -> Record:
+def record_of(config: dict) -> StoredRecord:
     return read_record(Run(config).folder)
 
 
-def shares(record: Record) -> dict[str, list[float]]:
+def shares(record: StoredRecord) -> dict[str, list[float]]:
     return {spot: record.kept_of(spot).mean(1).tolist() for spot in record.spots}
 
 

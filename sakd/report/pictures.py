@@ -12,11 +12,10 @@ from PIL import Image
 
 from sakd.compare import Comparison
 from sakd.compare.plots import plot
-from sakd.decisions import keeps_all
+from sakd.decisions import Record, keeps_all
 from sakd.decisions import pictures as decisions
 from sakd.decisions.measures import class_shares
 from sakd.errors import ConfigError
-from sakd.runs.record import Record
 
 LEVELS = 64  # of lightness
 COLUMNS, ROWS = 80, 100  # of a picture of shares at most; more epochs or classes are averaged
