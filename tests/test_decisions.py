@@ -1,6 +1,7 @@
 """What spot modes decided: numbers against plain formulas, text and pictures of records made for it."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -91,7 +92,7 @@ def write(folder, kept, *, finished=True, learns=True, labels=LABELS, spots=SPOT
     config = {
         "seed": called.pop("seed", 0),
         "epochs": epochs if finished else 240,
-        "dataset": {"name": "digits"},
+        "dataset": {"name": "digits", "_target_": "sakd.data.digits"},
         "teacher": {"name": "resnet20"},
         "student": {"name": "resnet8"},
         "distiller": {"name": called["distiller"], "losses": {"at": {}}},
@@ -455,6 +456,31 @@ def test_the_command_shows_the_samples_of_the_runs_own_data(on_digits, tmp_path,
         assert np.array_equal(shown.get_array(), images.images[place, 0].numpy())
     told = [words.get_text() for words in figure.axes[0].texts]
     assert f"{run.record.labels[places[0]]}  {rates[places[0]]:.0%}" in told
+
+
+def test_images_are_shown_unasked_where_they_are_small_at_hand_and_read_by_no_other_code(
+    on_digits, monkeypatch
+):
+    run = read_recorded(on_digits[0])
+    assert len(samples.small_images(run)) == 240
+
+    def changed(**keys) -> Recorded:
+        return dataclasses.replace(run, config=run.config | {"dataset": run.config["dataset"] | keys})
+
+    assert samples.small_images(dataclasses.replace(run, data_sha256="d" * 64)) is None
+    assert samples.small_images(changed(train_samples=239)) is None
+    built = []
+    monkeypatch.setattr(samples, "images_of", lambda *asked: built.append(asked))
+    samples.small_images(changed())
+    assert len(built) == 1
+    for keys in (
+        {"image_size": 64},
+        {"_target_": "os.system"},
+        {"_target_": "sakd.data.digits.os"},
+        {"more": [{"_target_": "os.system"}]},
+    ):
+        assert samples.small_images(changed(**keys)) is None
+    assert len(built) == 1
 
 
 def test_where_the_data_are_not_at_hand_a_line_says_so_and_the_rest_is_drawn(

@@ -77,7 +77,7 @@ def test_a_page_says_what_the_run_is_how_it_ended_and_where_it_lies(store, tmp_p
 def test_a_run_whose_policy_chooses_has_pictures_of_its_decisions(store, tmp_path):  # noqa: F811
     execute(tracked(tmp_path, store, "spot_mode.same_family_bias=0", "distiller=at"))
     drawn = {"learning_curves"} | {
-        f"spots_{name}" for name in ("classes", "samples", "changes", "confidence", "loss")
+        f"spots_{name}" for name in ("classes", "samples", "changes", "confidence", "loss", "images")
     }
     (run,) = [run for run in runs_of(store, tmp_path.name) if "adaptive" in run.info.run_name]
     assert artifacts_of(store, run) == PAGE | {f"pictures/{name}.png" for name in drawn}

@@ -16,7 +16,7 @@ from sakd.data.sets import (
 )
 
 # Readers, and the module of each. No module has a reader's name: `sakd.data.digits` would be the module.
-_READERS = {
+READERS = {
     "cifar10": "cifar",
     "cifar100": "cifar",
     "digits": "handwritten",
@@ -29,6 +29,7 @@ _READERS = {
 __all__ = [
     "PROMISES",
     "PROMISES_IN_MEMORY",
+    "READERS",
     "Augmentation",
     "Batch",
     "Dataset",
@@ -55,9 +56,9 @@ def __getattr__(name: str) -> Any:
 
     Some need torchvision, which takes a second, and the digits do not.
     """
-    if name not in _READERS:
+    if name not in READERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_READERS[name]}"), name)
+    return getattr(import_module(f"{__name__}.{READERS[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sakd.errors import RunError, in_one_line
 from sakd.files import explained, write_whole
-from sakd.runs.record import FILE, read_record
+from sakd.runs.record import FILE
 from sakd.runs.stored import Metrics
 
 if TYPE_CHECKING:
@@ -60,17 +60,19 @@ def learning_curves(folder: Path, lines: Sequence[Metrics]) -> "Mapping[str, Fig
 
 def decisions(folder: Path, lines: Sequence[Metrics]) -> "Mapping[str, Figure]":
     """Who was distilled where, as `sakd spots` draws it; nothing where all always were, or none is known."""
-    from sakd.decisions import keeps_all, pictures
+    from sakd.decisions import keeps_all, pictures, samples
+    from sakd.runs.find import read_recorded
 
     try:
-        record = read_record(folder)
+        run = read_recorded(folder)
     except RunError as error:
         if (folder / FILE).exists():
             log.warning("MLflow gets no pictures of decisions: %s", error)
         return {}
-    if keeps_all(record):
+    if keeps_all(run.record):
         return {}
-    return {f"spots_{name}": figure for name, figure in pictures.draw(record, folder.name).items()}
+    figures = pictures.draw(run.record, run.name, samples.small_images(run))
+    return {f"spots_{name}": figure for name, figure in figures.items()}
 
 
 # What is drawn when a run is over: each gets its folder and its epochs, and gives figures by name.
