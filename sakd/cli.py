@@ -366,9 +366,14 @@ def _draw(run: "Recorded", output: Path) -> None:
 def _draw_together(together: "Together", output: Path) -> None:
     from sakd.decisions import pictures
 
-    table = together.pairs.drop(columns=["left", "right"]).to_csv(index=False).encode()
-    contents = pictures.contents({"agreement": pictures.draw_agreement(together)})
-    _write(output, {"agreement.csv": table} | contents)
+    tables = {"agreement": together.pairs.drop(columns=["left", "right"]), "random": together.random}
+    figures = {
+        "agreement": pictures.draw_agreement(together),
+        "random": pictures.draw_beside_random(together),
+    }
+    drawn = {name: figure for name, figure in figures.items() if figure is not None}
+    written = {f"{name}.csv": table.to_csv(index=False).encode() for name, table in tables.items()}
+    _write(output, written | pictures.contents(drawn))
 
 
 def _write(output: Path, contents: "dict[str, bytes]") -> None:

@@ -377,6 +377,25 @@ def test_agreement_is_drawn_as_a_matrix_for_each_spot(several):
     assert everything.axes[0].images[0].get_array().shape == (6, 6)
 
 
+def test_what_is_kept_is_drawn_beside_random_with_the_same_rates(several, tmp_path):
+    """Dots of what chooses by the sample lie beyond random's bars, those of what draws within; what keeps all
+    has no line."""
+    spread, by_class, changes = pictures.draw_beside_random(beside(several, 5)).axes
+    names = [label.get_text() for label in spread.get_yticklabels()]
+    assert names == [f"{group} {spot}" for group in ("at adaptive", "sp adaptive") for spot in SPOTS]
+    within = {axis: [] for axis in (spread, by_class, changes)}
+    for axis, inside in within.items():
+        for bar, dots in zip(axis.patches, axis.lines, strict=True):
+            low, high = bar.get_x(), bar.get_x() + bar.get_width()
+            inside.append([low < found < high for found in dots.get_xdata()])
+    for axis in (spread, changes):
+        assert within[axis][:3] == [[False] * 3] * 3
+    assert [len(dots) for dots in within[by_class]] == [3] * 3 + [1] * 3
+    assert np.sum([inside[3:] for inside in within.values()]) >= 8
+    constant = [several[4], recorded(tmp_path / "all1", np.ones((2, 1, SAMPLES), bool), spot_mode="fixed")]
+    assert pictures.draw_beside_random(beside(constant, 5)) is None
+
+
 # ---- pictures
 
 
@@ -504,6 +523,8 @@ def test_several_runs_leave_a_matrix_and_a_table_of_all_pairs(several, tmp_path,
     assert "3 runs of one data set" in told
     with (tmp_path / "drawn/agreement.csv").open() as file:
         rows = list(csv.DictReader(file))
+    with (tmp_path / "drawn/random.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 9
     assert len(rows) == 9
     assert {row["differ"] for row in rows} == {"seed", "distiller", "distiller, seed"}
     assert {path.suffix for path in (tmp_path / "drawn").iterdir()} == {".csv", ".png", ".svg"}

@@ -17,7 +17,7 @@ from rich.table import Table
 from sakd.decisions.looked import AtSpot, course, look, milestones
 from sakd.decisions.measures import LEVEL, Bounds, Difference, mean_over_pairs
 from sakd.decisions.recorded import Record, Recorded
-from sakd.decisions.together import Together
+from sakd.decisions.together import Together, varying
 
 ABSENT, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 WIDTH = 160  # of a page that is no terminal
@@ -240,10 +240,9 @@ def of_several(together: Together) -> str:
     if len(together.pairs) <= LISTED:
         parts.append(_pairs(together))
     parts.append(_kinds(together))
-    measures = ["spread", "by_class", "changes_random"]
-    varying = together.random[together.random[measures].fillna(0).any(axis=1)]
-    if len(varying):  # what is constant is told below
-        parts.append(_random(varying))
+    random = varying(together.random)
+    if len(random):  # what is constant is told below
+        parts.append(_random(random))
     parts.append("\n".join(_notes_on_several(together)))
     return page(parts)
 
