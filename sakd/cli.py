@@ -147,8 +147,8 @@ def retry(overrides: tuple[str, ...]) -> None:
             )
         standings = sweeps.launch(planned, ("failed", "lost"))
         if standings is not None:
-            see_it = sweep_page.update(planned.cells, report.states_of(planned, standings))
-            report.conclude_launch(planned, standings, see_it)
+            shown = sweep_page.update(planned.cells, report.states_of(planned, standings))
+            report.conclude_launch(planned, standings, shown)
 
 
 @main.command()

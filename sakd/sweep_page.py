@@ -18,6 +18,7 @@ from sakd.runs.tracking import (
     sweep_folder,
     sweep_name,
     sweep_overrides,
+    view_of,
 )
 from sakd.sweeps import STATES, PlannedRun, number_of, report
 
@@ -26,16 +27,17 @@ log = logging.getLogger("sakd")
 METRIC = "test/accuracy"
 
 
-def update(cells: Sequence[PlannedRun], states: Mapping[str, str]) -> str | None:
+def update(cells: Sequence[PlannedRun], states: Mapping[str, str]) -> dict[str, str]:
     """Bring the page of a sweep up to date, where there is one and something has become of its cells.
 
-    Returns what shows it; None where it is not tracked. What goes wrong is said, and is no error: the folder
-    has all. ``states``: of the cells, by name.
+    Returns what shows it, and what shows all runs, best first, under what these are called; nothing where it
+    is not tracked. What goes wrong is said, and is no error: the folder has all. ``states``: of the cells, by
+    name.
     """
     configs = {cell.name: cell.run.config for cell in cells}
     folder = sweep_folder(configs)
     if folder is None or not (folder / "sweep.json").exists():  # it was launched by an earlier version
-        return None
+        return {}
     uri = cells[0].run.config["tracking"]["uri"]
     status = _status(states.values())
     try:
@@ -43,7 +45,8 @@ def update(cells: Sequence[PlannedRun], states: Mapping[str, str]) -> str | None
             Delivery().conclude_sweep(folder, status)
     except SakdError as error:
         log.warning("the sweep's page in MLflow is not up to date: %s", error)
-    return seen_at(folder, uri)
+    view = view_of(folder, uri)
+    return {"see it": seen_at(folder, uri)} | ({} if view is None else {"best first": view})
 
 
 def _status(states: Sequence[str]) -> str:

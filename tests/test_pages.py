@@ -26,7 +26,7 @@ from sakd.runs.job import execute
 from sakd.runs.tracking import Delivery, machine, model, note_sweep, page_of, pictures, seen_at, start_mirror
 from sakd.runs.tracking import page as pages
 from sakd.runs.tracking.store import VIEW_TAG, Store
-from sakd.sweeps import PlannedRun
+from sakd.sweeps import PlannedRun, report
 from tests.browser import browser  # noqa: F401
 from tests.conftest import ROOT, TINY, compose_config
 from tests.servers import MlflowServer
@@ -215,7 +215,7 @@ def parents_of(uri: str, experiment: str) -> dict[str, set[str]]:
     return children
 
 
-def test_a_cell_stays_with_the_first_sweep_that_asked_for_it(store, tmp_path):  # noqa: F811
+def test_a_cell_stays_with_the_first_sweep_that_asked_for_it(store, tmp_path, capsys):  # noqa: F811
     first, second = a_sweep(tmp_path, store, 0, 1), a_sweep(tmp_path, store, 0, 1, 2)
     alone = finished(first[0].run)
     delivered(alone)  # before there was a sweep
@@ -225,8 +225,13 @@ def test_a_cell_stays_with_the_first_sweep_that_asked_for_it(store, tmp_path):  
     delivered(finished(first[1].run), finished(second[2].run))
     for cells in (first, second):
         states = {cell.name: "finished" for cell in cells}
-        assert "/runs/" in sweep_page.update(cells, states)
-        sweep_page.update(cells, states)
+        shown = sweep_page.update(cells, states)
+        assert shown == sweep_page.update(cells, states)
+        assert "/runs/" in shown["see it"]
+        assert "/runs?viewStateShareKey=sakd&" in shown["best first"]
+        report.conclude(cells, (), states, {}, shown)
+        told = capsys.readouterr().out.splitlines()
+        assert told[-2:] == [f"{what}: {address}" for what, address in shown.items()]
     assert parents_of(store, tmp_path.name) == {"sweep seed=1,0": {"0", "1"}, "sweep seed=0,1,2": {"2"}}
     assert json.loads((later / "mlflow.json").read_text())["delivered"] == "FINISHED"
     (parent,) = [run for run in runs_of(store, tmp_path.name) if run.info.run_name == "sweep seed=0,1,2"]
@@ -244,7 +249,7 @@ def test_a_cell_stays_with_the_first_sweep_that_asked_for_it(store, tmp_path):  
 def test_a_sweep_is_no_run_to_compare_and_an_untracked_one_or_one_cell_has_no_page(store, tmp_path):  # noqa: F811
     cells = a_sweep(tmp_path, store, 0)
     assert asked_for(cells) is None
-    assert sweep_page.update(cells, {cells[0].name: "finished"}) is None
+    assert sweep_page.update(cells, {cells[0].name: "finished"}) == {}
     untracked = [compose_config(*TINY, "tracking=none", f"seed={n}", f"runs={tmp_path}/runs") for n in (0, 1)]
     assert note_sweep({Run(config).name: config for config in untracked}, ()) is None
     assert not (tmp_path / "runs").exists()

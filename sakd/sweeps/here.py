@@ -14,14 +14,15 @@ from sakd.sweeps.plan import PlannedRun, check_parts
 log = logging.getLogger("sakd")
 
 
-Shown = Callable[[Sequence[PlannedRun], Mapping[str, str]], str | None]
+Shown = Callable[[Sequence[PlannedRun], Mapping[str, str]], Mapping[str, str]]
 
 
-def train(sweep: Sweep, show: Shown = lambda cells, states: None) -> None:
+def train(sweep: Sweep, show: Shown = lambda cells, states: {}) -> None:
     """Train the cells that are not finished, and what they need first; then show all of them in one table.
     SystemExit with an error line for each cell that failed, which did not stop the others.
 
-    ``show(cells, states)`` brings the sweep's page up to date once all are over, and returns what shows it.
+    ``show(cells, states)`` brings the sweep's page up to date once all are over, and returns what shows it,
+    by what that is called.
     """
     cells = {cell.name: cell for cell in (PlannedRun(Run(config), (), line) for line, config in sweep.cells)}
     errors: dict[str, str] = {}
@@ -51,5 +52,5 @@ def train(sweep: Sweep, show: Shown = lambda cells, states: None) -> None:
                 execute_together(configs, leave_failures=True, ended=ended, delivery=delivery)
     delivery.catch_up(*(cell.run for cell in cells.values()))
     states = {name: "failed" if name in errors else "finished" for name in cells}
-    see_it = show(list(cells.values()), states)
-    report.conclude(list(cells.values()), sweep.overrides, states, errors, see_it)
+    shown = show(list(cells.values()), states)
+    report.conclude(list(cells.values()), sweep.overrides, states, errors, shown)

@@ -10,7 +10,7 @@ from sakd.runs.tracking.parents import (
     sweep_overrides,
 )
 from sakd.runs.tracking.store import finished_runs, is_a_file, is_refusal, open_command, reason
-from sakd.runs.tracking.sync import goes_on, page_of, seen_at, synchronise
+from sakd.runs.tracking.sync import goes_on, page_of, seen_at, synchronise, view_of
 from sakd.runs.tracking.thread import Mirror, start_mirror
 
 __all__ = [
@@ -35,4 +35,5 @@ __all__ = [
     "sweep_overrides",
     "synchronise",
     "synchronise_all",
+    "view_of",
 ]

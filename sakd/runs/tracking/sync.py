@@ -218,13 +218,25 @@ def page_of(folder: Path, uri: str) -> str | None:
 
     Of a file, once it is served.
     """
+    place = _place(folder, uri)
+    return None if place is None else page(uri, *place)
+
+
+def view_of(folder: Path, uri: str) -> str | None:
+    """The address of the view of all runs beside a run, or a sweep, best first; as ``page_of``."""
+    place = _place(folder, uri)
+    return None if place is None else page(uri, place[0])
+
+
+def _place(folder: Path, uri: str) -> tuple[str, str] | None:
+    """Ids of the experiment and of the run that a store has of this folder; None where they are not known."""
     try:
         state = noted(folder)
     except RunError:  # it is told when it is to be sent
         return None
     if state.get("uri") != absolute(uri) or not state.get("run_id") or not state.get("experiment_id"):
         return None
-    return page(uri, state["experiment_id"], state["run_id"])
+    return state["experiment_id"], state["run_id"]
 
 
 def seen_at(folder: Path, uri: str) -> str:
