@@ -1,6 +1,7 @@
 """What MLflow's pages show of a run and of a sweep: in real stores, on a real server, in a real browser."""
 
 import csv
+import io
 import json
 import logging
 import os
@@ -9,13 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
 from sakd import sweep_page
 from sakd.cli import main as cli
@@ -23,6 +28,7 @@ from sakd.configuration import build
 from sakd.errors import ConfigError
 from sakd.runs import Run
 from sakd.runs.job import execute
+from sakd.runs.record import Recording
 from sakd.runs.tracking import Delivery, machine, model, note_sweep, page_of, pictures, seen_at, start_mirror
 from sakd.runs.tracking import page as pages
 from sakd.runs.tracking.store import VIEW_TAG, Store
@@ -39,8 +45,8 @@ def _drawn(monkeypatch):
     monkeypatch.setenv("SAKD_TRACKING_PICTURES", "true")
 
 
-def delivered(*runs: Run) -> None:
-    Delivery().catch_up(*runs)
+def delivered(*runs: Run, patience: float | None = None) -> None:
+    Delivery(patience).catch_up(*runs)
     for run in runs:
         assert note(run)["delivered"] == "FINISHED"
 
@@ -389,34 +395,83 @@ def shown(browser, text: str, seconds: float = 90.0) -> str:  # noqa: F811
     return page
 
 
+TABLE = """
+    const found = [...document.querySelectorAll('[role=gridcell][col-id="' + arguments[0] + '"]')]
+    const place = cell => Number(cell.closest('[role=row]').getAttribute('row-index'))
+    return found.sort((a, b) => place(a) - place(b)).map(cell => cell.innerText)
+"""
+HEADING = "return document.querySelector('[role=columnheader][col-id=\"' + arguments[0] + '\"]')"
+WIDEST = """
+    const found = [...document.querySelectorAll('img')].filter(i => i.complete && i.naturalWidth >= 600)
+    return found.length ? found[0] : null
+"""
+ACCURACY = "metrics.`test/accuracy`"
+
+
+def awaited(ask: Callable[[], Any], seconds: float = 90.0) -> Any:
+    """What ``ask`` gives once that is anything."""
+    deadline = time.monotonic() + seconds
+    while not (found := ask()):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    return found
+
+
+def measured(run: Run, accuracy: float) -> Run:
+    """A finished run with this accuracy, and a record of a policy that chooses, on its own images."""
+    dataset = build.dataset(run.config)
+    finished(run, data_sha256=dataset.checksum)
+    for name in ("metrics.jsonl", "result.json"):
+        path = run.folder / name
+        path.write_text(path.read_text().replace("50.0", str(accuracy)))
+    recording = Recording(["stage1"], dataset.train.labels.numpy(), dataset.places_of("train").numpy())
+    for epoch in (1, 2):
+        recording.add(epoch, np.packbits(np.arange(len(dataset.train)) % (epoch + 1) > 0)[None])
+    (run.folder / "spots.npz").write_bytes(recording.content())
+    return run
+
+
 @pytest.mark.slow
 def test_a_browser_sees_accuracies_pictures_and_a_sweeps_cells(browser, tmp_path):  # noqa: F811
     server = MlflowServer(tmp_path / "server")
     process = server.start()
     logging.getLogger("sakd").setLevel(logging.INFO)
     try:
-        cells = a_sweep(tmp_path, server.uri, 0, 1)
-        folder = asked_for(cells, "seed=0,1")
-        delivered(*(finished(cell.run) for cell in cells))
-        sweep_page.update(cells, {cell.name: "finished" for cell in cells})
-        state = note(cells[0].run)
-        base = f"{server.uri}/#/experiments/{state['experiment_id']}"
-        browser.get(f"{base}/runs?viewStateShareKey=sakd&workflowType=machine_learning")
+        cells = a_sweep(tmp_path, server.uri, 0, 1, 2)
+        folder = asked_for(cells, "seed=0,1,2")
+        accuracies = (62.5, 75.25, 50.125)
+        runs = [measured(cell.run, one) for cell, one in zip(cells, accuracies, strict=True)]
+        delivered(*runs, patience=120)
+        links = sweep_page.update(cells, {cell.name: "finished" for cell in cells})
+        browser.get(links["best first"])
         table = shown(browser, "resnet8 alone seed 1")
-        assert "test/accuracy" in table
         assert table.index("test/accuracy") < table.index("distiller")
+
+        def column(name: str) -> list[str]:
+            return browser.execute_script(TABLE, name)
+
+        awaited(lambda: len(column(ACCURACY)) == 4)
+        assert column(ACCURACY) == ["75.25", "62.5", "50.125", "-"]  # the last is the sweep
+        names = [name.split(",")[0][-6:] for name in column("attributes.`Run Name`")[:3]]
+        assert names == ["seed 1", "seed 0", "seed 2"]
+        browser.execute_script(HEADING, ACCURACY).click()
+        awaited(lambda: column(ACCURACY)[:3] == ["50.125", "62.5", "75.25"])
         browser.get(seen_at(cells[0].run.folder, server.uri))
         run = shown(browser, "learns digits by itself, seed 0")
-        assert "50.00 %" in run
-        browser.get(f"{base}/runs/{state['run_id']}/artifacts/pictures/learning_curves.png")
-        shown(browser, "learning_curves.png")
-        wide = "return Math.max(0, ...[...document.querySelectorAll('img')].map(i => i.naturalWidth))"
-        deadline = time.monotonic() + 60
-        while browser.execute_script(wide) < 600:
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
+        assert "62.50 %" in run
+        state = note(cells[0].run)
+        base = f"{server.uri}/#/experiments/{state['experiment_id']}/runs/{state['run_id']}"
+        drawn = pictures.found(cells[0].run.folder)
+        assert {path.stem for path in drawn} >= {"learning_curves", "spots_classes", "spots_images"}
+        for path in drawn:
+            browser.get("about:blank")
+            browser.get(f"{base}/artifacts/pictures/{path.name}")
+            image = awaited(lambda: browser.execute_script(WIDEST))
+            sizes = image.get_property("naturalWidth"), image.get_property("naturalHeight")
+            assert sizes == Image.open(io.BytesIO(path.read_bytes())).size
+            assert np.asarray(Image.open(io.BytesIO(image.screenshot_as_png)).convert("L")).std() > 10
         browser.get(seen_at(folder, server.uri))
         sweep = shown(browser, "resnet8 alone seed 0")
-        assert "2 cells, 2 finished" in sweep
+        assert "3 cells, 3 finished" in sweep
     finally:
         server.stop(process)
