@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,15 @@ def delivered(*runs: Run, patience: float | None = None) -> None:
     Delivery(patience).catch_up(*runs)
     for run in runs:
         assert note(run)["delivered"] == "FINISHED"
+
+
+def awaited(ask: Callable[[], Any], seconds: float = 90.0) -> Any:
+    """What ``ask`` gives once that is anything."""
+    deadline = time.monotonic() + seconds
+    while not (found := ask()):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    return found
 
 
 def test_names_say_what_a_person_asks_for():
@@ -252,6 +262,35 @@ def test_a_cell_stays_with_the_first_sweep_that_asked_for_it(store, tmp_path, ca
     assert {"cells.csv", "report.html"} <= set(artifacts_of(store, parent))
 
 
+@pytest.mark.slow
+def test_a_damaged_run_is_left_out_of_a_sweeps_comparison_and_no_earlier_one_is_left(store, tmp_path):  # noqa: F811
+    teacher = {"name": "resnet8", "accuracy": 91.5, "sha256": "e" * 64, "source": "x"}
+    cells = []
+    for mode in ("fixed", "adaptive"):
+        for seed in (0, 1):
+            config = tracked(tmp_path, store, "distiller=at", f"spot_mode={mode}", f"seed={seed}")
+            cells.append(PlannedRun(finished(Run(config), teacher=teacher)))
+    folder = asked_for(cells, "spot_mode=fixed,adaptive", "seed=0,1")
+    states = {cell.name: "finished" for cell in cells}
+    sweep_page.update(cells, states)
+    assert (folder / "comparison.png").is_file()
+    (cells[3].run.folder / "result.json").write_text("{")
+    sweep_page.update(cells, states)
+    told = (folder / "description.md").read_text()
+    assert "3 finished, 1 failed" in told
+    assert f"damaged: {cells[3].run.folder}/result.json: found no valid JSON" in told
+    assert "50.00 ± 0.00 (2)" in told
+    assert "(1 of 2)" in told
+    assert (folder / "comparison.png").is_file()
+    for cell in cells[:2]:
+        (cell.run.folder / "metrics.jsonl").write_text("{}\n")
+    sweep_page.update(cells, states)
+    assert not (folder / "comparison.png").exists()
+    (parent,) = [run for run in runs_of(store, tmp_path.name) if "sakd.sweep" in run.data.tags]
+    assert parent.info.status == "FAILED"
+    assert parent.data.tags["mlflow.note.content"].count("damaged: ") == 3
+
+
 def test_a_sweep_is_no_run_to_compare_and_an_untracked_one_or_one_cell_has_no_page(store, tmp_path):  # noqa: F811
     cells = a_sweep(tmp_path, store, 0)
     assert asked_for(cells) is None
@@ -309,6 +348,19 @@ def test_cells_that_several_processes_send_at_once_have_one_parent(tmp_path):
 # ---- models
 
 
+def idle_worker(monkeypatch) -> tuple[Any, list[subprocess.Popen]]:
+    """A worker whose process takes work and never answers, and the processes that it has started."""
+    worker, started = model._Worker(), []
+
+    def start() -> subprocess.Popen:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(["sleep", "60"], **pipes))
+        return started[-1]
+
+    monkeypatch.setattr(worker, "_started", start)
+    return worker, started
+
+
 def test_who_only_looks_builds_no_network_that_names_code_of_others(store, tmp_path, monkeypatch):  # noqa: F811
     own, others = compose_config("student=resnet8")["student"], compose_config("student=torchvision_resnet18")
     assert model.is_of_sakd(own)
@@ -324,6 +376,26 @@ def test_who_only_looks_builds_no_network_that_names_code_of_others(store, tmp_p
     monkeypatch.setattr(model, "make", built.append)
     delivered(known, foreign)
     assert built == [known.folder]
+
+
+def test_a_process_that_makes_no_model_is_waited_for_no_longer_than_is_sensible(tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "MADE_WITHIN", 0.2)
+    worker, started = idle_worker(monkeypatch)
+    assert "was not made within 0 seconds" in worker.made(tmp_path)
+    assert [process.poll() for process in started] == [-signal.SIGKILL]
+
+
+def test_a_launch_that_ends_ends_the_process_that_makes_models_for_good(tmp_path, monkeypatch):
+    worker, started = idle_worker(monkeypatch)
+    told = []
+    waiting = threading.Thread(target=lambda: told.append(worker.made(tmp_path)))
+    waiting.start()
+    awaited(lambda: started)
+    worker.end()
+    waiting.join(20)
+    assert told == [worker.made(tmp_path)]
+    assert "the launch ended before" in told[0]
+    assert [process.poll() for process in started] == [-signal.SIGKILL]
 
 
 @pytest.mark.slow
@@ -406,15 +478,6 @@ WIDEST = """
     return found.length ? found[0] : null
 """
 ACCURACY = "metrics.`test/accuracy`"
-
-
-def awaited(ask: Callable[[], Any], seconds: float = 90.0) -> Any:
-    """What ``ask`` gives once that is anything."""
-    deadline = time.monotonic() + seconds
-    while not (found := ask()):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    return found
 
 
 def measured(run: Run, accuracy: float) -> Run:
