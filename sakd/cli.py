@@ -10,6 +10,7 @@ import click
 
 from sakd.credentials import hidden, remember, remember_typed
 from sakd.errors import ConfigError, SakdError
+from sakd.names import HEADLINE
 from sakd.signals import ended_in_order
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def _errors_told() -> Iterator[None]:
 )
 @click.option(
     "--metric",
-    default="test/accuracy",
+    default=HEADLINE,
     show_default=True,
     help="Of the last epoch; test/best_accuracy, loss/task.",
 )

@@ -15,6 +15,7 @@ from sakd.configuration import short_names
 from sakd.decisions import Recorded
 from sakd.errors import RunError, in_one_line
 from sakd.files import read_whole
+from sakd.names import HEADLINE
 from sakd.report.charts import PERCENT, Chart, Curve, chart
 from sakd.report.pictures import Picture, of_decisions
 from sakd.report.selection import Found
@@ -62,7 +63,7 @@ class Card:
     @property
     def accuracy(self) -> float | None:
         """On the test images, of the last epoch so far, percent; so are the next two."""
-        return self._measured("accuracy", "test/accuracy")
+        return self._measured("accuracy", HEADLINE)
 
     @property
     def best_accuracy(self) -> float | None:
@@ -154,7 +155,7 @@ def _end_of_log(run: Found) -> str:
 
 def _charts(metrics: Sequence[Metrics]) -> list[Chart]:
     """Accuracies, losses and kept shares over the epochs, as far as they were measured."""
-    keys = dict.fromkeys(["test/accuracy", *(key for line in metrics for key in line)])
+    keys = dict.fromkeys([HEADLINE, *(key for line in metrics for key in line)])
     accuracies = {key: key.removesuffix(ACCURACY) for key in keys if key.endswith(ACCURACY)}
     losses = {key: key.removeprefix("loss/") for key in keys if key.startswith("loss/")}
     shares = {key: key.removeprefix(KEPT) for key in keys if key.startswith(KEPT)}
@@ -185,7 +186,7 @@ def accuracies(told: Iterable[Card]) -> list[Chart]:
         curves = [
             Curve(
                 mode,
-                *_over_epochs(card.metrics, "test/accuracy"),
+                *_over_epochs(card.metrics, HEADLINE),
                 styles[mode],
                 f"{mode}, seed {card.names['seed']}",
             )

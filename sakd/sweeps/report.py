@@ -17,6 +17,7 @@ from sakd.configuration import Config, flatten, needs_teacher, short_names
 from sakd.configuration.compose import Overrides
 from sakd.credentials import hidden
 from sakd.errors import RunError
+from sakd.names import HEADLINE
 from sakd.runs import read_metrics, read_result
 from sakd.sweeps.launching import summary
 from sakd.sweeps.plan import Plan, PlannedRun
@@ -156,7 +157,7 @@ def _measured(cell: PlannedRun) -> tuple[str, str, str, str]:
         seconds = result["seconds"]
     else:
         lines = read_metrics(cell.run.folder)
-        accuracies = [line["test/accuracy"] for line in lines if "test/accuracy" in line]
+        accuracies = [line[HEADLINE] for line in lines if HEADLINE in line]
         done, last, best = len(lines), accuracies[-1] if accuracies else None, max(accuracies, default=None)
         seconds = sum(line["seconds"] for line in lines)
     told = ("" if accuracy is None else f"{accuracy:.2f}" for accuracy in (last, best))

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sakd.names import HEADLINE
 from sakd.runs import Metrics, is_locked, last_words, read_metrics
 from sakd.sweeps import submissions
 from sakd.sweeps.launchers import Queue, Queued, launcher_of
@@ -154,7 +155,7 @@ def _running(run: PlannedRun, job: Queued | None, log: str | None) -> Standing:
         log=log,
         epoch=len(lines),
         epochs=epochs,
-        accuracy=lines[-1].get("test/accuracy") if lines else None,
+        accuracy=lines[-1].get(HEADLINE) if lines else None,
         left=_left(lines, epochs),
     )
 

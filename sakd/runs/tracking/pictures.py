@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sakd.errors import RunError, in_one_line
 from sakd.files import explained, write_whole
+from sakd.names import HEADLINE
 from sakd.runs.record import FILE
 from sakd.runs.stored import Metrics
 
@@ -25,7 +26,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLES = ("-", "--", "-.", ":")
 WIDTH, HEIGHT, DOTS = 8.0, 2.6, 100  # inches of the picture and of each panel; dots per inch
 FONT = 10  # points
-LEADING = ("test/accuracy",)  # is drawn first
 FEW = 40  # epochs, each of which has a dot
 
 # Panels of the learning curves: how they are called, which metrics they show, and between which values.
@@ -41,11 +41,11 @@ def learning_curves(folder: Path, lines: Sequence[Metrics]) -> "Mapping[str, Fig
     from matplotlib.figure import Figure
 
     shown = []
-    measured = dict.fromkeys(key for line in lines for key in line)
+    measured = sorted(dict.fromkeys(key for line in lines for key in line), key=lambda key: key != HEADLINE)
     for label, belongs, limits in PANELS:
-        keys = [key for key in (*(key for key in LEADING if key in measured), *measured) if belongs(key)]
+        keys = [key for key in measured if belongs(key)]
         if keys:
-            shown.append((label, list(dict.fromkeys(keys)), limits))
+            shown.append((label, keys, limits))
     if not shown:
         return {}
     figure = Figure(figsize=(WIDTH, HEIGHT * len(shown)), layout="constrained")
