@@ -47,6 +47,7 @@ def sync(runs: Path, uri: str | None) -> None:
     To files, and to the servers that MLFLOW_TRACKING_URI, the configuration or --uri names, the latter with
     its password where it has one: credentials go to no server that the runs alone name.
     """
+    from sakd import sweep_page
     from sakd.configuration.compose import compose_one
     from sakd.runs.tracking import synchronise_all
     from sakd.terminal import start_logging
@@ -55,6 +56,7 @@ def sync(runs: Path, uri: str | None) -> None:
     remember(uri or "")
     with _errors_told():
         compose_one(())  # the store that the configuration names is known from here on
+    sweep_page.settle(runs)
     outcomes = synchronise_all(runs)
     failures = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Exception)}
     sent = sum(outcome for outcome in outcomes.values() if isinstance(outcome, int))

@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING
 from sakd.errors import ConfigError, SakdError, in_one_line
 from sakd.files import write_whole
 from sakd.names import HEADLINE
+from sakd.runs import last_words
 from sakd.runs.tracking import (
     Delivery,
     earlier_sweeps,
+    note_end,
     noted,
     seen_at,
     sweep_folder,
     sweep_name,
     sweep_overrides,
+    sweeps_going_on,
     view_of,
 )
-from sakd.sweeps import STATES, PlannedRun, number_of, report
+from sakd.sweeps import STATES, PlannedRun, any_goes_on, deciding, number_of, report
 
 if TYPE_CHECKING:
     from sakd.compare import Finished
@@ -52,6 +55,24 @@ def update(cells: Sequence[PlannedRun], states: Mapping[str, str]) -> dict[str, 
         log.warning("the sweep's page in MLflow is not up to date: %s", error)
     view = view_of(folder, uri)
     return {"see it": seen_at(folder, uri)} | ({} if view is None else {"best first": view})
+
+
+def settle(runs: Path) -> None:
+    """Note how those sweeps ended that a kill left as going on; `sakd sync` sends it."""
+    for folder, cells in sweeps_going_on(runs).items():
+        try:
+            with deciding(runs):  # none is being handed over
+                if not any_goes_on(cells, runs):
+                    note_end(folder, _status([_state(runs / cell) for cell in cells]))
+        except SakdError as error:
+            log.warning("%s: whether it goes on is not known: %s", sweep_name(folder), error)
+
+
+def _state(folder: Path) -> str:
+    """What has become of a cell that does not go on, by its folder alone."""
+    if (folder / "result.json").exists():
+        return "finished"
+    return "lost" if last_words(folder) is None else "failed"
 
 
 def _status(states: Sequence[str]) -> str:

@@ -30,7 +30,18 @@ from sakd.errors import ConfigError
 from sakd.runs import Run
 from sakd.runs.job import execute
 from sakd.runs.record import Recording
-from sakd.runs.tracking import Delivery, machine, model, note_sweep, page_of, pictures, seen_at, start_mirror
+from sakd.runs.tracking import (
+    Delivery,
+    machine,
+    model,
+    note_sweep,
+    noted,
+    page_of,
+    pictures,
+    seen_at,
+    start_mirror,
+    under_way,
+)
 from sakd.runs.tracking import page as pages
 from sakd.runs.tracking.store import VIEW_TAG, Store
 from sakd.sweeps import PlannedRun, report
@@ -260,6 +271,27 @@ def test_a_cell_stays_with_the_first_sweep_that_asked_for_it(store, tmp_path, ca
     with (later / "cells.csv").open() as rows:
         assert [row["sweep"] for row in csv.DictReader(rows)] == ["sweep seed=1,0", "sweep seed=1,0", ""]
     assert {"cells.csv", "report.html"} <= set(artifacts_of(store, parent))
+
+
+def test_sync_ends_a_sweep_that_was_killed_and_no_other(store, tmp_path):  # noqa: F811
+    cells = a_sweep(tmp_path, store, 0, 1)
+    folder = asked_for(cells, "seed=0,1")
+    finished(cells[0].run)
+
+    def settled() -> str:
+        sweep_page.settle(tmp_path / "runs")
+        return noted(folder)["status"]
+
+    with under_way(folder):  # between two cohorts, as on a terminal that is still there
+        assert settled() == "RUNNING"
+    with cells[1].run.locked():  # in a job
+        assert settled() == "RUNNING"
+    assert CliRunner().invoke(cli, ["sync", str(tmp_path / "runs")]).exit_code == 0
+    assert MlflowClient(store).get_run(noted(folder)["run_id"]).info.status == "KILLED"
+    asked_for(cells, "seed=0,1")
+    shutil.rmtree(cells[1].run.folder)
+    finished(cells[1].run)
+    assert settled() == "FINISHED"
 
 
 @pytest.mark.slow

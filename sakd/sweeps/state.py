@@ -78,6 +78,19 @@ def open_jobs(concerned: Iterable[Submission]) -> Queue:
     return found
 
 
+def any_goes_on(names: Collection[str], runs: Path) -> bool:
+    """True if a process works on one of these runs, or its job waits for its turn.
+
+    Raises a SakdError where a launcher does not answer.
+    """
+    if any(is_locked(runs / name / ".lock") for name in names):
+        return True
+    last = submissions.latest(submissions.read(runs))
+    found = {name: last[name] for name in names if name in last and not last[name].is_over(name)}
+    queue = open_jobs({submission.folder: submission for submission in found.values()}.values())
+    return any(submission.places[name] in queue for name, submission in found.items())
+
+
 def needed_elsewhere(names: Collection[str], besides: Collection[str], runs: Path) -> set[str]:
     """Find those of ``names`` that a job needs which is not over and has other runs than ``besides``, in any
     sweep."""

@@ -4,10 +4,13 @@ from sakd.runs.tracking.delivery import PREPARATION, Delivery, concluded, synchr
 from sakd.runs.tracking.notes import noted
 from sakd.runs.tracking.parents import (
     earlier_sweeps,
+    note_end,
     note_sweep,
     sweep_folder,
     sweep_name,
     sweep_overrides,
+    sweeps_going_on,
+    under_way,
 )
 from sakd.runs.tracking.store import finished_runs, is_a_file, is_refusal, open_command, reason
 from sakd.runs.tracking.sync import goes_on, page_of, seen_at, synchronise, view_of
@@ -23,6 +26,7 @@ __all__ = [
     "goes_on",
     "is_a_file",
     "is_refusal",
+    "note_end",
     "note_sweep",
     "noted",
     "open_command",
@@ -33,7 +37,9 @@ __all__ = [
     "sweep_folder",
     "sweep_name",
     "sweep_overrides",
+    "sweeps_going_on",
     "synchronise",
     "synchronise_all",
+    "under_way",
     "view_of",
 ]

@@ -12,14 +12,17 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from sakd.configuration import Config, parameters, short_names
 from sakd.credentials import hidden
 from sakd.errors import RunError
 from sakd.files import explained, read_json, with_checksum, write_whole
+from sakd.runs.run import is_locked
 from sakd.runs.tracking import page as pages
 from sakd.runs.tracking.notes import (
     note_delivered,
@@ -29,7 +32,7 @@ from sakd.runs.tracking.notes import (
     sending,
     update_state,
 )
-from sakd.runs.tracking.store import ENDS, Store
+from sakd.runs.tracking.store import ENDS, GOING_ON, Store
 from sakd.runs.tracking.waiting import StoreAwayError
 
 log = logging.getLogger("sakd")
@@ -40,6 +43,7 @@ UID = "sakd.sweep"  # the tag that a parent is found again by; runs have another
 PAGE = "sakd.page"  # the tag that tells which files have arrived
 LEAST = 2  # cells; one is a run like any other
 NAME = 100  # characters of a sweep's name
+LOCK = ".lock"  # held by a process that trains the cells
 FILES = ("comparison.png", "comparison.md", "comparison.csv", "cells.csv", "report.html")
 
 
@@ -72,6 +76,26 @@ def note_sweep(cells: Mapping[str, Config], overrides: Sequence[str]) -> Path | 
     except StoreAwayError as error:  # its page is being sent to a slow store
         log.warning("the sweep's page in MLflow is left as it was: %s", error)
     return folder
+
+
+@contextmanager
+def under_way(folder: Path | None) -> Iterator[None]:
+    """Train the cells of the sweep with this folder inside, in this process: it is known to go on."""
+    with ExitStack() as held:
+        if folder is not None:
+            with suppress(Timeout):  # another process trains them, too
+                held.enter_context(FileLock(folder / LOCK).acquire(timeout=0))
+        yield
+
+
+def sweeps_going_on(runs: Path) -> dict[Path, list[str]]:
+    """Folders of sweeps that no end is noted of and that no process is known to train, and their cells."""
+    found = {}
+    for folder in folders(runs):
+        with suppress(RunError):  # a damaged note is told when the sweep is to be sent
+            if noted(folder).get("status") in GOING_ON and not is_locked(folder / LOCK):
+                found[folder] = _sweep(folder)["cells"]
+    return found
 
 
 def _note(folder: Path, cells: Mapping[str, Config], overrides: Sequence[str]) -> None:
