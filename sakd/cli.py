@@ -300,8 +300,9 @@ def spots(
     are listed that the policy of one finished run, without noise, sends past a spot or does not; with --spot
     and --never or --always the training images that one run distilled there in no epoch, or in all.
     """
+    from sakd.configuration import find_run
     from sakd.decisions import beside, chosen, text
-    from sakd.runs.find import find_run, read_recorded
+    from sakd.runs.find import read_recorded
 
     with _errors_told():
         asked = chosen.wanted(split, spot, skipped, never, form)
@@ -400,14 +401,9 @@ def _write(output: Path, contents: "dict[str, bytes]") -> None:
     help="The file for the page.",
 )
 @click.option(
-    "--from",
-    "source",
-    type=click.Path(path_type=Path),
-    default="runs",
-    show_default=True,
-    help="The folder of runs.",
+    "--from", "source", type=click.Path(path_type=Path), help="The folder of runs.  [default: runs]"
 )
-def report(words: tuple[str, ...], output: Path, source: Path) -> None:
+def report(words: tuple[str, ...], output: Path, source: Path | None) -> None:
     """Write a page about runs that opens without a network and can be sent: comparison, curves, spots,
     configurations, teachers, and what went wrong.
 
@@ -418,8 +414,11 @@ def report(words: tuple[str, ...], output: Path, source: Path) -> None:
 
     with _errors_told():
         check_output(output)
-        is_sweep = any(word.startswith("sweeps=") for word in words)
-        write_report(of_sweep(_planned(words)) if is_sweep else of_folder(source, words), output)
+        if any(word.startswith("sweeps=") for word in words):
+            _refuse_beside("sweeps=…, whose runs are where runs=… says", {"--from": source})
+            write_report(of_sweep(_planned(words)), output)
+        else:
+            write_report(of_folder(source or Path("runs"), words), output)
     click.echo(str(output))
 
 

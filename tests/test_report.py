@@ -309,6 +309,7 @@ def test_runs_are_chosen_by_name_and_by_the_filters_of_compare(runs):
         (["spot_mode=fixed", "seed=2"], "seed: found '2', expected one of 0, 1"),
         (["spotmode=fixed"], "spotmode: no such key in the runs' configurations. Did you mean 'spot_mode'?"),
         (["elsewhere"], "elsewhere: found no such run"),
+        (["sweeps=digits"], "--from: found --from="),
         (["--from", "nowhere"], "--from: found 'nowhere', expected a folder of runs"),
         (
             ["--output", "nowhere/page.html"],

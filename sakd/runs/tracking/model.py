@@ -179,15 +179,13 @@ def _outcome(folder: Path) -> str | None:
 
 
 def _make(folder: Path) -> None:
-    import yaml
-
-    from sakd.configuration import build
+    from sakd.configuration import build, read_config
     from sakd.errors import CheckpointError
     from sakd.networks.checkpoints import load_weights, parse_weights
     from sakd.runs.stored import read_result
 
     weights = folder / "student.safetensors"
-    config, result = yaml.safe_load((folder / "config.yaml").read_bytes()), read_result(folder)
+    config, result = read_config(folder), read_result(folder)
     raw = weights.read_bytes()
     if hashlib.sha256(raw).hexdigest() != result["student_sha256"]:
         raise CheckpointError(

@@ -10,11 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sakd.configuration import Config, parameters, teacher_of, tracked_apart
+from sakd.configuration import Config, parameters, read_config, teacher_of, tracked_apart
 from sakd.errors import RunError
 from sakd.files import explained
 from sakd.runs.run import Run
-from sakd.runs.stored import Metrics, read_config, read_metrics, read_result
+from sakd.runs.stored import Metrics, read_metrics, read_result
 from sakd.runs.tracking import machine, model, parents, pictures
 from sakd.runs.tracking import page as pages
 from sakd.runs.tracking.notes import (
