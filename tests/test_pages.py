@@ -218,6 +218,15 @@ def test_system_metrics_arrive_each_once_also_where_a_run_goes_on(store, tmp_pat
     assert "system/system_memory_usage_megabytes" in found.data.metrics
 
 
+def test_a_run_goes_on_where_its_machine_cannot_be_sampled(tmp_path, said):  # noqa: F811
+    pytest.importorskip("psutil")
+    (tmp_path / machine.FILE).symlink_to("/etc/passwd")
+    sampling = machine.Sampling(tmp_path)
+    awaited(lambda: "no system metrics: " in said.text)
+    assert f"{machine.FILE}: found a link" in said.text
+    sampling.end()
+
+
 # ---- sweeps
 
 
@@ -341,6 +350,28 @@ def test_a_damaged_note_of_a_sweep_is_told_and_its_cells_are_sent(store, tmp_pat
     assert told.exit_code == 1
     assert "sweep.json: found no valid JSON" in told.output
     assert "Traceback" not in told.output
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("overrides", "seed=0"),
+        ("cells", None),
+        ("cells", ["../elsewhere"]),
+        ("cells", [1]),
+        ("parameters", {"seed": 1}),
+        ("time", "now"),
+    ],
+)
+def test_a_note_of_a_sweep_is_held_to_what_it_must_hold(tmp_path, key, value):
+    folder = asked_for(a_sweep(tmp_path, f"sqlite:///{tmp_path}/mlflow.db", 0, 1), "seed=0,1")
+    sweep = json.loads((folder / "sweep.json").read_text())
+    del sweep["sha256"], sweep[key]
+    (folder / "sweep.json").write_text(json.dumps(sweep if value is None else sweep | {key: value}))
+    told = str(Delivery().bring_sweep(folder))
+    found = "nothing" if value is None else repr(value)
+    assert told.startswith(f"{folder}/sweep.json: found {found} for {key}, expected "), told
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 PROCESS = """

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,16 @@ PAGE = "sakd.page"  # the tag that tells which files have arrived
 LEAST = 2  # cells; one is a run like any other
 NAME = 100  # characters of a sweep's name
 LOCK = ".lock"  # held by a process that trains the cells
+# What each key of sweep.json must be, in words.
+NOTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "overrides": ("words", lambda value: _are_texts(value)),
+    "cells": (
+        "names of runs",
+        lambda value: _are_texts(value) and all(Path(name).name == name for name in value),
+    ),
+    "parameters": ("texts by name", lambda value: isinstance(value, dict) and _are_texts([*value.values()])),
+    "time": ("seconds since 1970", lambda value: type(value) in (int, float)),
+}
 FILES = ("comparison.png", "comparison.md", "comparison.csv", "cells.csv", "report.html")
 
 
@@ -130,7 +140,7 @@ def _owners(runs: Path, state: Mapping[str, Any]) -> dict[str, Path]:
     """Folders of the first sweeps that asked for runs, by run, in the store and experiment of ``state``."""
     found = []
     for folder in folders(runs):
-        with suppress(RunError, KeyError):  # a damaged note is told when the sweep is to be sent
+        with suppress(RunError):  # a damaged note is told when the sweep is to be sent
             sweep, own = _sweep(folder), noted(folder)
             if sweep is not None and _place(own) == _place(state):
                 found.append((sweep["time"], folder, sweep["cells"]))
@@ -219,12 +229,23 @@ def note_end(folder: Path, status: str) -> None:
         note_status(folder, status)
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
 def _read_text(path: Path) -> str:
     return path.read_text() if path.is_file() and not path.is_symlink() else ""
 
 
 def _sweep(folder: Path) -> dict[str, Any] | None:
-    return read_json(folder / "sweep.json")
+    """What is noted of a sweep; None where nothing is. Raises RunError if it is damaged or foreign."""
+    path = folder / "sweep.json"
+    sweep = read_json(path)
+    for key, (expected, fits) in () if sweep is None else NOTED.items():
+        if key not in sweep or not fits(sweep[key]):
+            found = f"{sweep[key]!r:.60}" if key in sweep else "nothing"
+            raise RunError(f"{path}: found {found} for {key}, expected {expected}; move the file away")
+    return sweep
 
 
 def _sweep_or_none(folder: Path) -> dict[str, Any] | None:
