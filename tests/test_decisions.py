@@ -494,6 +494,7 @@ def test_images_are_shown_unasked_where_they_are_small_at_hand_and_read_by_no_ot
     assert len(built) == 1
     for keys in (
         {"image_size": 64},
+        {"image_size": "8"},
         {"_target_": "os.system"},
         {"_target_": "sakd.data.digits.os"},
         {"more": [{"_target_": "os.system"}]},

@@ -50,7 +50,8 @@ def small_images(run: Recorded) -> Images | None:
     None where that is not so, and where others' code would have to read them.
     """
     node = run.config["dataset"]
-    if node["image_size"] > SMALL or not _is_of_sakd(node):
+    size = node.get("image_size")
+    if not isinstance(size, int) or size > SMALL or not _is_of_sakd(node):
         return None
     try:
         return images_of(run, "train")
