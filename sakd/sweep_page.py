@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sakd.errors import ConfigError, SakdError, in_one_line
 from sakd.files import write_whole
 from sakd.names import HEADLINE
-from sakd.runs import last_words
+from sakd.runs import last_metrics, last_words, read_result
 from sakd.runs.tracking import (
     Delivery,
     earlier_sweeps,
@@ -45,11 +45,11 @@ def update(cells: Sequence[PlannedRun], states: Mapping[str, str]) -> dict[str, 
     if folder is None or not (folder / "sweep.json").exists():  # it was launched by an earlier version
         return {}
     uri = cells[0].run.config["tracking"]["uri"]
-    compared, damaged = _read(cells, states)
+    damaged = _damaged(cells, states)
     states = {**states, **dict.fromkeys(damaged, "failed")}
     status = _status(states.values())
     try:
-        if _write(folder, cells, states, compared, damaged) or noted(folder).get("delivered") != status:
+        if _write(folder, cells, states, damaged) or noted(folder).get("delivered") != status:
             Delivery().conclude_sweep(folder, status)
     except SakdError as error:
         log.warning("the sweep's page in MLflow is not up to date: %s", error)
@@ -75,6 +75,18 @@ def _state(folder: Path) -> str:
     return "lost" if last_words(folder) is None else "failed"
 
 
+def _damaged(cells: Sequence[PlannedRun], states: Mapping[str, str]) -> dict[str, str]:
+    """What is wrong with the results and measurements of finished cells, by name."""
+    found = {}
+    for cell in cells:
+        if states[cell.name] == "finished":
+            try:
+                read_result(cell.run.folder), last_metrics(cell.run.folder)
+            except SakdError as error:
+                found[cell.name] = in_one_line(error)
+    return found
+
+
 def _status(states: Sequence[str]) -> str:
     """How the sweep stands, in MLflow's words."""
     found = {*states}
@@ -88,13 +100,9 @@ def _write(
     folder: Path,
     cells: Sequence[PlannedRun],
     states: Mapping[str, str],
-    runs: "Sequence[Finished]",
     damaged: Mapping[str, str],
 ) -> bool:
-    """Write the page's files; False, and nothing, if nothing has changed.
-
-    ``runs``: that may be compared; ``damaged``: what is wrong with others, by name.
-    """
+    """Write the page's files; False, and nothing, if nothing has changed. ``damaged``: cells, and why."""
     earlier = earlier_sweeps(folder)
     rows = [
         {"name": cell.name, **row, "sweep": earlier.get(cell.name, "")}
@@ -105,6 +113,7 @@ def _write(
     before = path.read_text() if path.is_file() else ""
     if table == before and (folder / "description.md").is_file():
         return False
+    runs, others = _read(cells, states)
     compared = _compare(folder, cells, runs)
     if "finished" in states.values():
         from sakd.report import of_cells, write_report  # with pandas and more, which take seconds
@@ -115,7 +124,7 @@ def _write(
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     parts = [
         f"**{sweep_name(folder)}**: {number_of(len(cells), 'cell')}, {told}.",
-        "\n".join(f"- Left out, since it is damaged: {what}" for what in damaged.values()),
+        "\n".join(f"- Left out, since it is damaged: {what}" for what in {**damaged, **others}.values()),
         compared,
         f"`cells.csv` lists all cells; `{_command(folder, cells)}` shows this on a terminal.",
         _told_of_earlier(earlier),
@@ -177,7 +186,7 @@ def _compare(folder: Path, cells: Sequence[PlannedRun], runs: "Sequence[Finished
 
 
 def _read(cells: Sequence[PlannedRun], states: Mapping[str, str]) -> "tuple[list[Finished], dict[str, str]]":
-    """Cells that are finished and may be compared, and what is wrong with damaged ones, by name."""
+    """Cells that are finished and may be compared, and what is wrong with others, by name."""
     from sakd.compare import read_folder
 
     found, damaged = [], {}
