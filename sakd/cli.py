@@ -12,12 +12,15 @@ from click.shell_completion import BashComplete
 
 from sakd.credentials import hidden, remember, remember_typed
 from sakd.errors import ConfigError, SakdError, did_you_mean
+from sakd.names import HEADLINE
 from sakd.signals import ended_in_order
 
 if TYPE_CHECKING:
     from sakd.compare import Finished
     from sakd.decisions import Recorded, Together
     from sakd.sweeps import Plan
+
+LAST = 5  # epochs of which `sakd spots` tells how a run decided in the end
 
 
 LAUNCHES = "sakd.launches"
@@ -96,6 +99,7 @@ def sync(runs: Path, uri: str | None) -> None:
     To files, and to the servers that MLFLOW_TRACKING_URI, the configuration or --uri names, the latter with
     its password where it has one: credentials go to no server that the runs alone name.
     """
+    from sakd import sweep_page
     from sakd.configuration.compose import compose_one
     from sakd.runs.tracking import synchronise_all
     from sakd.terminal import start_logging
@@ -104,6 +108,7 @@ def sync(runs: Path, uri: str | None) -> None:
     remember(uri or "")
     with _errors_told():
         compose_one(())  # the store that the configuration names is known from here on
+    sweep_page.settle(runs)
     outcomes = synchronise_all(runs)
     failures = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Exception)}
     sent = sum(outcome for outcome in outcomes.values() if isinstance(outcome, int))
@@ -199,8 +204,8 @@ def retry(overrides: tuple[str, ...]) -> None:
             )
         standings = sweeps.launch(planned, ("failed", "lost"))
         if standings is not None:
-            see_it = sweep_page.update(planned.cells, report.states_of(planned, standings))
-            report.conclude_launch(planned, standings, see_it)
+            shown = sweep_page.update(planned.cells, report.states_of(planned, standings))
+            report.conclude_launch(planned, standings, shown)
 
 
 @main.command()
@@ -245,7 +250,7 @@ def _errors_told() -> Iterator[None]:
 )
 @click.option(
     "--metric",
-    default="test/accuracy",
+    default=HEADLINE,
     show_default=True,
     help="Of the last epoch; test/best_accuracy, loss/task.",
 )
@@ -316,9 +321,7 @@ def _compared(source: str, filters: tuple[str, ...]) -> "tuple[list[Finished], l
 @main.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--from", "folder", type=click.Path(path_type=Path), default="runs", help="A folder of runs.")
-@click.option(
-    "--last", type=click.IntRange(min=1), default=5, show_default=True, help="Epochs that count as the last."
-)
+@click.option("--last", type=click.IntRange(min=1), help="Epochs that count as the last.  [default: 5]")
 @click.option("--epochs", help="Look at these alone: 1-5, or 7.")
 @click.option("--across-spots", "across", is_flag=True, help="Compare different spots, too.")
 @click.option(
@@ -329,39 +332,46 @@ def _compared(source: str, filters: tuple[str, ...]) -> "tuple[list[Finished], l
 @click.option("--split", type=click.Choice(["train", "test"]), help="List images of this split.")
 @click.option("--spot", help="The spot of the list.")
 @click.option("--skipped/--kept", "skipped", default=None, help="Those sent past the spot, or the others.")
+@click.option("--never/--always", "never", default=None, help="Those distilled in no epoch, or in all.")
 @click.option("--format", "form", type=click.Choice(["text", "csv", "json"]), help="Of the list.")
 def spots(
     runs: tuple[str, ...],
     folder: Path,
-    last: int,
+    last: int | None,
     epochs: str | None,
     across: bool,
     output: Path | None,
     split: str | None,
     spot: str | None,
     skipped: bool | None,
+    never: bool | None,
     form: str | None,
 ) -> None:
     """See where runs distil: for whom, when, and beside what random would.
 
     RUN is a run's folder, its name in the folder of runs, or the beginning of its name. Of several runs it is
     told whether they agree on samples beyond chance. With --split, --spot and --skipped or --kept the images
-    are listed that the policy of one finished run, without noise, sends past a spot or does not.
+    are listed that the policy of one finished run, without noise, sends past a spot or does not; with --spot
+    and --never or --always the training images that one run distilled there in no epoch, or in all.
     """
+    from sakd.configuration import find_run
     from sakd.decisions import beside, chosen, text
-    from sakd.runs.find import find_run, read_recorded
+    from sakd.runs.find import read_recorded
 
     with _errors_told():
-        is_list = _is_list({"--split": split, "--spot": spot, "--skipped or --kept": skipped}, form)
-        if is_list and (len(runs) > 1 or output is not None):
-            found = f"{len(runs)} runs" if len(runs) > 1 else f"--output={output}"
-            raise ConfigError(f"--split: found {found}, expected one run, whose images are listed here")
+        asked = chosen.wanted(split, spot, skipped, never, form)
+        if asked is not None:
+            if len(runs) > 1:
+                raise ConfigError(f"--spot: found {len(runs)} runs, expected one, whose images are listed")
+            others = {"--output": output, "--last": last, "--across-spots": across or None}
+            _refuse_beside(f"--{asked.which}", others | {"--epochs": epochs if asked.by_policy else None})
+        last = last or LAST
         found = [read_recorded(find_run(called, folder)) for called in runs]
         if epochs is not None:
             found = [run.within(*_span(epochs)) for run in found]
-        if is_list:
-            listed = chosen.choose(found[0], split, spot, kept=not skipped)
-            click.echo(chosen.FORMATS[form or "text"](listed, _files(found[0], split)), nl=False)
+        if asked is not None:
+            listed = chosen.choose(found[0], asked)
+            click.echo(chosen.FORMATS[form or "text"](listed, _files(found[0], asked.split)), nl=False)
         elif len(found) == 1 and not across:
             click.echo(text.of_one(found[0], last), nl=False)
             if output is not None:
@@ -381,15 +391,12 @@ def _span(epochs: str) -> tuple[int, int]:
     return int(found[1]), int(found[2] or found[1])
 
 
-def _is_list(asked: "dict[str, str | bool | None]", form: str | None) -> bool:
-    """True if images are to be listed; raises ConfigError for a part of what says which."""
-    given = [name for name, value in asked.items() if value is not None]
-    missing = [name for name, value in asked.items() if value is None]
-    if missing and (given or form is not None):
-        raise ConfigError(
-            f"{missing[0]}: found none, expected one beside {' and '.join(given) or '--format'}"
-        )
-    return not missing
+def _refuse_beside(what: str, options: "dict[str, object]") -> None:
+    """Raise ConfigError for an option that is given beside what takes none such."""
+    for name, value in options.items():
+        if value is not None:
+            given = "" if value is True else f"={value}"
+            raise ConfigError(f"{name}: found {name}{given} beside {what}, expected it without")
 
 
 def _files(run: "Recorded", split: str) -> list[str] | None:
@@ -417,9 +424,14 @@ def _draw(run: "Recorded", output: Path) -> None:
 def _draw_together(together: "Together", output: Path) -> None:
     from sakd.decisions import pictures
 
-    table = together.pairs.drop(columns=["left", "right"]).to_csv(index=False).encode()
-    contents = pictures.contents({"agreement": pictures.draw_agreement(together)})
-    _write(output, {"agreement.csv": table} | contents)
+    tables = {"agreement": together.pairs.drop(columns=["left", "right"]), "random": together.random}
+    figures = {
+        "agreement": pictures.draw_agreement(together),
+        "random": pictures.draw_beside_random(together),
+    }
+    drawn = {name: figure for name, figure in figures.items() if figure is not None}
+    written = {f"{name}.csv": table.to_csv(index=False).encode() for name, table in tables.items()}
+    _write(output, written | pictures.contents(drawn))
 
 
 def _write(output: Path, contents: "dict[str, bytes]") -> None:
@@ -443,14 +455,9 @@ def _write(output: Path, contents: "dict[str, bytes]") -> None:
     help="The file for the page.",
 )
 @click.option(
-    "--from",
-    "source",
-    type=click.Path(path_type=Path),
-    default="runs",
-    show_default=True,
-    help="The folder of runs.",
+    "--from", "source", type=click.Path(path_type=Path), help="The folder of runs.  [default: runs]"
 )
-def report(words: tuple[str, ...], output: Path, source: Path) -> None:
+def report(words: tuple[str, ...], output: Path, source: Path | None) -> None:
     """Write a page about runs that opens without a network and can be sent: comparison, curves, spots,
     configurations, teachers, and what went wrong.
 
@@ -461,8 +468,11 @@ def report(words: tuple[str, ...], output: Path, source: Path) -> None:
 
     with _errors_told():
         check_output(output)
-        is_sweep = any(word.startswith("sweeps=") for word in words)
-        write_report(of_sweep(_planned(words)) if is_sweep else of_folder(source, words), output)
+        if any(word.startswith("sweeps=") for word in words):
+            _refuse_beside("sweeps=…, whose runs are where runs=… says", {"--from": source})
+            write_report(of_sweep(_planned(words)), output)
+        else:
+            write_report(of_folder(source or Path("runs"), words), output)
     click.echo(str(output))
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from sakd.configuration import build
+from sakd.configuration import build, read_config
 from sakd.errors import CheckpointError, RunError
 from sakd.files import write_whole
 from sakd.networks.checkpoints import load_weights, parse_weights, shared_weights
-from sakd.runs import read_config, read_result
+from sakd.runs import read_result
 
 
 def export_checkpoint(run: Path, output: Path) -> None:

@@ -10,6 +10,7 @@ UNSPEAKABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # co
 LONGEST = 250  # characters of MLflow's names
 LONGEST_FOLDER = 225  # bytes of a folder's name, of 255: files are called after it, with endings
 INSTEAD = "_"
+HEADLINE = "test/accuracy"  # the measurement by which runs are told and compared: of the last epoch, percent
 
 
 def safe(name: str) -> str:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sakd.credentials import hidden
+from sakd.names import HEADLINE
 
 # Between two looks at the device's measurements: each waits for it, and stops a run whose loss is not finite.
 SECONDS_BETWEEN, SECONDS_WITHOUT_TERMINAL = 0.5, 10.0
@@ -141,7 +142,7 @@ class Watch:
         """Take in an epoch's measurements."""
         member = self._advanced(name, int(metrics["epoch"]))
         member.losses = _losses(metrics)
-        if "test/accuracy" in metrics:  # a pretraining measures none
+        if HEADLINE in metrics:  # a pretraining measures none
             member.accuracy = f"test {metrics['test/accuracy']:.2f} %"
         if self.lines is None:
             seconds = f"{metrics['seconds']:.1f} s"

@@ -1,9 +1,11 @@
 """What spot modes decided: numbers against plain formulas, text and pictures of records made for it."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -90,7 +92,7 @@ def write(folder, kept, *, finished=True, learns=True, labels=LABELS, spots=SPOT
     config = {
         "seed": called.pop("seed", 0),
         "epochs": epochs if finished else 240,
-        "dataset": {"name": "digits"},
+        "dataset": {"name": "digits", "_target_": "sakd.data.digits"},
         "teacher": {"name": "resnet20"},
         "student": {"name": "resnet8"},
         "distiller": {"name": called["distiller"], "losses": {"at": {}}},
@@ -277,6 +279,44 @@ def test_some_epochs_can_be_looked_at_alone(tmp_path):
     assert "always kept (nothing was chosen)" in command("--from", tmp_path, "whole", "--epochs", "7")
 
 
+def without_its_end(folder):
+    """A finished run of nine epochs, at whose end the record was off."""
+    other = write(folder.parent / "other", chosen(1))
+    for name in ("config.yaml", "result.json"):
+        content = (other / name).read_text().replace("epochs: 8", "epochs: 9")
+        (folder / name).write_text(content)
+    shutil.rmtree(other)
+    return folder
+
+
+def test_a_finished_run_whose_record_was_off_at_its_end_is_told_as_finished(tmp_path):
+    run = read_recorded(without_its_end(write(tmp_path / "run", chosen(1), finished=False)))
+    told = text.of_one(run, 5)
+    assert "8 epochs recorded, of 9" in told
+    assert "record_spots=false at its end" in told
+    assert not re.search("so far|Not finished", told)
+
+
+@pytest.mark.parametrize("which", ["never", "always"])
+def test_samples_that_a_spot_never_or_always_distils_are_named_and_listed(tmp_path, which):
+    kept = chosen(1, epochs=4)
+    folder = write(tmp_path / "run", kept, finished=False)
+    expected = np.flatnonzero(kept[:, 1].all(0) if which == "always" else ~kept[:, 1].any(0))
+    assert len(expected) > text.NAMED
+    named = ", ".join(f"{place} ({LABELS[place]})" for place in expected[: text.NAMED])
+    told = command(folder)
+    assert re.search(rf"^stage2 +{which} +{len(expected)} +{re.escape(named)}$", told, re.MULTILINE)
+    asked = (folder, "--spot", "stage2", f"--{which}", "--format")
+    rows = list(csv.DictReader(io.StringIO(command(*asked, "csv"))))
+    assert [(int(row["index"]), int(row["label"])) for row in rows] == [
+        (place, LABELS[place]) for place in expected
+    ]
+    content = json.loads(command(*asked, "json"))
+    assert (content["distilled"], content["of"], len(content["images"])) == (which, SAMPLES, len(expected))
+    early = json.loads(command(*asked, "json", "--epochs", "1-2"))
+    assert (early["epochs"], len(early["images"]) > len(expected)) == ([1, 2], True)
+
+
 # ---- several runs
 
 
@@ -335,6 +375,25 @@ def test_agreement_is_drawn_as_a_matrix_for_each_spot(several):
     assert matrix.mask.tolist() == [[i == j or 4 in (i, j) for j in range(5)] for i in range(5)]
     everything = pictures.draw_agreement(beside(several[:2], 5, across=True))
     assert everything.axes[0].images[0].get_array().shape == (6, 6)
+
+
+def test_what_is_kept_is_drawn_beside_random_with_the_same_rates(several, tmp_path):
+    """Dots of what chooses by the sample lie beyond random's bars, those of what draws within; what keeps all
+    has no line."""
+    spread, by_class, changes = pictures.draw_beside_random(beside(several, 5)).axes
+    names = [label.get_text() for label in spread.get_yticklabels()]
+    assert names == [f"{group} {spot}" for group in ("at adaptive", "sp adaptive") for spot in SPOTS]
+    within = {axis: [] for axis in (spread, by_class, changes)}
+    for axis, inside in within.items():
+        for bar, dots in zip(axis.patches, axis.lines, strict=True):
+            low, high = bar.get_x(), bar.get_x() + bar.get_width()
+            inside.append([low < found < high for found in dots.get_xdata()])
+    for axis in (spread, changes):
+        assert within[axis][:3] == [[False] * 3] * 3
+    assert [len(dots) for dots in within[by_class]] == [3] * 3 + [1] * 3
+    assert np.sum([inside[3:] for inside in within.values()]) >= 8
+    constant = [several[4], recorded(tmp_path / "all1", np.ones((2, 1, SAMPLES), bool), spot_mode="fixed")]
+    assert pictures.draw_beside_random(beside(constant, 5)) is None
 
 
 # ---- pictures
@@ -418,6 +477,32 @@ def test_the_command_shows_the_samples_of_the_runs_own_data(on_digits, tmp_path,
     assert f"{run.record.labels[places[0]]}  {rates[places[0]]:.0%}" in told
 
 
+def test_images_are_shown_unasked_where_they_are_small_at_hand_and_read_by_no_other_code(
+    on_digits, monkeypatch
+):
+    run = read_recorded(on_digits[0])
+    assert len(samples.small_images(run)) == 240
+
+    def changed(**keys) -> Recorded:
+        return dataclasses.replace(run, config=run.config | {"dataset": run.config["dataset"] | keys})
+
+    assert samples.small_images(dataclasses.replace(run, data_sha256="d" * 64)) is None
+    assert samples.small_images(changed(train_samples=239)) is None
+    built = []
+    monkeypatch.setattr(samples, "images_of", lambda *asked: built.append(asked))
+    samples.small_images(changed())
+    assert len(built) == 1
+    for keys in (
+        {"image_size": 64},
+        {"image_size": "8"},
+        {"_target_": "os.system"},
+        {"_target_": "sakd.data.digits.os"},
+        {"more": [{"_target_": "os.system"}]},
+    ):
+        assert samples.small_images(changed(**keys)) is None
+    assert len(built) == 1
+
+
 def test_where_the_data_are_not_at_hand_a_line_says_so_and_the_rest_is_drawn(
     on_digits, tmp_path, monkeypatch
 ):
@@ -439,6 +524,8 @@ def test_several_runs_leave_a_matrix_and_a_table_of_all_pairs(several, tmp_path,
     assert "3 runs of one data set" in told
     with (tmp_path / "drawn/agreement.csv").open() as file:
         rows = list(csv.DictReader(file))
+    with (tmp_path / "drawn/random.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 9
     assert len(rows) == 9
     assert {row["differ"] for row in rows} == {"seed", "distiller", "distiller, seed"}
     assert {path.suffix for path in (tmp_path / "drawn").iterdir()} == {".csv", ".png", ".svg"}
@@ -497,6 +584,7 @@ def runs(tmp_path):
     write(tmp_path / "under-way", chosen(1, epochs=3), finished=False)
     write(tmp_path / "others", chosen(1), labels=LABELS[::-1].copy(), finished=False)
     write(tmp_path / "fewer", chosen(1)[:, :, :100], labels=LABELS[:100], finished=False)
+    without_its_end(write(tmp_path / "off", chosen(1), finished=False))
     write(tmp_path / "without", chosen(1))
     (tmp_path / "without/spots.npz").unlink()
     path = write(tmp_path / "damaged", chosen(1)) / "spots.npz"
@@ -506,6 +594,7 @@ def runs(tmp_path):
 
 
 TEST = ("--split", "test", "--spot", "stage2", "--kept")
+NEVER = ("--spot", "stage2", "--never")
 
 
 @pytest.mark.parametrize(
@@ -526,19 +615,44 @@ TEST = ("--split", "test", "--spot", "stage2", "--kept")
             r"fewer: found 100 training samples, expected 240 training samples as in good-1",
         ),
         (("good-1", "good-2"), r"good-2: found images with checksum eee.*, expected .*ddd.* as in good-1"),
-        (("good-1", "under-way", *TEST), r"--split: found 2 runs, expected one"),
-        (("good-1", *TEST, "--output", "x"), r"--split: found --output=x, expected one run"),
+        (("good-1", "under-way", *TEST), r"--spot: found 2 runs, expected one"),
+        (
+            ("good-1", *TEST, "--output", "x"),
+            r"--output: found --output=x beside --kept, expected it without",
+        ),
+        (("good-1", *TEST, "--last", "3"), r"--last: found --last=3 beside --kept, expected it without"),
+        (
+            ("good-1", *TEST, "--epochs", "3"),
+            r"--epochs: found --epochs=3 beside --kept, expected it without",
+        ),
+        (
+            ("good-1", *NEVER, "--across-spots"),
+            r"--across-spots: found --across-spots beside --never, expected it without",
+        ),
+        (("good-1", *TEST, "--never"), r"--never: found --kept beside it, expected one of them"),
+        (
+            ("good-1", *NEVER[:-1], "--split", "test", "--always"),
+            r"--split: found test, expected train beside",
+        ),
+        (("good-1", "--never"), r"--spot: found none, expected one beside --never"),
         (
             ("good-1", *TEST[:-3], "--spot", "stage9", "--kept"),
             r"--spot: found 'stage9', .*Did you mean 'stage2'",
         ),
-        (("good-1", *TEST[:-1]), r"--skipped or --kept: found none, expected one beside --split and --spot"),
-        (("good-1", "--spot", "stage2"), r"--split: found none, expected one beside --spot"),
-        (("good-1", "--format", "csv"), r"--split: found none, expected one beside --format"),
+        (
+            ("good-1", *TEST[:-1]),
+            r"--skipped, .* --always: found none, expected one beside --split and --spot",
+        ),
+        (
+            ("good-1", "--spot", "stage2", "--kept"),
+            r"--split: found none, expected one beside --spot and --kept",
+        ),
+        (("good-1", "--format", "csv"), r"--skipped, .* --always: found none, expected one beside --format"),
         (("good-1", "--epochs", "9-12"), r"--epochs: found 9-12, expected some of 1 to 8, which good-1 has"),
         (("good-1", "--epochs", "last"), r"--epochs: found 'last', expected the number of an epoch, or two"),
         (("under-way", *TEST), r"under-way: found 3 epochs so far, of 240, expected a finished run"),
         (("fixed", *TEST), r"fixed: found spot_mode=fixed, expected a mode that learns"),
+        (("off", *TEST), r"off: found 8 epochs recorded, of 9, expected one that has a record at its end"),
     ],
 )
 def test_what_cannot_be_looked_at_is_told_in_one_line(runs, arguments, told):

@@ -1,6 +1,7 @@
 """What MLflow's pages show of a run and of a sweep: in real stores, on a real server, in a real browser."""
 
 import csv
+import io
 import json
 import logging
 import os
@@ -8,14 +9,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
 from sakd import sweep_page
 from sakd.cli import main as cli
@@ -23,10 +29,22 @@ from sakd.configuration import build
 from sakd.errors import ConfigError
 from sakd.runs import Run
 from sakd.runs.job import execute
-from sakd.runs.tracking import Delivery, machine, model, note_sweep, page_of, pictures, seen_at, start_mirror
+from sakd.runs.record import Recording
+from sakd.runs.tracking import (
+    Delivery,
+    machine,
+    model,
+    note_sweep,
+    noted,
+    page_of,
+    pictures,
+    seen_at,
+    start_mirror,
+    under_way,
+)
 from sakd.runs.tracking import page as pages
 from sakd.runs.tracking.store import VIEW_TAG, Store
-from sakd.sweeps import PlannedRun
+from sakd.sweeps import PlannedRun, report
 from tests.browser import browser  # noqa: F401
 from tests.conftest import ROOT, TINY, compose_config
 from tests.servers import MlflowServer
@@ -39,10 +57,19 @@ def _drawn(monkeypatch):
     monkeypatch.setenv("SAKD_TRACKING_PICTURES", "true")
 
 
-def delivered(*runs: Run) -> None:
-    Delivery().catch_up(*runs)
+def delivered(*runs: Run, patience: float | None = None) -> None:
+    Delivery(patience).catch_up(*runs)
     for run in runs:
         assert note(run)["delivered"] == "FINISHED"
+
+
+def awaited(ask: Callable[[], Any], seconds: float = 90.0) -> Any:
+    """What ``ask`` gives once that is anything."""
+    deadline = time.monotonic() + seconds
+    while not (found := ask()):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    return found
 
 
 def test_names_say_what_a_person_asks_for():
@@ -77,7 +104,7 @@ def test_a_page_says_what_the_run_is_how_it_ended_and_where_it_lies(store, tmp_p
 def test_a_run_whose_policy_chooses_has_pictures_of_its_decisions(store, tmp_path):  # noqa: F811
     execute(tracked(tmp_path, store, "spot_mode.same_family_bias=0", "distiller=at"))
     drawn = {"learning_curves"} | {
-        f"spots_{name}" for name in ("classes", "samples", "changes", "confidence", "loss")
+        f"spots_{name}" for name in ("classes", "samples", "changes", "confidence", "loss", "images")
     }
     (run,) = [run for run in runs_of(store, tmp_path.name) if "adaptive" in run.info.run_name]
     assert artifacts_of(store, run) == PAGE | {f"pictures/{name}.png" for name in drawn}
@@ -191,6 +218,15 @@ def test_system_metrics_arrive_each_once_also_where_a_run_goes_on(store, tmp_pat
     assert "system/system_memory_usage_megabytes" in found.data.metrics
 
 
+def test_a_run_goes_on_where_its_machine_cannot_be_sampled(tmp_path, said):  # noqa: F811
+    pytest.importorskip("psutil")
+    (tmp_path / machine.FILE).symlink_to("/etc/passwd")
+    sampling = machine.Sampling(tmp_path)
+    awaited(lambda: "no system metrics: " in said.text)
+    assert f"{machine.FILE}: found a link" in said.text
+    sampling.end()
+
+
 # ---- sweeps
 
 
@@ -215,7 +251,7 @@ def parents_of(uri: str, experiment: str) -> dict[str, set[str]]:
     return children
 
 
-def test_a_cell_stays_with_the_first_sweep_that_asked_for_it(store, tmp_path):  # noqa: F811
+def test_a_cell_stays_with_the_first_sweep_that_asked_for_it(store, tmp_path, capsys):  # noqa: F811
     first, second = a_sweep(tmp_path, store, 0, 1), a_sweep(tmp_path, store, 0, 1, 2)
     alone = finished(first[0].run)
     delivered(alone)  # before there was a sweep
@@ -225,8 +261,13 @@ def test_a_cell_stays_with_the_first_sweep_that_asked_for_it(store, tmp_path):  
     delivered(finished(first[1].run), finished(second[2].run))
     for cells in (first, second):
         states = {cell.name: "finished" for cell in cells}
-        assert "/runs/" in sweep_page.update(cells, states)
-        sweep_page.update(cells, states)
+        shown = sweep_page.update(cells, states)
+        assert shown == sweep_page.update(cells, states)
+        assert "/runs/" in shown["see it"]
+        assert "/runs?viewStateShareKey=sakd&" in shown["best first"]
+        report.conclude(cells, (), states, {}, shown)
+        told = capsys.readouterr().out.splitlines()
+        assert told[-2:] == [f"{what}: {address}" for what, address in shown.items()]
     assert parents_of(store, tmp_path.name) == {"sweep seed=1,0": {"0", "1"}, "sweep seed=0,1,2": {"2"}}
     assert json.loads((later / "mlflow.json").read_text())["delivered"] == "FINISHED"
     (parent,) = [run for run in runs_of(store, tmp_path.name) if run.info.run_name == "sweep seed=0,1,2"]
@@ -241,10 +282,60 @@ def test_a_cell_stays_with_the_first_sweep_that_asked_for_it(store, tmp_path):  
     assert {"cells.csv", "report.html"} <= set(artifacts_of(store, parent))
 
 
+def test_sync_ends_a_sweep_that_was_killed_and_no_other(store, tmp_path):  # noqa: F811
+    cells = a_sweep(tmp_path, store, 0, 1)
+    folder = asked_for(cells, "seed=0,1")
+    finished(cells[0].run)
+
+    def settled() -> str:
+        sweep_page.settle(tmp_path / "runs")
+        return noted(folder)["status"]
+
+    with under_way(folder):  # between two cohorts, as on a terminal that is still there
+        assert settled() == "RUNNING"
+    with cells[1].run.locked():  # in a job
+        assert settled() == "RUNNING"
+    assert CliRunner().invoke(cli, ["sync", str(tmp_path / "runs")]).exit_code == 0
+    assert MlflowClient(store).get_run(noted(folder)["run_id"]).info.status == "KILLED"
+    asked_for(cells, "seed=0,1")
+    shutil.rmtree(cells[1].run.folder)
+    finished(cells[1].run)
+    assert settled() == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_damaged_run_is_left_out_of_a_sweeps_comparison_and_no_earlier_one_is_left(store, tmp_path):  # noqa: F811
+    teacher = {"name": "resnet8", "accuracy": 91.5, "sha256": "e" * 64, "source": "x"}
+    cells = []
+    for mode in ("fixed", "adaptive"):
+        for seed in (0, 1):
+            config = tracked(tmp_path, store, "distiller=at", f"spot_mode={mode}", f"seed={seed}")
+            cells.append(PlannedRun(finished(Run(config), teacher=teacher)))
+    folder = asked_for(cells, "spot_mode=fixed,adaptive", "seed=0,1")
+    states = {cell.name: "finished" for cell in cells}
+    sweep_page.update(cells, states)
+    assert (folder / "comparison.png").is_file()
+    (cells[3].run.folder / "result.json").write_text("{")
+    sweep_page.update(cells, states)
+    told = (folder / "description.md").read_text()
+    assert "3 finished, 1 failed" in told
+    assert f"damaged: {cells[3].run.folder}/result.json: found no valid JSON" in told
+    assert "50.00 ± 0.00 (2)" in told
+    assert "(1 of 2)" in told
+    assert (folder / "comparison.png").is_file()
+    for cell in cells[:2]:
+        (cell.run.folder / "metrics.jsonl").write_text("{}\n")
+    sweep_page.update(cells, states)
+    assert not (folder / "comparison.png").exists()
+    (parent,) = [run for run in runs_of(store, tmp_path.name) if "sakd.sweep" in run.data.tags]
+    assert parent.info.status == "FAILED"
+    assert parent.data.tags["mlflow.note.content"].count("damaged: ") == 3
+
+
 def test_a_sweep_is_no_run_to_compare_and_an_untracked_one_or_one_cell_has_no_page(store, tmp_path):  # noqa: F811
     cells = a_sweep(tmp_path, store, 0)
     assert asked_for(cells) is None
-    assert sweep_page.update(cells, {cells[0].name: "finished"}) is None
+    assert sweep_page.update(cells, {cells[0].name: "finished"}) == {}
     untracked = [compose_config(*TINY, "tracking=none", f"seed={n}", f"runs={tmp_path}/runs") for n in (0, 1)]
     assert note_sweep({Run(config).name: config for config in untracked}, ()) is None
     assert not (tmp_path / "runs").exists()
@@ -259,6 +350,28 @@ def test_a_damaged_note_of_a_sweep_is_told_and_its_cells_are_sent(store, tmp_pat
     assert told.exit_code == 1
     assert "sweep.json: found no valid JSON" in told.output
     assert "Traceback" not in told.output
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("overrides", "seed=0"),
+        ("cells", None),
+        ("cells", ["../elsewhere"]),
+        ("cells", [1]),
+        ("parameters", {"seed": 1}),
+        ("time", "now"),
+    ],
+)
+def test_a_note_of_a_sweep_is_held_to_what_it_must_hold(tmp_path, key, value):
+    folder = asked_for(a_sweep(tmp_path, f"sqlite:///{tmp_path}/mlflow.db", 0, 1), "seed=0,1")
+    sweep = json.loads((folder / "sweep.json").read_text())
+    del sweep["sha256"], sweep[key]
+    (folder / "sweep.json").write_text(json.dumps(sweep if value is None else sweep | {key: value}))
+    told = str(Delivery().bring_sweep(folder))
+    found = "nothing" if value is None else repr(value)
+    assert told.startswith(f"{folder}/sweep.json: found {found} for {key}, expected "), told
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 PROCESS = """
@@ -298,6 +411,19 @@ def test_cells_that_several_processes_send_at_once_have_one_parent(tmp_path):
 # ---- models
 
 
+def idle_worker(monkeypatch) -> tuple[Any, list[subprocess.Popen]]:
+    """A worker whose process takes work and never answers, and the processes that it has started."""
+    worker, started = model._Worker(), []
+
+    def start() -> subprocess.Popen:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(["sleep", "60"], **pipes))
+        return started[-1]
+
+    monkeypatch.setattr(worker, "_started", start)
+    return worker, started
+
+
 def test_who_only_looks_builds_no_network_that_names_code_of_others(store, tmp_path, monkeypatch):  # noqa: F811
     own, others = compose_config("student=resnet8")["student"], compose_config("student=torchvision_resnet18")
     assert model.is_of_sakd(own)
@@ -313,6 +439,26 @@ def test_who_only_looks_builds_no_network_that_names_code_of_others(store, tmp_p
     monkeypatch.setattr(model, "make", built.append)
     delivered(known, foreign)
     assert built == [known.folder]
+
+
+def test_a_process_that_makes_no_model_is_waited_for_no_longer_than_is_sensible(tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "MADE_WITHIN", 0.2)
+    worker, started = idle_worker(monkeypatch)
+    assert "was not made within 0 seconds" in worker.made(tmp_path)
+    assert [process.poll() for process in started] == [-signal.SIGKILL]
+
+
+def test_a_launch_that_ends_ends_the_process_that_makes_models_for_good(tmp_path, monkeypatch):
+    worker, started = idle_worker(monkeypatch)
+    told = []
+    waiting = threading.Thread(target=lambda: told.append(worker.made(tmp_path)))
+    waiting.start()
+    awaited(lambda: started)
+    worker.end()
+    waiting.join(20)
+    assert told == [worker.made(tmp_path)]
+    assert "the launch ended before" in told[0]
+    assert [process.poll() for process in started] == [-signal.SIGKILL]
 
 
 @pytest.mark.slow
@@ -384,34 +530,74 @@ def shown(browser, text: str, seconds: float = 90.0) -> str:  # noqa: F811
     return page
 
 
+TABLE = """
+    const found = [...document.querySelectorAll('[role=gridcell][col-id="' + arguments[0] + '"]')]
+    const place = cell => Number(cell.closest('[role=row]').getAttribute('row-index'))
+    return found.sort((a, b) => place(a) - place(b)).map(cell => cell.innerText)
+"""
+HEADING = "return document.querySelector('[role=columnheader][col-id=\"' + arguments[0] + '\"]')"
+WIDEST = """
+    const found = [...document.querySelectorAll('img')].filter(i => i.complete && i.naturalWidth >= 600)
+    return found.length ? found[0] : null
+"""
+ACCURACY = "metrics.`test/accuracy`"
+
+
+def measured(run: Run, accuracy: float) -> Run:
+    """A finished run with this accuracy, and a record of a policy that chooses, on its own images."""
+    dataset = build.dataset(run.config)
+    finished(run, data_sha256=dataset.checksum)
+    for name in ("metrics.jsonl", "result.json"):
+        path = run.folder / name
+        path.write_text(path.read_text().replace("50.0", str(accuracy)))
+    recording = Recording(["stage1"], dataset.train.labels.numpy(), dataset.places_of("train").numpy())
+    for epoch in (1, 2):
+        recording.add(epoch, np.packbits(np.arange(len(dataset.train)) % (epoch + 1) > 0)[None])
+    (run.folder / "spots.npz").write_bytes(recording.content())
+    return run
+
+
 @pytest.mark.slow
 def test_a_browser_sees_accuracies_pictures_and_a_sweeps_cells(browser, tmp_path):  # noqa: F811
     server = MlflowServer(tmp_path / "server")
     process = server.start()
     logging.getLogger("sakd").setLevel(logging.INFO)
     try:
-        cells = a_sweep(tmp_path, server.uri, 0, 1)
-        folder = asked_for(cells, "seed=0,1")
-        delivered(*(finished(cell.run) for cell in cells))
-        sweep_page.update(cells, {cell.name: "finished" for cell in cells})
-        state = note(cells[0].run)
-        base = f"{server.uri}/#/experiments/{state['experiment_id']}"
-        browser.get(f"{base}/runs?viewStateShareKey=sakd&workflowType=machine_learning")
+        cells = a_sweep(tmp_path, server.uri, 0, 1, 2)
+        folder = asked_for(cells, "seed=0,1,2")
+        accuracies = (62.5, 75.25, 50.125)
+        runs = [measured(cell.run, one) for cell, one in zip(cells, accuracies, strict=True)]
+        delivered(*runs, patience=120)
+        links = sweep_page.update(cells, {cell.name: "finished" for cell in cells})
+        browser.get(links["best first"])
         table = shown(browser, "resnet8 alone seed 1")
-        assert "test/accuracy" in table
         assert table.index("test/accuracy") < table.index("distiller")
+
+        def column(name: str) -> list[str]:
+            return browser.execute_script(TABLE, name)
+
+        awaited(lambda: len(column(ACCURACY)) == 4)
+        assert column(ACCURACY) == ["75.25", "62.5", "50.125", "-"]  # the last is the sweep
+        names = [name.split(",")[0][-6:] for name in column("attributes.`Run Name`")[:3]]
+        assert names == ["seed 1", "seed 0", "seed 2"]
+        browser.execute_script(HEADING, ACCURACY).click()
+        awaited(lambda: column(ACCURACY)[:3] == ["50.125", "62.5", "75.25"])
         browser.get(seen_at(cells[0].run.folder, server.uri))
         run = shown(browser, "learns digits by itself, seed 0")
-        assert "50.00 %" in run
-        browser.get(f"{base}/runs/{state['run_id']}/artifacts/pictures/learning_curves.png")
-        shown(browser, "learning_curves.png")
-        wide = "return Math.max(0, ...[...document.querySelectorAll('img')].map(i => i.naturalWidth))"
-        deadline = time.monotonic() + 60
-        while browser.execute_script(wide) < 600:
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
+        assert "62.50 %" in run
+        state = note(cells[0].run)
+        base = f"{server.uri}/#/experiments/{state['experiment_id']}/runs/{state['run_id']}"
+        drawn = pictures.found(cells[0].run.folder)
+        assert {path.stem for path in drawn} >= {"learning_curves", "spots_classes", "spots_images"}
+        for path in drawn:
+            browser.get("about:blank")
+            browser.get(f"{base}/artifacts/pictures/{path.name}")
+            image = awaited(lambda: browser.execute_script(WIDEST))
+            sizes = image.get_property("naturalWidth"), image.get_property("naturalHeight")
+            assert sizes == Image.open(io.BytesIO(path.read_bytes())).size
+            assert np.asarray(Image.open(io.BytesIO(image.screenshot_as_png)).convert("L")).std() > 10
         browser.get(seen_at(folder, server.uri))
         sweep = shown(browser, "resnet8 alone seed 0")
-        assert "2 cells, 2 finished" in sweep
+        assert "3 cells, 3 finished" in sweep
     finally:
         server.stop(process)

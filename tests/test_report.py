@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import json
 import re
 import time
 from dataclasses import dataclass, field
@@ -17,8 +18,10 @@ from PIL import Image
 
 from sakd.cli import main as cli
 from sakd.compare.formats import ABSENT
+from sakd.configuration import build
 from sakd.credentials import hidden
 from sakd.errors import ConfigError
+from sakd.files import with_checksum
 from sakd.report import charts, of_cells, of_folder, write_report
 from sakd.report.page import environment
 from sakd.report.pictures import data_uri
@@ -306,6 +309,7 @@ def test_runs_are_chosen_by_name_and_by_the_filters_of_compare(runs):
         (["spot_mode=fixed", "seed=2"], "seed: found '2', expected one of 0, 1"),
         (["spotmode=fixed"], "spotmode: no such key in the runs' configurations. Did you mean 'spot_mode'?"),
         (["elsewhere"], "elsewhere: found no such run"),
+        (["sweeps=digits"], "--from: found --from="),
         (["--from", "nowhere"], "--from: found 'nowhere', expected a folder of runs"),
         (
             ["--output", "nowhere/page.html"],
@@ -521,6 +525,21 @@ def test_the_page_fits_and_follows_the_colours_that_are_wanted(shown, width):
     run = shown(width, "light")
     assert run(CHOOSE, "dark") == dark
     assert run(COMPARISONS) == [False, True]
+
+
+def test_a_report_of_few_runs_has_the_samples_themselves(tmp_path):
+    run = finish(tmp_path / "runs", 90.0, "distiller=at", "spot_mode=adaptive", measured=KEPT)
+    images = build.dataset(run.config).train
+    recording = Recording(["stage1"], images.labels.numpy(), np.arange(len(images)))
+    recording.add(1, np.packbits(np.arange(len(images)) % 3 > 0)[None])
+    (run.folder / "spots.npz").write_bytes(recording.content())
+    path = run.folder / "result.json"
+    result = json.loads(path.read_text()) | {"data_sha256": build.dataset(run.config).checksum}
+    del result["sha256"]
+    path.write_text(json.dumps(with_checksum(result)))
+    write_report(of_folder(tmp_path / "runs"), tmp_path / "one.html")
+    figures = Page((tmp_path / "one.html").read_text()).root.all("figure", kind="figure")
+    assert [figure.all("figcaption")[0].text for figure in figures] == ["classes", "samples", "images"]
 
 
 def test_a_report_of_few_runs_has_every_picture_of_their_decisions(runs, tmp_path):

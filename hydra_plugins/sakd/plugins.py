@@ -56,8 +56,8 @@ class Sweeper(BasicSweeper):
             with told_if_finished(is_finished):
                 standings = launch(planned)
             if standings is not None:
-                see_it = sweep_page.update(planned.cells, report.states_of(planned, standings))
-                report.conclude_launch(planned, standings, see_it)
+                shown = sweep_page.update(planned.cells, report.states_of(planned, standings))
+                report.conclude_launch(planned, standings, shown)
             return []
         if isinstance(self.launcher, BasicLauncher):
             with told_if_finished(is_finished):

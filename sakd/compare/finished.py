@@ -11,12 +11,11 @@ from typing import Any, TypeVar
 import yaml
 
 from sakd import credentials
-from sakd.configuration import NEUTRAL, check_choice, parameters
+from sakd.configuration import NEUTRAL, check_choice, parameters, read_config
 from sakd.errors import ConfigError, RunError, did_you_mean
 from sakd.runs import last_metrics, read_result
 from sakd.runs.tracking import finished_runs
 
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML was built with it
 ABSENT = "None"  # a key that is not there is a key that is null
 STORES = re.compile(r"[a-z0-9+]+://|databricks")
 
@@ -86,7 +85,7 @@ def read_folder(folder: Path, left_out: Counter[str]) -> Finished | None:
     """
     result = read_result(folder)
     try:
-        facts = parameters(yaml.load((folder / "config.yaml").read_bytes(), Loader))
+        facts = parameters(read_config(folder))
         if _is_left_out(facts, left_out):
             return None
         if result["teacher"] is None:
@@ -99,9 +98,7 @@ def read_folder(folder: Path, left_out: Counter[str]) -> Finished | None:
             result["student_sha256"],
             result["code"]["commit"],
         )
-    except OSError as error:
-        raise RunError(f"cannot read {error.filename}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise RunError(f"{folder}: is not a finished run's folder ({error!r}); move it away") from error
 
 

@@ -4,6 +4,7 @@ Beside this face: `compose`, which needs Hydra, and `build`, which needs torch.
 """
 
 from sakd.configuration.check import PRECISIONS, check, check_choice, require_accuracy
+from sakd.configuration.folders import find_run, read_config
 from sakd.configuration.identity import (
     NEUTRAL,
     NOT_IDENTITY,
@@ -37,11 +38,13 @@ __all__ = [
     "check",
     "check_choice",
     "digest",
+    "find_run",
     "flatten",
     "identity",
     "needs_teacher",
     "parameters",
     "prerequisites",
+    "read_config",
     "require_accuracy",
     "run_name",
     "sha256_as_of",

@@ -5,19 +5,22 @@ What is kept is then of the same amount, and of no choice.
 
 import glob
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sakd import names
+from sakd.configuration.folders import find_run, read_config
 from sakd.configuration.identity import identity, short_names
 from sakd.configuration.prerequisites import Config
-from sakd.errors import ConfigError
-from sakd.files import read_json, read_whole
+from sakd.errors import ConfigError, RunError
+from sakd.files import read_json
 
 FROM = "from:"
-EXPECTED = "a finished run's folder, its name in `runs`, or the spot mode of a run that differs in that alone"
+EXPECTED = (
+    "a finished run's folder, its name in `runs` or its beginning, or the spot mode of a run that differs in "
+    "that alone"
+)
 
 
 def asks_for_rates(config: Mapping[str, Any]) -> bool:
@@ -50,32 +53,31 @@ def with_rates(config: Config) -> Config:
 
 
 def _folder(config: Config, wanted: str) -> Path:
-    runs = Path(config["runs"])
-    for folder in (runs / wanted, Path(wanted).expanduser()):
-        if wanted and (folder / "config.yaml").is_file():
-            return folder
-    *parts, seed = short_names({**config, "spot_mode": {"name": wanted}}).values()
-    beginning = names.folder(*parts, f"seed{seed}")
-    own = _beside_mode(config)
-    twins = [
-        path.parent
-        for path in sorted(runs.glob(f"{glob.escape(beginning)}-*/result.json"))
-        if own is not None and _beside_mode(_config(path.parent)) == own
-    ]
-    if len(twins) != 1:
-        found = ", ".join(twin.name for twin in twins) or f"none in {runs}"
+    """The run that is meant: the finished twin in the spot mode of that name, or one that is called so."""
+    twins = _twins(config, wanted)
+    if len(twins) == 1:
+        return twins[0]
+    if twins:
+        found = ", ".join(twin.name for twin in twins)
         raise ConfigError(
-            f"spot_mode.p: found {FROM}{wanted}, and of finished runs that it may mean {found}; expected "
-            f"one: {EXPECTED}"
+            f"spot_mode.p: found {FROM}{wanted}, which may mean {found}; expected one: {EXPECTED}"
         )
-    return twins[0]
-
-
-def _config(folder: Path) -> Any:
     try:
-        return yaml.safe_load(read_whole(folder / "config.yaml") or b"")
-    except yaml.YAMLError:
-        return None
+        return find_run(wanted, Path(config["runs"]))
+    except RunError as error:
+        raise ConfigError(f"spot_mode.p: found {FROM}{wanted}, expected {EXPECTED} ({error})") from error
+
+
+def _twins(config: Config, mode: str) -> list[Path]:
+    """Finished runs that differ in their spot mode alone, which has that name."""
+    *parts, seed = short_names({**config, "spot_mode": {"name": mode}}).values()
+    beginning = glob.escape(names.folder(*parts, f"seed{seed}"))
+    own, found = _beside_mode(config), []
+    for path in sorted(Path(config["runs"]).glob(f"{beginning}-*/result.json")):
+        with suppress(RunError):  # it is none, as far as can be told
+            if own is not None and _beside_mode(read_config(path.parent)) == own:
+                found.append(path.parent)
+    return found
 
 
 def _beside_mode(config: Any) -> Config | None:

@@ -30,6 +30,7 @@ READERS = {
 __all__ = [
     "PROMISES",
     "PROMISES_IN_MEMORY",
+    "READERS",
     "Augmentation",
     "Batch",
     "Dataset",

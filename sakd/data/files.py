@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 from sakd.data.checked import are_remembered, fingerprints, remember
 from sakd.data.folders import images_of, subfolders, told
 from sakd.data.pictures import MODES, decode
-from sakd.data.sets import Counting
+from sakd.data.sets import Counting, in_files
 from sakd.errors import ConfigError, DataError
 from sakd.ranges import Folder, Processes
 from sakd.streams import drawing_from
@@ -77,6 +77,10 @@ class ImageFiles:
 
     def __getitem__(self, indices: Tensor) -> "ImageFiles":
         return replace(self, paths=self.paths[indices.numpy()], labels=self.labels[indices])
+
+    def files(self) -> list[str]:
+        """Paths of the images, in their order."""
+        return [os.path.join(self.folder, os.fsdecode(path)) for path in self.paths]
 
     def to(self, device: torch.device) -> "ImageFiles":
         return replace(self, labels=self.labels.to(device))
@@ -254,6 +258,7 @@ def _size(image: Image.Image) -> str:
     return f"{image.width}x{image.height}"
 
 
+@in_files
 def image_folder(
     root: Folder,
     train: Folder,

@@ -149,6 +149,12 @@ def always(**facts: int) -> Callable[[Reader], Reader]:
     return told
 
 
+def in_files(reader: Reader) -> Reader:
+    """Say of a reader that each of its images is in a file of its own, which ``ImageFiles.files`` names."""
+    reader.in_files = True
+    return reader
+
+
 def check_reader(reader: Reader, promised: Mapping[str, object]) -> None:
     """Raise ConfigError where something is promised that the reader's images never are."""
     for key, expected in getattr(reader, "always", {}).items():

@@ -18,7 +18,7 @@ from sakd import data
 from sakd.data.files import CHECKED_AT_ONCE, ImageFiles, checked_reading, found_in
 from sakd.data.memory import Augmentation, ImageSet, changed
 from sakd.data.pictures import decode
-from sakd.data.sets import Counting
+from sakd.data.sets import Counting, in_files
 from sakd.errors import ConfigError, DataError
 from sakd.ranges import Folder, Processes
 
@@ -110,6 +110,7 @@ class _Decoder:
         return places, images, errors
 
 
+@in_files
 def small_images(
     name: str,
     root: Folder,

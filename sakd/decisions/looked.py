@@ -16,7 +16,8 @@ class AtSpot:
     ``shares`` kept of all samples, [epochs]; ``by_class``: of each class in the last epochs, [classes], in
     the order of its labels; ``teacher_right``: the share kept, in the last epoch, among the samples that the
     finished run's teacher gets right, and among the others; ``student_wrong``: so for its student, where it
-    is wrong. Both None until the run is finished.
+    is wrong. Both None until the run is finished. ``never``, ``always``: places of the samples that were kept
+    in no epoch and in all, int64 [M].
     """
 
     spot: str
@@ -25,6 +26,8 @@ class AtSpot:
     random: BesideRandom
     teacher_right: Difference | None
     student_wrong: Difference | None
+    never: np.ndarray
+    always: np.ndarray
 
     @property
     def constant(self) -> str | None:
@@ -45,6 +48,8 @@ def look(record: Record, last: int) -> list[AtSpot]:
                 beside_random(kept, labels),
                 None if seen is None else difference(kept[-1], seen.teacher_right),
                 None if seen is None else difference(kept[-1], ~seen.student_right),
+                np.flatnonzero(~kept.any(0)),
+                np.flatnonzero(kept.all(0)),
             )
         )
     return found

@@ -24,7 +24,7 @@ from sakd.decisions.measures import (
 )
 from sakd.decisions.recorded import Record, Seen
 from sakd.decisions.samples import pixels
-from sakd.decisions.together import Together
+from sakd.decisions.together import Together, varying
 
 SUFFIXES = ("png", "svg")
 DOTS = 150  # an inch, of a PNG
@@ -55,6 +55,13 @@ ACROSS = 10  # samples shown side by side
 ROW_OF_IMAGES = 1.5  # heights of an image, with what is written above it
 CHARACTERS = 100  # of a line of the title
 
+LINE = 0.3  # inches, of a group of runs beside random
+# What is compared with random, its question, its axis, and whether that is in percent.
+BESIDE_RANDOM = (
+    ("spread", "the same samples?", "variance over samples,\nrandom's is 1", False),
+    ("by_class", "by their class?", "share of it between\nclasses", True),
+    ("changes", "steady over the epochs?", "decided otherwise than\nin the epoch before", True),
+)
 HIGHEST_LOW = 0.95  # of the shares at the dark end, lest small differences look large
 
 Panel = Callable[[Axes, str], object]
@@ -167,6 +174,49 @@ def _matrix(axis: Axes, matrix: np.ndarray, names: Sequence[str], limit: float) 
             told = f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
             axis.text(column, row, told, ha="center", va="center", color=color, fontsize=9)
     return shown
+
+
+def draw_beside_random(together: Together) -> Figure | None:
+    """What each run's decisions have that *random with the same rates* has not.
+
+    A line for each group of runs and spot: a dot for each run, and a bar over all their ranges of random.
+    None where nothing was decided.
+    """
+    random = varying(together.random)
+    if random.empty:
+        return None
+    lines = list(random.groupby(["group", "spot"], sort=False))
+    with settings():
+        figure = Figure(figsize=(WIDTH, 2 * HEAD + LINE * len(lines)), layout="constrained")
+        axes = figure.subplots(1, len(BESIDE_RANDOM), sharey=True)
+        for axis, (measure, title, label, in_percent) in zip(axes, BESIDE_RANDOM, strict=True):
+            for place, (_, alike) in enumerate(lines):
+                low, high = alike[f"{measure}_low"].min(), alike[f"{measure}_bound"].max()
+                axis.barh(
+                    place, high - low, 0.7, low, color="0.8", edgecolor="0.6", label="random, 95 % of it"
+                )
+                axis.plot(
+                    alike[measure],
+                    [place] * len(alike),
+                    "o",
+                    color=FOUND,
+                    markersize=5,
+                    alpha=0.7,
+                    label="a run",
+                )
+            axis.set_title(title, loc="left", fontweight="bold")
+            axis.set_xlabel(label)
+            axis.set_xlim(left=0)
+            if in_percent:
+                axis.xaxis.set_major_formatter(PercentFormatter(1))
+            axis.grid(axis="x", color="0.9")
+            axis.set_axisbelow(True)
+        axes[0].set_yticks(range(len(lines)), [" ".join(names) for names, _ in lines])
+        axes[0].set_ylim(len(lines) - 0.4, -0.6)
+        handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+        figure.legend(handles.values(), handles, loc="outside lower right", ncols=2, frameon=False)
+        _titled(figure, "What is kept, beside random with the same rates", f"{len(together.runs)} runs")
+    return figure
 
 
 # ---- over the epochs

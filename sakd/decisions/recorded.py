@@ -98,14 +98,21 @@ class Recorded:
         return short_names(self.config)
 
     @property
+    def is_finished(self) -> bool:
+        return self.data_sha256 is not None
+
+    @property
     def progress(self) -> str:
-        """Which epochs there are, such as ``"240 epochs"`` or ``"3 epochs so far, of 240"``."""
+        """Which epochs there are: ``"240 epochs"``, ``"3 epochs so far, of 240"``, or of a finished run whose
+        record was off for some ``"3 epochs recorded, of 240"``."""
         epochs, all_of_them = self.record.epochs, self.config["epochs"]
         if isinstance(self.record, SomeEpochs):
             told = f"epoch {epochs[0]}" if len(epochs) == 1 else f"epochs {epochs[0]} to {epochs[-1]}"
             return f"{told} of {all_of_them:,}"
         told = "1 epoch" if len(epochs) == 1 else f"{len(epochs):,} epochs"
-        return told if self.record.of("train") is not None else f"{told} so far, of {all_of_them:,}"
+        if not self.is_finished:
+            return f"{told} so far, of {all_of_them:,}"
+        return told if len(epochs) == all_of_them else f"{told} recorded, of {all_of_them:,}"
 
     def within(self, first: int, last: int) -> "Recorded":
         """The run with what it decided in the epochs from ``first`` to ``last`` alone.

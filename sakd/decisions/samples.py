@@ -1,16 +1,18 @@
 """The images of a run's own data, as the run read them: to be shown, and their files to be named."""
 
 import copy
-import os
+import json
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from sakd.configuration import Config, build
-from sakd.data import Images
+from sakd.data import READERS, Images
 from sakd.decisions.recorded import Recorded
-from sakd.errors import DataError
+from sakd.errors import DataError, SakdError
+
+SMALL = 32  # pixels of a side: such images are shown without being asked for
 
 
 def images_of(run: Recorded, split: str) -> Images:
@@ -42,6 +44,27 @@ def _reading_only(config: Config) -> Config:
     return config
 
 
+def small_images(run: Recorded) -> Images | None:
+    """The training images of a run, where they are small, at hand, and those that it learned from.
+
+    None where that is not so, and where others' code would have to read them.
+    """
+    node = run.config["dataset"]
+    size = node.get("image_size")
+    if not isinstance(size, int) or size > SMALL or not _is_of_sakd(node):
+        return None
+    try:
+        return images_of(run, "train")
+    except SakdError:
+        return None
+
+
+def _is_of_sakd(node: Config) -> bool:
+    """True if a data set is read by this package alone: nothing in its configuration names other code."""
+    own = node.get("_target_") in [f"sakd.data.{reader}" for reader in READERS]
+    return own and json.dumps(node, default=str).count("_target_") == 1
+
+
 def pixels(images: Images, places: Sequence[int]) -> list[np.ndarray]:
     """Images as they are evaluated: uint8 [H, W], or [H, W, 3] where they have colours."""
     chosen = images[torch.tensor(places, dtype=torch.int64)]
@@ -54,7 +77,5 @@ def file_names(run: Recorded, split: str) -> list[str] | None:
 
     Raises as ``images_of``.
     """
-    if "workers" not in run.config["dataset"].get("reads", []):  # nobody decodes files
-        return None
-    images = images_of(run, split)
-    return [os.path.join(images.folder, os.fsdecode(path)) for path in images.paths]
+    reader = build.target_of(run.config["dataset"], "dataset")
+    return images_of(run, split).files() if getattr(reader, "in_files", False) else None

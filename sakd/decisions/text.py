@@ -16,13 +16,14 @@ from rich.table import Table
 
 from sakd.decisions.looked import AtSpot, course, look, milestones
 from sakd.decisions.measures import LEVEL, Bounds, Difference, mean_over_pairs
-from sakd.decisions.recorded import Recorded
-from sakd.decisions.together import Together
+from sakd.decisions.recorded import Record, Recorded
+from sakd.decisions.together import Together, varying
 
 ABSENT, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 WIDTH = 160  # of a page that is no terminal
 EXTREMES = 3  # classes named at either end
 LISTED = 30  # pairs; of more only what they have in common is told
+NAMED = 10  # samples that were never, or always, distilled
 INTERVAL = f"{1 - LEVEL:.0%} interval"
 RANDOM = (
     "Random: draws that treat all samples alike, at each epoch's rate; ranges hold 95 % of what they give."
@@ -93,6 +94,7 @@ def of_one(run: Recorded, last: int) -> str:
             _by_class(classes, spots, window),
             *_agreement(spots, int(record.epochs[-1])),
             _beside_random(spots),
+            *_constant_samples(record, spots),
             "\n".join(_notes(run, spots)),
         ]
     )
@@ -179,6 +181,24 @@ def _beside_random(spots: Sequence[AtSpot]) -> Lines:
     return lines
 
 
+def _constant_samples(record: Record, spots: Sequence[AtSpot]) -> Iterator[Lines | str]:
+    """The first of the samples that were never and always distilled, where the spot decided anything."""
+    lines = [["spot", "distilled", "samples", f"the first {NAMED}: index (label)"]]
+    for spot in spots:
+        for which, places in (("never", spot.never), ("always", spot.always)):
+            if len(places) and spot.constant is None:
+                first = places[:NAMED]
+                samples = zip(record.indices[first], record.labels[first], strict=True)
+                named = ", ".join(f"{index} ({label})" for index, label in samples)
+                lines.append([spot.spot, which, f"{len(places):,}", named])
+    if len(lines) > 1:
+        yield lines
+        yield (
+            "All of them: the same command with --spot and --never or --always, which lists them, also with "
+            "--format csv or json."
+        )
+
+
 def _notes(run: Recorded, spots: Sequence[AtSpot]) -> Iterator[str]:
     constant = [f"{spot.spot}: {spot.constant} (nothing was chosen)" for spot in spots if spot.constant]
     if constant:
@@ -187,6 +207,11 @@ def _notes(run: Recorded, spots: Sequence[AtSpot]) -> Iterator[str]:
         yield (
             "Right and wrong are the finished run's student and its teacher on the training images, without "
             "augmentation; differences in percentage points, with Newcombe's interval."
+        )
+    elif run.is_finished:
+        yield (
+            "Where teacher and student are right, and what the policy does without noise, is not known: the "
+            "run had record_spots=false at its end."
         )
     else:
         yield (
@@ -215,10 +240,9 @@ def of_several(together: Together) -> str:
     if len(together.pairs) <= LISTED:
         parts.append(_pairs(together))
     parts.append(_kinds(together))
-    measures = ["spread", "by_class", "changes_random"]
-    varying = together.random[together.random[measures].fillna(0).any(axis=1)]
-    if len(varying):  # what is constant is told below
-        parts.append(_random(varying))
+    random = varying(together.random)
+    if len(random):  # what is constant is told below
+        parts.append(_random(random))
     parts.append("\n".join(_notes_on_several(together)))
     return page(parts)
 

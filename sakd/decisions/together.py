@@ -41,7 +41,8 @@ class Together:
     apart), samples kept by ``both``, ``left_only``, ``right_only``, ``neither``, the ``agreement``, that of
     ``chance``, ``kappa`` with ``low`` and ``high``, ``kappa_in_classes``, beyond chance at each class's own
     rates, and ``policies``, Spearman's correlation of the probabilities of the teacher. ``random``: a row for
-    each unit, its ``group`` (the label without the seed) and BesideRandom.
+    each unit, its ``group`` (the label without the seed) and BesideRandom: what was found, and between which
+    ``…_low`` and ``…_bound`` 95 % of random's are.
     """
 
     runs: list[Recorded]
@@ -86,12 +87,21 @@ def beside(runs: Sequence[Recorded], last: int, across: bool = False) -> Togethe
 def _flat(random: BesideRandom) -> dict[str, float]:
     return {
         "spread": random.spread,
+        "spread_low": random.spread_bounds[0],
         "spread_bound": random.spread_bounds[1],
         "by_class": random.by_class,
+        "by_class_low": 0.0,
         "by_class_bound": random.by_class_bound,
         "changes": random.changes,
+        "changes_low": random.changes_bounds[0],
+        "changes_bound": random.changes_bounds[1],
         "changes_random": random.changes_random,
     }
+
+
+def varying(random: pd.DataFrame) -> pd.DataFrame:
+    """Those rows of ``Together.random`` where something was decided."""
+    return random[random[["spread", "by_class", "changes_random"]].fillna(0).any(axis=1)]
 
 
 def _check_comparable(runs: Sequence[Recorded]) -> None:

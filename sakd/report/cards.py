@@ -12,10 +12,12 @@ from typing import Any
 from sakd.compare import Finished, ordered, read_folder
 from sakd.compare.table import BASELINE, ROW
 from sakd.configuration import short_names
+from sakd.decisions import Recorded
 from sakd.errors import RunError, in_one_line
 from sakd.files import read_whole
+from sakd.names import HEADLINE
 from sakd.report.charts import PERCENT, Chart, Curve, chart
-from sakd.report.pictures import Picture, of_record
+from sakd.report.pictures import Picture, of_decisions
 from sakd.report.selection import Found
 from sakd.runs import Metrics, read_metrics
 from sakd.runs.code import Code
@@ -61,7 +63,7 @@ class Card:
     @property
     def accuracy(self) -> float | None:
         """On the test images, of the last epoch so far, percent; so are the next two."""
-        return self._measured("accuracy", "test/accuracy")
+        return self._measured("accuracy", HEADLINE)
 
     @property
     def best_accuracy(self) -> float | None:
@@ -114,7 +116,7 @@ def _card(number: int, run: Found, left_out: Counter[str], in_detail: bool) -> C
 
     metrics = attempt(lambda: read_metrics(run.folder), [])
     compared = attempt(lambda: read_folder(run.folder, left_out), None) if run.result is not None else None
-    pictures = attempt(lambda: _pictures(run.folder, in_detail), [])
+    pictures = attempt(lambda: _pictures(run, in_detail), [])
     log = attempt(lambda: _end_of_log(run), "") if run.standing.state in UNFINISHED else ""
     return Card(
         number,
@@ -131,10 +133,12 @@ def _card(number: int, run: Found, left_out: Counter[str], in_detail: bool) -> C
     )
 
 
-def _pictures(folder: Path, in_detail: bool) -> list[Picture]:
-    if not (folder / FILE).exists():
+def _pictures(run: Found, in_detail: bool) -> list[Picture]:
+    if not (run.folder / FILE).exists():
         return []
-    return list(of_record(read_record(folder), folder.resolve().name, in_detail))
+    data = None if run.result is None else run.result["data_sha256"]
+    decided = Recorded(run.folder.resolve().name, run.config, read_record(run.folder), data)
+    return list(of_decisions(decided, in_detail))
 
 
 def _end_of_log(run: Found) -> str:
@@ -151,7 +155,7 @@ def _end_of_log(run: Found) -> str:
 
 def _charts(metrics: Sequence[Metrics]) -> list[Chart]:
     """Accuracies, losses and kept shares over the epochs, as far as they were measured."""
-    keys = dict.fromkeys(["test/accuracy", *(key for line in metrics for key in line)])
+    keys = dict.fromkeys([HEADLINE, *(key for line in metrics for key in line)])
     accuracies = {key: key.removesuffix(ACCURACY) for key in keys if key.endswith(ACCURACY)}
     losses = {key: key.removeprefix("loss/") for key in keys if key.startswith("loss/")}
     shares = {key: key.removeprefix(KEPT) for key in keys if key.startswith(KEPT)}
@@ -182,7 +186,7 @@ def accuracies(told: Iterable[Card]) -> list[Chart]:
         curves = [
             Curve(
                 mode,
-                *_over_epochs(card.metrics, "test/accuracy"),
+                *_over_epochs(card.metrics, HEADLINE),
                 styles[mode],
                 f"{mode}, seed {card.names['seed']}",
             )

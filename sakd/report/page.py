@@ -20,13 +20,13 @@ from sakd.configuration import NOT_IDENTITY, short_names
 from sakd.credentials import hidden
 from sakd.errors import ConfigError
 from sakd.files import write_whole
+from sakd.names import HEADLINE
 from sakd.report import charts
 from sakd.report.cards import Card, accuracies, cards, kept_shares
 from sakd.report.pictures import comparison_plot
 from sakd.report.selection import Found, Selection
 from sakd.sweeps import STATES
 
-METRIC = "test/accuracy"
 TOLD_APART = ("distiller", "spot_mode")  # where no name tells the runs apart
 
 
@@ -149,7 +149,7 @@ def _compared(told: Sequence[Card], selection: Selection, left_out: Counter[str]
     told_out = ", ".join(f"{what} ({count})" for what, count in left_out.most_common())
     notes = [f"Left out of the comparison: {told_out}."] if left_out else []
     try:
-        found = compare(runs, METRIC, read_published(FIGURES), selection.expected)
+        found = compare(runs, HEADLINE, read_published(FIGURES), selection.expected)
     except ConfigError as error:
         return Compared([], [*str(error).splitlines(), *notes])
     return Compared(list(tables(found)), [*found.notes, *notes], comparison_plot(found))

@@ -12,11 +12,10 @@ from PIL import Image
 
 from sakd.compare import Comparison
 from sakd.compare.plots import plot
-from sakd.decisions import keeps_all
+from sakd.decisions import Recorded, keeps_all, samples
 from sakd.decisions import pictures as decisions
 from sakd.decisions.measures import class_shares
 from sakd.errors import ConfigError
-from sakd.runs.record import Record
 
 LEVELS = 64  # of lightness
 COLUMNS, ROWS = 80, 100  # of a picture of shares at most; more epochs or classes are averaged
@@ -45,20 +44,21 @@ def comparison_plot(comparison: Comparison) -> dict[str, Markup] | None:
         return None
 
 
-def of_record(record: Record, title: str, all_of_them: bool) -> Iterator[Picture]:
+def of_decisions(run: Recorded, all_of_them: bool) -> Iterator[Picture]:
     """What a run's card shows of the record of its decisions: for each spot where not all was kept, the share
     of each class's images by epoch.
 
     With ``all_of_them`` also what `sakd spots` draws: half a megabyte, and seconds.
     """
+    record = run.record
     if not record.epochs.size or not record.labels.size:
         return
     if keeps_all(record):
         return
     if all_of_them:
-        for name, figure in decisions.draw(record, title).items():
+        for name, figure in decisions.draw(record, run.name, samples.small_images(run)).items():
             source = data_uri(decisions.content(figure, "png"), "png")
-            yield Picture("figure", name, f"{title}: {name}, by its decisions", source)
+            yield Picture("figure", name, f"{run.name}: {name}, by its decisions", source)
         return
     classes = np.unique(record.labels)
     for spot in record.spots:

@@ -5,17 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sakd.compare import Described, checksums_of, facts_of, select
-from sakd.configuration import Config, parameters, short_names
+from sakd.configuration import Config, find_run, parameters, read_config, short_names
 from sakd.errors import RunError, SakdError, in_one_line
-from sakd.files import read_whole
 from sakd.runs import is_locked, last_words, read_result
-from sakd.runs.find import find_run
 from sakd.sweeps import Plan, PlannedRun, Standing, survey
-
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML was built with it
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ def of_folder(runs: Path, words: Sequence[str] = ()) -> Selection:
     found, unreadable = [], {}
     for folder in dict.fromkeys(named) or sorted(path.parent for path in runs.glob("*/config.yaml")):
         try:
-            found.append(_found(_config(folder), _standing(folder)))
+            found.append(_found(read_config(folder), _standing(folder)))
         except RunError as error:
             unreadable[folder.name] = in_one_line(error)
     return Selection(" ".join(words) or f"all runs in {runs}", select(found, filters), unreadable)
@@ -91,16 +85,6 @@ def _found(config: Config, standing: Standing) -> Found:
     learned_from = {} if result is None else checksums_of(result)
     facts = facts_of(parameters(config) | learned_from)
     return Found(standing.name, facts, config, standing, result, trouble)
-
-
-def _config(folder: Path) -> Config:
-    path = folder / "config.yaml"
-    try:
-        config = yaml.load(read_whole(path) or b"", Loader)
-        parameters(config), int(config["epochs"])
-    except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"{path}: is not the configuration of a run ({in_one_line(error)})") from error
-    return config
 
 
 def _standing(folder: Path, state: str | None = None) -> Standing:

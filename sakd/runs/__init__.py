@@ -4,7 +4,7 @@
 """
 
 from sakd.runs.run import ENDED_EARLY, Run, is_locked, last_words
-from sakd.runs.stored import Metrics, last_metrics, read_config, read_metrics, read_result
+from sakd.runs.stored import Metrics, last_metrics, read_metrics, read_result
 
 __all__ = [
     "ENDED_EARLY",
@@ -13,7 +13,6 @@ __all__ = [
     "is_locked",
     "last_metrics",
     "last_words",
-    "read_config",
     "read_metrics",
     "read_result",
 ]

@@ -43,7 +43,7 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Seen:
+class StoredSeen:
     """What is known of a split's images after the last epoch, by the names of ``sakd.training.seen``.
 
     ``probability``, ``route`` and ``kept`` are None where the spot mode does not learn.
@@ -63,7 +63,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Record:
+class StoredRecord:
     """A record that was read. ``arrays`` as the module says."""
 
     arrays: Arrays
@@ -92,12 +92,12 @@ class Record:
         bits = self.arrays["kept"][:, self.spots.index(spot)]
         return np.unpackbits(bits, axis=-1, count=len(self.labels)).astype(bool)
 
-    def of(self, split: str) -> Seen | None:
+    def of(self, split: str) -> StoredSeen | None:
         """What is known of a split's images after the last epoch; None while the run is not finished."""
         if f"{split}_student_right" not in self.arrays:
             return None
         own = {key.partition("_")[2]: self.arrays[key] for key in self.arrays if key.startswith(f"{split}_")}
-        return Seen(**own)
+        return StoredSeen(**own)
 
 
 class Recording:
@@ -151,7 +151,7 @@ class Recording:
         return buffer.getvalue()
 
 
-def read_record(folder: Path) -> Record:
+def read_record(folder: Path) -> StoredRecord:
     """The record of a run's folder.
 
     Raises RunError if there is none, or it is damaged.
@@ -165,7 +165,7 @@ def read_record(folder: Path) -> Record:
             f"{path}: found no such file; runs with a teacher leave one after their first epoch, unless they "
             "have record_spots=false"
         )
-    return Record(arrays)
+    return StoredRecord(arrays)
 
 
 def read_arrays(path: Path) -> Arrays | None:

@@ -5,14 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sakd.configuration import Config, short_names
 from sakd.errors import RunError
 from sakd.files import parse_json, read_json, read_whole
 
 Metrics = dict[str, float]
-SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML has it
 
 WHOLE_BELOW = 2**63  # more is no number that was measured, and none of floating point perhaps
 
@@ -34,25 +30,6 @@ def read_result(folder: Path) -> dict[str, Any] | None:
             if result.get("pretraining") is not None:
                 _require(result, f"pretraining.{key}", fits, expected, path)
     return result
-
-
-def read_config(folder: Path) -> Config:
-    """The configuration of a run's folder. Raises RunError if it is damaged or foreign."""
-    path = folder / "config.yaml"
-    way_out = "bring it back, or move the folder away"
-    try:
-        raw = read_whole(path)
-        if raw is None:
-            raise RunError(f"{path}: found no such file; {way_out}")
-        config = yaml.load(raw.decode(), SafeLoader)
-        short_names(config), config["epochs"]
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(
-            f"{path}: found no valid YAML ({' '.join(str(error).split()):.160}); {way_out}"
-        ) from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: is not a run's configuration ({error!r}); {way_out}") from error
-    return config
 
 
 def read_metrics(folder: Path, epochs: int | None = None) -> list[Metrics]:

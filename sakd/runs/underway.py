@@ -15,6 +15,7 @@ from sakd.configuration import short_names
 from sakd.data import Dataset, evaluation_batches
 from sakd.errors import CheckpointError, in_one_line
 from sakd.files import explained, write_whole
+from sakd.names import HEADLINE
 from sakd.runs import code, record
 from sakd.runs.logs import OwnLog
 from sakd.runs.run import START_ANEW, Run
@@ -89,7 +90,7 @@ class UnderWay:
         elif self.recording is not None:
             self.recording.go_on(run.folder / record.FILE, self.recorded)
         run.keep_metrics(self.trainer.epoch)
-        self.best = max((line.get("test/accuracy", 0.0) for line in run.metrics()), default=0.0)
+        self.best = max((line.get(HEADLINE, 0.0) for line in run.metrics()), default=0.0)
 
     def keep(self, measured: Measured) -> Measured:
         """Store an epoch; its measurements with what is known of the run beside.
@@ -99,8 +100,8 @@ class UnderWay:
         """
         self.writer.wait()
         measured["time"] = time.time()
-        if "test/accuracy" in measured:
-            self.best = max(self.best, measured["test/accuracy"])
+        if HEADLINE in measured:
+            self.best = max(self.best, measured[HEADLINE])
             measured["test/best_accuracy"] = self.best
         if self.prepared.certificate is not None:
             measured["teacher/accuracy"] = self.prepared.certificate.accuracy
@@ -190,7 +191,7 @@ class UnderWay:
         run, certificate = self.run, self.prepared.certificate
         lines = run.metrics()
         last = lines[-1]
-        best = max(lines, key=lambda line: line.get("test/accuracy", 0.0))
+        best = max(lines, key=lambda line: line.get(HEADLINE, 0.0))
         spots = [key.removeprefix("kept/") for key in last if key.startswith("kept/")]
         return {
             "run": run.name,
@@ -202,8 +203,8 @@ class UnderWay:
             "moments": {key: list(getattr(self.prepared.dataset, key)) for key in ("mean", "std")},
             "student": {
                 "name": run.config["student"]["name"],
-                "accuracy": last.get("test/accuracy"),
-                "best_accuracy": best.get("test/accuracy"),
+                "accuracy": last.get(HEADLINE),
+                "best_accuracy": best.get(HEADLINE),
                 "best_epoch": best["epoch"],
                 "val_accuracy": last.get("val/accuracy"),
             },

@@ -5,7 +5,8 @@ from sakd.sweeps.cohorts import cohorts
 from sakd.sweeps.launchers import Launcher, LocalLauncher, SlurmLauncher, launcher_of
 from sakd.sweeps.launching import as_before, cancel, launch, number_of, settle, summary
 from sakd.sweeps.plan import Plan, PlannedRun, plan
-from sakd.sweeps.state import STATES, Standing, survey
+from sakd.sweeps.state import STATES, Standing, any_goes_on, survey
+from sakd.sweeps.submissions import deciding
 
 __all__ = [
     "STATES",
@@ -15,9 +16,11 @@ __all__ = [
     "PlannedRun",
     "SlurmLauncher",
     "Standing",
+    "any_goes_on",
     "as_before",
     "cancel",
     "cohorts",
+    "deciding",
     "launch",
     "launcher_of",
     "number_of",

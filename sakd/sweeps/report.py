@@ -17,6 +17,7 @@ from sakd.configuration import Config, flatten, needs_teacher, short_names
 from sakd.configuration.compose import Overrides
 from sakd.credentials import hidden
 from sakd.errors import RunError
+from sakd.names import HEADLINE
 from sakd.runs import read_metrics, read_result
 from sakd.sweeps.launching import summary
 from sakd.sweeps.plan import Plan, PlannedRun
@@ -29,6 +30,7 @@ ROW = ("dataset", "teacher", "student", "distiller")
 MEASURED = ("state", "epochs", "last", "best", "seconds")  # of a cell, beside what tells it apart
 
 Standings = Mapping[str, Standing]
+NOWHERE: Mapping[str, str] = {}
 
 
 def terminal(planned: Plan, standings: Standings, each: bool) -> str:
@@ -76,18 +78,18 @@ def conclude(
     overrides: Overrides,
     states: Mapping[str, str],
     errors: Mapping[str, str],
-    see_it: str | None = None,
+    shown: Mapping[str, str] = NOWHERE,
 ) -> None:
     """Print what a sweep ends with: the table of its cells, and how to see more.
 
     Raises SystemExit with an error line for each cell that is not finished.
 
-    ``states``, ``errors``: by name, the latter of those cells whose error is known. ``see_it``: what shows
-    the sweep in MLflow, if anything does.
+    ``states``, ``errors``: by name, the latter of those cells whose error is known. ``shown``: what shows
+    the sweep in MLflow, under what it is called, if anything does.
     """
     console = _page()
     console.print(_results(cells, states))
-    commands = {"compare": compare_command(cells, overrides), "see it": see_it}
+    commands = {"compare": compare_command(cells, overrides), **shown}
     told = [f"{what}: {command}" for what, command in commands.items() if command]
     if told:
         console.print("", *told, sep="\n", markup=False, soft_wrap=True)
@@ -99,10 +101,10 @@ def conclude(
         raise SystemExit(hidden("\n".join(f"error: {line}" for line in lines)))
 
 
-def conclude_launch(planned: Plan, standings: Standings, see_it: str | None = None) -> None:
+def conclude_launch(planned: Plan, standings: Standings, shown: Mapping[str, str] = NOWHERE) -> None:
     """Print what a launch that has waited for its cells ends with, by ``conclude``."""
     errors = {cell.name: standings[cell.name].error for cell in planned.cells if standings[cell.name].error}
-    conclude(planned.cells, planned.sweep.overrides, states_of(planned, standings), errors, see_it)
+    conclude(planned.cells, planned.sweep.overrides, states_of(planned, standings), errors, shown)
 
 
 def states_of(planned: Plan, standings: Standings) -> dict[str, str]:
@@ -155,7 +157,7 @@ def _measured(cell: PlannedRun) -> tuple[str, str, str, str]:
         seconds = result["seconds"]
     else:
         lines = read_metrics(cell.run.folder)
-        accuracies = [line["test/accuracy"] for line in lines if "test/accuracy" in line]
+        accuracies = [line[HEADLINE] for line in lines if HEADLINE in line]
         done, last, best = len(lines), accuracies[-1] if accuracies else None, max(accuracies, default=None)
         seconds = sum(line["seconds"] for line in lines)
     told = ("" if accuracy is None else f"{accuracy:.2f}" for accuracy in (last, best))

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sakd.names import HEADLINE
 from sakd.runs import Metrics, is_locked, last_words, read_metrics
 from sakd.sweeps import submissions
 from sakd.sweeps.launchers import Queue, Queued, launcher_of
@@ -75,6 +76,19 @@ def open_jobs(concerned: Iterable[Submission]) -> Queue:
     for alike in by_launcher.values():
         found |= launcher_of(alike[0].launcher).queue(alike)
     return found
+
+
+def any_goes_on(names: Collection[str], runs: Path) -> bool:
+    """True if a process works on one of these runs, or its job waits for its turn.
+
+    Raises a SakdError where a launcher does not answer.
+    """
+    if any(is_locked(runs / name / ".lock") for name in names):
+        return True
+    last = submissions.latest(submissions.read(runs))
+    found = {name: last[name] for name in names if name in last and not last[name].is_over(name)}
+    queue = open_jobs({submission.folder: submission for submission in found.values()}.values())
+    return any(submission.places[name] in queue for name, submission in found.items())
 
 
 def needed_elsewhere(names: Collection[str], besides: Collection[str], runs: Path) -> set[str]:
@@ -154,7 +168,7 @@ def _running(run: PlannedRun, job: Queued | None, log: str | None) -> Standing:
         log=log,
         epoch=len(lines),
         epochs=epochs,
-        accuracy=lines[-1].get("test/accuracy") if lines else None,
+        accuracy=lines[-1].get(HEADLINE) if lines else None,
         left=_left(lines, epochs),
     )
 

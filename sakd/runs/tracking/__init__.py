@@ -5,13 +5,16 @@ from sakd.runs.tracking.health import check_store
 from sakd.runs.tracking.notes import noted
 from sakd.runs.tracking.parents import (
     earlier_sweeps,
+    note_end,
     note_sweep,
     sweep_folder,
     sweep_name,
     sweep_overrides,
+    sweeps_going_on,
+    under_way,
 )
 from sakd.runs.tracking.store import finished_runs, is_a_file, is_refusal, open_command, reason
-from sakd.runs.tracking.sync import goes_on, page_of, seen_at, synchronise
+from sakd.runs.tracking.sync import goes_on, page_of, seen_at, synchronise, view_of
 from sakd.runs.tracking.thread import Mirror, start_mirror
 
 __all__ = [
@@ -25,6 +28,7 @@ __all__ = [
     "goes_on",
     "is_a_file",
     "is_refusal",
+    "note_end",
     "note_sweep",
     "noted",
     "open_command",
@@ -35,6 +39,9 @@ __all__ = [
     "sweep_folder",
     "sweep_name",
     "sweep_overrides",
+    "sweeps_going_on",
     "synchronise",
     "synchronise_all",
+    "under_way",
+    "view_of",
 ]

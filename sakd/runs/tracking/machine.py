@@ -4,15 +4,20 @@
 system metrics. They are of the whole machine: of all runs that train there.
 """
 
+import contextvars
 import json
+import logging
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sakd.errors import in_one_line
 from sakd.files import append, read_whole
 from sakd.runs.stored import Metrics
+
+log = logging.getLogger("sakd")
 
 FILE = "system.jsonl"
 SECONDS_BETWEEN = 10.0  # samples
@@ -23,15 +28,21 @@ class Sampling:
     """Samples the machine from a thread of its own, until it is to ``end``."""
 
     def __init__(self, folder: Path):
-        self._path, self._ended = folder / FILE, threading.Event()
-        self._number = len(samples(folder))  # of those so far: the run may go on
-        threading.Thread(target=self._work, name="samples", daemon=True).start()
+        self._folder, self._ended = folder, threading.Event()
+        self._number = 0
+        context = contextvars.copy_context()  # what it says goes to this run
+        threading.Thread(target=context.run, args=(self._work,), name="samples", daemon=True).start()
 
     def end(self) -> None:
         self._ended.set()
 
     def _work(self) -> None:
-        monitors = _monitors()
+        try:
+            self._number = len(samples(self._folder))  # of those so far: the run may go on
+            monitors = _monitors()
+        except Exception as error:  # the run is worth no less for it
+            log.warning("no system metrics: %s", in_one_line(error))
+            return
         while True:
             with suppress(Exception):  # a full disk is told by what matters; a monitor may fail at any time
                 self._sample(monitors)
@@ -45,7 +56,7 @@ class Sampling:
             sample |= {f"system/{key}": value for key, value in monitor.aggregate_metrics().items()}
             monitor.clear_metrics()
         self._number += 1
-        append(self._path, json.dumps({"sample": self._number, "time": time.time(), **sample}))
+        append(self._folder / FILE, json.dumps({"sample": self._number, "time": time.time(), **sample}))
 
 
 def _monitors() -> list[Any]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import select
+import selectors
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from sakd.files import explained, refuse_link
 
 FOLDER = ".model"  # in a run's folder, until a store has it
 IDLE = 60.0  # seconds without work after which the process ends
+MADE_WITHIN = 300.0  # seconds for a model, the largest on a busy machine too
 IMAGES = 2  # in the example of an input; with one, the export would take no other number
 
 
@@ -72,41 +74,51 @@ def _is_of(made: Path, weights: Path) -> bool:
 
 
 class _Worker:
-    """The process that makes models, started when it is needed."""
+    """The process that makes models, started when it is needed, until it is to ``end``."""
 
     def __init__(self):
         self._process: subprocess.Popen | None = None
+        self._over = False
         self._alone = threading.Lock()  # runs end in threads of their own
+        self._starting = threading.Lock()  # none is started once it is over
 
     def made(self, folder: Path) -> str | None:
         """Let it make the model of this run; why it could not."""
         with self._alone:
             for _ in range(2):  # it may have been idle, and have just ended
-                if self._process is None or self._process.poll() is not None:
-                    self._process = self._started()
+                process = self._at_work()
+                if process is None:
+                    return f"{folder}: the launch ended before MLflow's model of it was made"
                 try:
-                    self._process.stdin.write(f"{folder}\n")
-                    self._process.stdin.flush()
-                    answer = self._process.stdout.readline()
+                    process.stdin.write(f"{folder}\n")
+                    process.stdin.flush()
+                    answer = _line(process)
                 except BrokenPipeError:
                     answer = ""
                 if answer:
                     return json.loads(answer)
-                self._ended()
+                _end(process)
+                if answer is None:
+                    return f"{folder}: MLflow's model of it was not made within {MADE_WITHIN:.0f} seconds"
         return f"{folder}: the process that makes MLflow's model of it died"
 
     def end(self) -> None:
-        """End it, whatever it is at."""
+        """End it for good, whatever it is at: whoever waits for it is told."""
+        with self._starting:
+            self._over = True
         if self._process is not None:
             self._process.kill()
-            self._ended()
+            with self._alone:  # who reads its answer lets go of it first
+                _end(self._process)
 
-    def _ended(self) -> None:
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait()
-        self._process = None
+    def _at_work(self) -> subprocess.Popen | None:
+        """The process, started where there is none; None once it is over."""
+        with self._starting:
+            if self._over:
+                return None
+            if self._process is None or self._process.poll() is not None:
+                self._process = self._started()
+            return self._process
 
     def _started(self) -> subprocess.Popen:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -120,6 +132,21 @@ class _Worker:
             env=environment,
             start_new_session=True,  # an interruption of the launch is none of its own: it ends with it
         )
+
+
+def _line(process: subprocess.Popen) -> str | None:
+    """What a process answers; nothing where it died, None where it takes too long."""
+    with selectors.DefaultSelector() as waiting:
+        waiting.register(process.stdout, selectors.EVENT_READ)
+        return process.stdout.readline() if waiting.select(MADE_WITHIN) else None
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    with suppress(BrokenPipeError):
+        process.stdin.close()
 
 
 _worker = _Worker()
@@ -152,15 +179,13 @@ def _outcome(folder: Path) -> str | None:
 
 
 def _make(folder: Path) -> None:
-    import yaml
-
-    from sakd.configuration import build
+    from sakd.configuration import build, read_config
     from sakd.errors import CheckpointError
     from sakd.networks.checkpoints import load_weights, parse_weights
     from sakd.runs.stored import read_result
 
     weights = folder / "student.safetensors"
-    config, result = yaml.safe_load((folder / "config.yaml").read_bytes()), read_result(folder)
+    config, result = read_config(folder), read_result(folder)
     raw = weights.read_bytes()
     if hashlib.sha256(raw).hexdigest() != result["student_sha256"]:
         raise CheckpointError(

@@ -11,15 +11,18 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from sakd.configuration import Config, parameters, short_names
 from sakd.credentials import hidden
 from sakd.errors import RunError
 from sakd.files import explained, read_json, with_checksum, write_whole
+from sakd.runs.run import is_locked
 from sakd.runs.tracking import page as pages
 from sakd.runs.tracking.notes import (
     note_delivered,
@@ -29,7 +32,7 @@ from sakd.runs.tracking.notes import (
     sending,
     update_state,
 )
-from sakd.runs.tracking.store import ENDS, Store
+from sakd.runs.tracking.store import ENDS, GOING_ON, Store
 from sakd.runs.tracking.waiting import StoreAwayError
 
 log = logging.getLogger("sakd")
@@ -40,6 +43,17 @@ UID = "sakd.sweep"  # the tag that a parent is found again by; runs have another
 PAGE = "sakd.page"  # the tag that tells which files have arrived
 LEAST = 2  # cells; one is a run like any other
 NAME = 100  # characters of a sweep's name
+LOCK = ".lock"  # held by a process that trains the cells
+# What each key of sweep.json must be, in words.
+NOTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "overrides": ("words", lambda value: _are_texts(value)),
+    "cells": (
+        "names of runs",
+        lambda value: _are_texts(value) and all(Path(name).name == name for name in value),
+    ),
+    "parameters": ("texts by name", lambda value: isinstance(value, dict) and _are_texts([*value.values()])),
+    "time": ("seconds since 1970", lambda value: type(value) in (int, float)),
+}
 FILES = ("comparison.png", "comparison.md", "comparison.csv", "cells.csv", "report.html")
 
 
@@ -74,6 +88,26 @@ def note_sweep(cells: Mapping[str, Config], overrides: Sequence[str]) -> Path | 
     return folder
 
 
+@contextmanager
+def under_way(folder: Path | None) -> Iterator[None]:
+    """Train the cells of the sweep with this folder inside, in this process: it is known to go on."""
+    with ExitStack() as held:
+        if folder is not None:
+            with suppress(Timeout):  # another process trains them, too
+                held.enter_context(FileLock(folder / LOCK).acquire(timeout=0))
+        yield
+
+
+def sweeps_going_on(runs: Path) -> dict[Path, list[str]]:
+    """Folders of sweeps that no end is noted of and that no process is known to train, and their cells."""
+    found = {}
+    for folder in folders(runs):
+        with suppress(RunError):  # a damaged note is told when the sweep is to be sent
+            if noted(folder).get("status") in GOING_ON and not is_locked(folder / LOCK):
+                found[folder] = _sweep(folder)["cells"]
+    return found
+
+
 def _note(folder: Path, cells: Mapping[str, Config], overrides: Sequence[str]) -> None:
     with sending(folder):
         known = _sweep_or_none(folder)  # what is damaged is written anew
@@ -106,7 +140,7 @@ def _owners(runs: Path, state: Mapping[str, Any]) -> dict[str, Path]:
     """Folders of the first sweeps that asked for runs, by run, in the store and experiment of ``state``."""
     found = []
     for folder in folders(runs):
-        with suppress(RunError, KeyError):  # a damaged note is told when the sweep is to be sent
+        with suppress(RunError):  # a damaged note is told when the sweep is to be sent
             sweep, own = _sweep(folder), noted(folder)
             if sweep is not None and _place(own) == _place(state):
                 found.append((sweep["time"], folder, sweep["cells"]))
@@ -195,12 +229,23 @@ def note_end(folder: Path, status: str) -> None:
         note_status(folder, status)
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
 def _read_text(path: Path) -> str:
     return path.read_text() if path.is_file() and not path.is_symlink() else ""
 
 
 def _sweep(folder: Path) -> dict[str, Any] | None:
-    return read_json(folder / "sweep.json")
+    """What is noted of a sweep; None where nothing is. Raises RunError if it is damaged or foreign."""
+    path = folder / "sweep.json"
+    sweep = read_json(path)
+    for key, (expected, fits) in () if sweep is None else NOTED.items():
+        if key not in sweep or not fits(sweep[key]):
+            found = f"{sweep[key]!r:.60}" if key in sweep else "nothing"
+            raise RunError(f"{path}: found {found} for {key}, expected {expected}; move the file away")
+    return sweep
 
 
 def _sweep_or_none(folder: Path) -> dict[str, Any] | None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from sakd.errors import RunError, in_one_line
 from sakd.files import explained, write_whole
-from sakd.runs.record import FILE, read_record
+from sakd.names import HEADLINE
+from sakd.runs.record import FILE
 from sakd.runs.stored import Metrics
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLES = ("-", "--", "-.", ":")
 WIDTH, HEIGHT, DOTS = 8.0, 2.6, 100  # inches of the picture and of each panel; dots per inch
 FONT = 10  # points
-LEADING = ("test/accuracy",)  # is drawn first
 FEW = 40  # epochs, each of which has a dot
 
 # Panels of the learning curves: how they are called, which metrics they show, and between which values.
@@ -41,11 +41,11 @@ def learning_curves(folder: Path, lines: Sequence[Metrics]) -> "Mapping[str, Fig
     from matplotlib.figure import Figure
 
     shown = []
-    measured = dict.fromkeys(key for line in lines for key in line)
+    measured = sorted(dict.fromkeys(key for line in lines for key in line), key=lambda key: key != HEADLINE)
     for label, belongs, limits in PANELS:
-        keys = [key for key in (*(key for key in LEADING if key in measured), *measured) if belongs(key)]
+        keys = [key for key in measured if belongs(key)]
         if keys:
-            shown.append((label, list(dict.fromkeys(keys)), limits))
+            shown.append((label, keys, limits))
     if not shown:
         return {}
     figure = Figure(figsize=(WIDTH, HEIGHT * len(shown)), layout="constrained")
@@ -60,17 +60,19 @@ def learning_curves(folder: Path, lines: Sequence[Metrics]) -> "Mapping[str, Fig
 
 def decisions(folder: Path, lines: Sequence[Metrics]) -> "Mapping[str, Figure]":
     """Who was distilled where, as `sakd spots` draws it; nothing where all always were, or none is known."""
-    from sakd.decisions import keeps_all, pictures
+    from sakd.decisions import keeps_all, pictures, samples
+    from sakd.runs.find import read_recorded
 
     try:
-        record = read_record(folder)
+        run = read_recorded(folder)
     except RunError as error:
         if (folder / FILE).exists():
             log.warning("MLflow gets no pictures of decisions: %s", error)
         return {}
-    if keeps_all(record):
+    if keeps_all(run.record):
         return {}
-    return {f"spots_{name}": figure for name, figure in pictures.draw(record, folder.name).items()}
+    figures = pictures.draw(run.record, run.name, samples.small_images(run))
+    return {f"spots_{name}": figure for name, figure in figures.items()}
 
 
 # What is drawn when a run is over: each gets its folder and its epochs, and gives figures by name.

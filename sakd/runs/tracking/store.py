@@ -17,6 +17,7 @@ from typing import Any
 
 from sakd import credentials, names
 from sakd.errors import RunError, SakdError
+from sakd.names import HEADLINE
 from sakd.runs.tracking.waiting import StoreAwayError, holding, within
 
 PARAMETERS_AT_ONCE, METRICS_AT_ONCE = 100, 1000  # MLflow's limits of one batch
@@ -28,7 +29,6 @@ TRY_LATER = (408, 429)  # of HTTP's 4xx, which else say that a request is wrong
 COUNTER = "seconds"  # a metric that every epoch has: its steps tell which epochs have arrived
 EPOCHS = "sakd.epochs"  # the tag of a run that is over: how many there are of it
 MODEL = "student"  # the name that a run's network has among its models
-HEADLINE = "test/accuracy"
 
 # What MLflow's pages of an experiment begin with: tags say that it trains networks, and keep a view that a
 # link calls by its name. In that the accuracy leads, in the table and among the charts.

@@ -10,11 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sakd.configuration import Config, parameters, teacher_of, tracked_apart
+from sakd.configuration import Config, parameters, read_config, teacher_of, tracked_apart
 from sakd.errors import RunError
 from sakd.files import explained
 from sakd.runs.run import Run
-from sakd.runs.stored import Metrics, read_config, read_metrics, read_result
+from sakd.runs.stored import Metrics, read_metrics, read_result
 from sakd.runs.tracking import machine, model, parents, pictures
 from sakd.runs.tracking import page as pages
 from sakd.runs.tracking.notes import (
@@ -218,13 +218,25 @@ def page_of(folder: Path, uri: str) -> str | None:
 
     Of a file, once it is served.
     """
+    place = _place(folder, uri)
+    return None if place is None else page(uri, *place)
+
+
+def view_of(folder: Path, uri: str) -> str | None:
+    """The address of the view of all runs beside a run, or a sweep, best first; as ``page_of``."""
+    place = _place(folder, uri)
+    return None if place is None else page(uri, place[0])
+
+
+def _place(folder: Path, uri: str) -> tuple[str, str] | None:
+    """Ids of the experiment and of the run that a store has of this folder; None where they are not known."""
     try:
         state = noted(folder)
     except RunError:  # it is told when it is to be sent
         return None
     if state.get("uri") != absolute(uri) or not state.get("run_id") or not state.get("experiment_id"):
         return None
-    return page(uri, state["experiment_id"], state["run_id"])
+    return state["experiment_id"], state["run_id"]
 
 
 def seen_at(folder: Path, uri: str) -> str:
