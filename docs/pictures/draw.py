@@ -47,16 +47,11 @@ def arrow(
     end: tuple[float, float],
     colour: str,
     wide: bool = True,
-    bend: float = 0,
 ) -> None:
     """An arrow; one that is not ``wide`` is thin and dashed."""
     style = {"lw": 2.4} if wide else {"lw": 1, "linestyle": (0, (4, 3))}
-    axes.add_patch(
-        FancyArrowPatch(
-            start, end, arrowstyle="-|>", mutation_scale=11, color=colour, shrinkA=0, shrinkB=0,
-            connectionstyle=f"arc3,rad={bend}", **style,
-        )
-    )  # fmt: skip
+    head = {"arrowstyle": "-|>", "mutation_scale": 11, "shrinkA": 0, "shrinkB": 0}
+    axes.add_patch(FancyArrowPatch(start, end, color=colour, **head, **style))
 
 
 def idea() -> Figure:
@@ -84,13 +79,11 @@ def idea() -> Figure:
             arrow(axes, (spot + 0.22, middle + 0.08), (beyond, up), colour)
             arrow(axes, (spot + 0.22, middle - 0.08), (beyond, down), colour)
         arrow(axes, (spot, 0.98), (spot, middle - 0.23), POLICY, wide=False)
-        axes.text(
-            spot, up + 0.62, "distilled here" if teacher else "not distilled", ha="center", va="center",
-            color="black" if teacher else QUIET, style="normal" if teacher else "italic",
-        )  # fmt: skip
+        told, ink = ("distilled here", "black") if teacher else ("not distilled", QUIET)
+        axes.text(spot, up + 0.62, told, ha="center", va="center", color=ink)
     drawn = "policy: one linear layer on both networks' embeddings draws T or S, spot by spot"
     box(axes, 5.6, 0.7, drawn, POLICY, 8.2)
-    told = "Wide arrows carry the chosen features into the next stage of both networks, through adapters (grafts)."
+    told = "Wide arrows carry the chosen features into the next stage of both networks, by adapters (grafts)."
     axes.text(5.6, 0.2, told, ha="center", va="center", fontsize=8.5)
     return figure
 
