@@ -41,10 +41,10 @@ INSTEAD = {
     ),
 }
 FIRST = "python launch.py"  # as it is: docs name the run's folder
-QUICK = ("dataset.train_samples=96", "dataset.test_samples=40", "epochs=3")
+QUICK = ("dataset.train_samples=96", "dataset.test_samples=40", "epochs=3", "tracking=none")
 NARROW = ("distiller=at,sp", "seed=0", "spot_mode=fixed,adaptive")  # of a sweep's many cells
 WITH_RUNS = ("decisions.md", "protocol.md", "report.md")  # what they tell of
-FEW = "distiller=fitnet,at spot_mode=fixed,adaptive seed=0,1"
+FEW = "distiller=fitnet,at,sp spot_mode=fixed,adaptive seed=0,1 tracking=mlflow"
 RUNS = f"python launch.py -m dataset=digits teacher=wrn_16_2 {FEW}"
 
 
@@ -63,26 +63,19 @@ def quick(words: list[str], run: str) -> list[str]:
     ``run`` is the folder of a run, for RUN.
     """
     words = [run if word == "RUN" else word for word in words]
-    if words == ["sakd", "compare"]:
-        return [
-            *words,
-            *(word for word in QUICK if word.startswith("epochs")),
-        ]  # the first run is of another recipe
+    if words == ["sakd", "compare"]:  # the first run is of another recipe
+        return [*words, *(word for word in QUICK if word.startswith("epochs"))]
     if words == shlex.split(FIRST) or "--cfg" in words or not (launches(words) or names_sweep(words)):
         return words
     words = [word for word in words if word != "hydra/launcher=slurm"]
     if names_sweep(words):
         given = {word.partition("=")[0] for word in words}
         words += [word for word in NARROW if word.partition("=")[0] not in given]
-    debug = [
-        place for place, word in enumerate(words) if word.startswith("experiment=") and "debug" not in word
-    ]
-    for place in debug:
-        words[place] = f"experiment=[{words[place].partition('=')[2]},debug]"
+    words = [re.sub(r"^experiment=([^\[].*)", r"experiment=[\1,debug]", word) for word in words]
     if any("debug" in word for word in words):
-        return words
+        return [*words, "tracking=none"]
     if "dataset.root=" in str(words):
-        return [*words, "experiment=debug"]
+        return [*words, "experiment=debug", "tracking=none"]
     return [*words, *(word for word in QUICK if word.partition("=")[0] not in str(words))]
 
 
