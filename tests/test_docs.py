@@ -75,7 +75,8 @@ def quick(words: list[str], run: str) -> list[str]:
     if any("debug" in word for word in words):
         return [*words, "tracking=none"]
     if "dataset.root=" in str(words):
-        return [*words, "experiment=debug", "tracking=none"]
+        small = [] if "dataset.image_size=" in str(words) else ["dataset.image_size=32"]
+        return [*words, *small, "experiment=debug", "tracking=none"]
     return [*words, *(word for word in QUICK if word.partition("=")[0] not in str(words))]
 
 
