@@ -1,7 +1,7 @@
-"""Tables of the README and a comment of config.yaml, written from what is there.
+"""Tables of docs/ and a comment of config.yaml, written from what is there.
 
-Tables are of distillers, networks and keys without identity, the comment of the latter. They come from conf/,
-the code, and the measured steps.
+Tables are of distillers, networks, keys, and keys without identity, the comment of the latter. They come from
+conf/, the code, and the measured steps.
 """
 
 import csv
@@ -13,14 +13,25 @@ import torch
 import yaml
 
 from sakd.configuration import NOT_IDENTITY, Config, build
-from sakd.configuration.groups import CHECKOUT, folder_of
+from sakd.configuration.groups import CHECKOUT, CONF, folder_of
 from sakd.errors import ConfigError
+from sakd.keys import Key, about, keys_of
 
 STEPS = CHECKOUT / "results/step.csv"  # as `python -m benchmarks.step --csv` writes it
 ABSENT = "\N{EN DASH}"
 REFERENCE = ("method", "authors", "title", "venue", "year")  # all of a paper
 IMAGES = {"num_classes": 100, "in_channels": 3, "image_size": 32}
 NOT_ALWAYS_INSTALLED = ("timm",)
+# Groups whose files have keys of their own: the path of what a file is, and its folder in conf/.
+GROUPS = {
+    "dataset": "dataset",
+    "student": "network",
+    "distiller": "distiller",
+    "spot_mode": "spot_mode",
+    "tracking": "tracking",
+    "hydra.launcher": "hydra/launcher",
+}
+KEY_HEAD = ["key", "value", "expected", "what it says"]
 
 
 def tables() -> dict[str, str]:
@@ -30,6 +41,8 @@ def tables() -> dict[str, str]:
         "distillers": distillers(STEPS),
         "networks": networks(),
         "not_identity": markdown(["key", "what it says"], keys),
+        "keys": markdown(KEY_HEAD, [key_row(key) for key in keys_of(CONF / "config.yaml")]),
+        **{f"keys_{folder.replace('/', '_')}": keys_in(node, folder) for node, folder in GROUPS.items()},
     }
 
 
@@ -40,12 +53,15 @@ def comments() -> dict[str, str]:
 
 
 def write(blocks: dict[str, str], path: Path) -> None:
-    """Replace what stands between the lines ``<!-- name -->`` and ``<!-- /name -->``.
+    """Replace what stands between lines ``<!-- name -->`` and ``<!-- /name -->``, of those that are there.
 
-    The lines may be comments. Raises ConfigError where they are missing.
+    The lines may be comments. Raises ConfigError where one of the two, or all, are missing.
     """
     text = path.read_text()
-    for name, block in blocks.items():
+    here = {name: block for name, block in blocks.items() if re.search(rf"<!-- /?{name} -->", text)}
+    if not here:
+        raise ConfigError(f"{path}: found no lines <!-- name --> and <!-- /name -->, expected a table's")
+    for name, block in here.items():
         between = re.compile(
             rf"(?<=<!-- {name} -->\n).*?(?=^(# )?<!-- /{name} -->)", re.DOTALL | re.MULTILINE
         )
@@ -138,6 +154,24 @@ def networks() -> str:
         "outputs of its stages and its embedding for 3x32x32 images",
     ]
     return markdown(head, [row for *_, row in sorted(rows)])
+
+
+def key_row(key: Key) -> list[str]:
+    return [f"`{key.path}`", f"`{escaped(key.value)}`", key.expected, escaped(key.comment)]
+
+
+def keys_in(node: str, folder: str) -> str:
+    """Table of the keys in a group's files: below each file's name, those that it has."""
+    rows = []
+    for file in sorted((CONF / folder).glob("*.yaml")):
+        if own := keys_of(file, node):
+            rows += [[f"**{file.stem}**", "", "", escaped(about(file))], *map(key_row, own)]
+    return markdown(KEY_HEAD, rows)
+
+
+def escaped(text: str) -> str:
+    """Text of a YAML file, in one line, for a cell."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "\\<")
 
 
 def nodes(group: str) -> Iterator[tuple[str, Config]]:

@@ -137,18 +137,19 @@ def export(run: Path, output: Path | None) -> None:
 @click.option(
     "--write",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Replace the tables in this file; in a YAML file, the comments.",
+    multiple=True,
+    help="Replace the tables that this file has; in a YAML file, the comments. May be given again.",
 )
-def catalogue(write: Path | None) -> None:
-    """Print the README's tables, or write them into it, or their like into conf/config.yaml."""
+def catalogue(write: tuple[Path, ...]) -> None:
+    """Print the tables of docs/, or write them into its pages, or their like into conf/config.yaml."""
     from sakd import catalogue
 
     with _errors_told():
-        if write is None:
+        if not write:
             click.echo("\n".join(catalogue.tables().values()), nl=False)
-        else:
-            blocks = catalogue.comments() if write.suffix == ".yaml" else catalogue.tables()
-            catalogue.write(blocks, write)
+        for path in write:
+            blocks = catalogue.comments() if path.suffix == ".yaml" else catalogue.tables()
+            catalogue.write(blocks, path)
 
 
 def _named_sweep(command: Callable) -> Callable:

@@ -1,4 +1,4 @@
-"""The README's tables: they are what the command writes, and what conf/ and the code say."""
+"""The tables of docs/: they are what the command writes, and what conf/ and the code say."""
 
 import csv
 import re
@@ -7,14 +7,14 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from sakd import catalogue
+from sakd import catalogue, keys
 from sakd.catalogue import ABSENT
 from sakd.cli import main
-from sakd.configuration import NOT_IDENTITY, digest
+from sakd.configuration import NOT_IDENTITY, digest, flatten
 from sakd.errors import ConfigError
 from tests.conftest import ROOT, compose_config
 
-README = ROOT / "README.md"
+PAGES = ("keys.md", "methods.md")
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +28,18 @@ def rows(table: str) -> dict[str, list[str]]:
     return {name.strip("`"): cells for name, *cells in lines}
 
 
-def test_the_readme_has_the_tables_that_the_command_writes(tables, tmp_path, monkeypatch):
-    """Mend it with `sakd catalogue --write README.md`."""
+def test_the_docs_have_the_tables_that_the_command_writes(tables, tmp_path, monkeypatch):
+    """Mend it with `sakd catalogue --write docs/keys.md --write docs/methods.md`."""
     monkeypatch.setattr(catalogue, "tables", lambda: tables)  # made once
-    copy = tmp_path / "README.md"
-    copy.write_text(README.read_text())
-    done = CliRunner().invoke(main, ["catalogue", "--write", str(copy)])
+    written = {name: (ROOT / "docs" / name).read_text() for name in PAGES}
+    for name, text in written.items():
+        (tmp_path / name).write_text(text)
+    options = [word for name in PAGES for word in ("--write", str(tmp_path / name))]
+    done = CliRunner().invoke(main, ["catalogue", *options])
     assert done.exit_code == 0, done.output
-    assert copy.read_text() == README.read_text()
+    assert {name: (tmp_path / name).read_text() for name in PAGES} == written
+    placed = re.findall(r"^<!-- (\w+) -->$", "".join(written.values()), re.MULTILINE)
+    assert sorted(placed) == sorted(tables)
 
 
 def test_config_yaml_lists_the_keys_without_identity_as_the_command_writes_them(tmp_path):
@@ -49,7 +53,7 @@ def test_config_yaml_lists_the_keys_without_identity_as_the_command_writes_them(
         assert re.search(rf"^#   {re.escape(key)} +{re.escape(why)}$", copy.read_text(), re.MULTILINE), key
 
 
-def test_the_readme_lists_the_keys_without_identity(tables):
+def test_the_docs_list_the_keys_without_identity(tables):
     assert rows(tables["not_identity"]) == {key: [why] for key, why in NOT_IDENTITY.items()}
 
 
@@ -112,8 +116,51 @@ def test_what_stands_around_the_tables_is_kept(tmp_path):
             "before\n<!-- a -->\nnew \\1\n<!-- /a -->\nbetween\n<!-- b -->\nnewer\n<!-- /b -->\nafter\n"
         )
         assert page.read_text() == expected
-    with pytest.raises(ConfigError, match=r"page\.md: found no lines <!-- c --> and <!-- /c -->"):
-        catalogue.write({"c": ""}, page)
+    catalogue.write({"a": "new\n", "c": ""}, page)  # a page has some of the tables
+    assert "new\n<!-- /a -->" in page.read_text()
+    page.write_text("<!-- c -->\n")
+    for names, found in (("cd", "c"), ("d", "name")):
+        with pytest.raises(
+            ConfigError, match=rf"page\.md: found no lines <!-- {found} --> and <!-- /{found} -->"
+        ):
+            catalogue.write(dict.fromkeys(names, ""), page)
+
+
+def test_every_key_of_conf_has_a_row_with_what_it_may_be(tables):
+    found = rows(tables["keys"])
+    composed = [key for key, _ in flatten(compose_config())]
+    groups = {"dataset", "student", "distiller", "spot_mode", "tracking"}
+    own = {key for key in composed if key.partition(".")[0] not in groups}
+    own -= {key for key in own if key.startswith("teacher.") and key.count(".") == 1 and key not in found}
+    assert own <= set(found)
+    assert found["teacher.min_accuracy"] == [
+        "`0.0`",
+        "percent, from 0 to 100",
+        "percent on the test images; a teacher below is refused",
+    ]
+    assert found["precision"][1] == "one of fp32, tf32, bf16"
+    for group, key, kind in (
+        ("dataset", "dataset.val_fraction", "a number from 0 to below 1"),
+        ("distiller", "distiller.losses.crd.momentum", "a number from 0 to below 1"),
+        ("spot_mode", "spot_mode.temperature", "a number above 0"),
+        ("hydra_launcher", "hydra.launcher.mem_gb", "a number above 0 or null"),
+        ("tracking", "tracking.model", "true or false"),
+    ):
+        assert rows(tables[f"keys_{group}"])[key][1] == kind, key
+
+
+def test_a_key_s_comment_stands_beside_it_or_above(tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "# Of the file,\n# in two lines.\nname: x\na: 1  # beside\n# above b\nb:\n"
+        "  c: [1,\n    2]   # last\n# above d,\n# too\nd: 0\n"
+    )
+    assert keys.about(file) == "Of the file, in two lines."
+    assert [(key.path, " ".join(key.value.split()), key.comment) for key in keys.keys_of(file, "x")] == [
+        ("x.a", "1", "beside"),
+        ("x.b.c", "[1, 2]", "last"),
+        ("x.d", "0", "above d, too"),
+    ]
 
 
 def test_a_distiller_without_a_whole_reference_is_named():

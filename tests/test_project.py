@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from tests.pages import blocks_of
 
 
 def test_environment_yml_has_the_dependencies_of_pyproject():
@@ -31,13 +32,13 @@ def test_no_file_is_a_link():
     assert [path for folder in folders for path in folder.rglob("*") if path.is_symlink()] == []
 
 
-def readme_blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+def test_the_readme_is_one_that_is_read():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
-def test_the_readme_library_example_runs_with_torch_alone(tmp_path):
+def test_the_library_example_runs_with_torch_alone(tmp_path):
     """In a process in which Hydra, MLflow and the rest cannot be imported."""
-    (example,) = readme_blocks("python")
+    (example,) = blocks_of(ROOT / "docs/library.md", "python")
     assert (
         len(
             [
@@ -59,8 +60,8 @@ def test_the_readme_library_example_runs_with_torch_alone(tmp_path):
     assert "test/accuracy" in done.stdout
 
 
-def test_the_readme_tree_names_what_there_is():
-    tree = next(block for block in readme_blocks("text") if "launch.py" in block)
+def test_the_tree_names_what_there_is():
+    (tree,) = blocks_of(ROOT / "docs/tree.md", "text")
     for line in tree.splitlines():
         name = re.match(r"\s*(\S+)", line)
         if name and not line.startswith("    "):

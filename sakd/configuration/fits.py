@@ -303,6 +303,35 @@ def _kind_of_parameter(parameter: inspect.Parameter, hints: Mapping[str, Any]) -
     return None
 
 
+# ---- words
+
+
+def expected_of_schema(schema: type, node: str = "") -> dict[str, str]:
+    """What each key may be, in words, of a schema's node at the path ``node``; nothing where it has none."""
+    for name in filter(None, node.split(".")):
+        inner = _takes_of_schema(schema).parameters.get(name)
+        if inner is None or inner.schema is None:
+            return {}
+        schema = inner.schema
+    return _expected(_takes_of_schema(schema))
+
+
+def expected_of_target(target: Callable[..., Any], ranges: Mapping[str, Any]) -> dict[str, str]:
+    """What each key may be, in words, that a callable takes; see ``check_node`` for ``ranges``."""
+    takes = _takes_of(target, 0)
+    if takes is None:
+        return {}
+    return _expected(takes) | {
+        name: kind_of(ranges[name]).expected for name in takes.parameters if name in ranges
+    }
+
+
+def _expected(takes: Takes) -> dict[str, str]:
+    return {
+        name: "" if taken.kind is None else taken.kind.expected for name, taken in takes.parameters.items()
+    }
+
+
 # ---- kinds
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from sakd import names
 from sakd.configuration.prerequisites import Config, needs_teacher
 
-# What a run's identity leaves out, and why. config.yaml's comment and the README's table follow from it, by
-# `sakd catalogue --write FILE`.
+# What a run's identity leaves out, and why. config.yaml's comment and a table of docs/keys.md follow from it,
+# by `sakd catalogue --write FILE`.
 NOT_IDENTITY = {
     "device": "where it trains; results differ by rounding",
     "threads": "of the CPU; results differ by rounding",
