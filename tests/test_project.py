@@ -63,7 +63,7 @@ def test_the_readme_tree_names_what_there_is():
 
 
 ORDER = ("networks", "data", "spots", "distillers", "training", "configuration", "decisions", "runs")
-ORDER += ("sweeps", "compare", "report")
+ORDER += ("trained", "sweeps", "compare", "report")
 
 
 @pytest.mark.parametrize("wing", ORDER)
