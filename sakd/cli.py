@@ -1,13 +1,14 @@
 """`sakd`: what is done with runs besides launching them."""
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sakd.commands import folder as of_folder
+from sakd.commands.told import errors_told as _errors_told
 from sakd.credentials import hidden, remember, remember_typed
 from sakd.errors import ConfigError, SakdError
 from sakd.signals import ended_in_order
@@ -100,21 +101,37 @@ def _named_sweep(command: Callable) -> Callable:
 
 
 @main.command()
-@_named_sweep
+@click.argument("overrides", nargs=-1, metavar="[OVERRIDE]...")
 @click.option(
     "--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True
 )
 @click.option("--cells", "each", is_flag=True, help="A line for each cell.")
-def status(overrides: tuple[str, ...], form: str, each: bool) -> None:
+@click.option(
+    "--from",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="A folder of runs, without OVERRIDE. By default runs.",
+)
+def status(overrides: tuple[str, ...], form: str, each: bool, folder: Path | None) -> None:
     """What has become of a sweep's cells: finished, running, queued, failed, lost or missing.
 
     OVERRIDE... are those that launched it, such as sweeps=digits seed=0,1. A run that was killed without
-    warning, and that MLflow still has as running, is marked KILLED there.
+    warning, and that MLflow still has as running, is marked KILLED there. Without any: how all sweeps of the
+    folder stand.
     """
     from sakd import sweep_page, sweeps
     from sakd.sweeps import report
 
     with _errors_told():
+        if not overrides:
+            if each:
+                raise ConfigError(
+                    "--cells: found no sweep, expected beside it the overrides that launched one"
+                )
+            click.echo(of_folder.all_sweeps(folder or Path("runs"), form), nl=False)
+            return
+        if folder is not None:
+            raise ConfigError(f"--from: found {folder} beside a sweep, whose folder is its key runs=…")
         planned = _planned(overrides)
         standings = sweeps.survey(planned.everything, planned.runs)
         sweeps.settle(planned, standings)
@@ -170,14 +187,6 @@ def _planned(overrides: tuple[str, ...]) -> "Plan":
 
     set_up()  # planning may build networks, with torch
     return plan(sweep(overrides))
-
-
-@contextmanager
-def _errors_told() -> Iterator[None]:
-    try:
-        yield
-    except SakdError as error:
-        raise click.ClickException(hidden(str(error))) from error
 
 
 @main.command()
@@ -410,6 +419,10 @@ def report(words: tuple[str, ...], output: Path, source: Path) -> None:
         is_sweep = any(word.startswith("sweeps=") for word in words)
         write_report(of_sweep(_planned(words)) if is_sweep else of_folder(source, words), output)
     click.echo(str(output))
+
+
+for command in (of_folder.list_runs, of_folder.show):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

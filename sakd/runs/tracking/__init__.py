@@ -5,6 +5,7 @@ from sakd.runs.tracking.notes import noted
 from sakd.runs.tracking.parents import (
     earlier_sweeps,
     note_sweep,
+    noted_sweeps,
     sweep_folder,
     sweep_name,
     sweep_overrides,
@@ -25,6 +26,7 @@ __all__ = [
     "is_refusal",
     "note_sweep",
     "noted",
+    "noted_sweeps",
     "open_command",
     "page_of",
     "reason",

@@ -1,0 +1,63 @@
+"""`sakd list` and `show`: what lies in a folder of runs."""
+
+from pathlib import Path
+
+import click
+
+from sakd.commands.told import errors_told
+from sakd.credentials import hidden
+
+FOLDER = click.Path(path_type=Path)
+FORM = click.Choice(["terminal", "json"])
+
+
+@click.command("list")
+@click.argument("filters", nargs=-1, metavar="[KEY=VALUE[,VALUE...]]...")
+@click.option("--from", "folder", type=FOLDER, default="runs", show_default=True, help="A folder of runs.")
+@click.option(
+    "--sort",
+    "order",
+    type=click.Choice(["age", "name", "state", "epochs", "accuracy"]),
+    default="age",
+    show_default=True,
+    help="The youngest, or the best, first.",
+)
+@click.option("--format", "form", type=FORM, default="terminal", show_default=True)
+def list_runs(filters: tuple[str, ...], folder: Path, order: str, form: str) -> None:
+    """List the runs of a folder: state, epochs, accuracy in percent, age.
+
+    KEY=VALUE chooses as in `sakd compare`.
+    """
+    from sakd import listing
+
+    with errors_told():
+        runs, unreadable = listing.listed(folder, filters, order)
+    click.echo(listing.FORMATS[form](runs), nl=False)
+    for line in unreadable:
+        click.echo(hidden(line), err=True)
+    if unreadable:
+        raise SystemExit(1)
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--from", "folder", type=FOLDER, default="runs", show_default=True, help="A folder of runs.")
+@click.option("--format", "form", type=FORM, default="terminal", show_default=True)
+def show(run: str, folder: Path, form: str) -> None:
+    """Show all that is known of a run.
+
+    RUN is a run's folder, its name in the folder of runs, or the beginning of its name.
+    """
+    from sakd import listing
+    from sakd.runs.find import find_run
+
+    with errors_told():
+        click.echo(listing.SHOWN_FORMATS[form](listing.shown(find_run(run, folder))), nl=False)
+
+
+def all_sweeps(folder: Path, form: str) -> str:
+    """How all sweeps of a folder of runs stand, as `sakd status` says it. Raises a SakdError."""
+    from sakd import listing
+    from sakd.sweeps.found import sweeps_of
+
+    return listing.SWEEPS_FORMATS[form](sweeps_of(folder))
