@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sakd.commands import folder as of_folder
+from sakd.commands import trained as of_trained
 from sakd.commands.told import errors_told as _errors_told
 from sakd.credentials import hidden, remember, remember_typed
 from sakd.errors import ConfigError, SakdError
@@ -62,19 +63,6 @@ def sync(runs: Path, uri: str | None) -> None:
         click.echo(hidden(f"{name}: {told}"), err=True)
     if failures:
         raise SystemExit(1)
-
-
-@main.command("export-checkpoint")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="By default RUN/student.pth.")
-def export(run: Path, output: Path | None) -> None:
-    """Write the student of the finished run in the folder RUN for RepDistiller, mdistiller and the like."""
-    from sakd.export import export_checkpoint
-
-    output = output or run / "student.pth"
-    with _errors_told():
-        export_checkpoint(run, output)
-    click.echo(str(output))
 
 
 @main.command()
@@ -212,6 +200,7 @@ def _planned(overrides: tuple[str, ...]) -> "Plan":
     show_default=True,
 )
 @click.option("--runs", "with_runs", is_flag=True, help="Name the runs behind each group.")
+@click.option("--cost", "with_costs", is_flag=True, help="Show what the networks cost.")
 @click.option(
     "--published",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -227,6 +216,7 @@ def compare(
     metric: str,
     form: str,
     with_runs: bool,
+    with_costs: bool,
     published: Path | None,
     plot: Path | None,
     output: Path | None,
@@ -247,7 +237,7 @@ def compare(
             plots.check_plot(plot)
         figures = read_published(published or FIGURES)
         runs, expected = _compared(source, filters)
-        comparison = compare.compare(runs, metric, figures, expected)
+        comparison = compare.compare(runs, metric, figures, expected, with_costs)
         text = formats.FORMATS[form](comparison, with_runs)
         if plot is not None:
             write_whole(plot, plots.plot(comparison, plot.suffix))
@@ -421,7 +411,7 @@ def report(words: tuple[str, ...], output: Path, source: Path) -> None:
     click.echo(str(output))
 
 
-for command in (of_folder.list_runs, of_folder.show):
+for command in (of_folder.list_runs, of_folder.show, of_trained.evaluate, of_trained.export):
     main.add_command(command)
 
 

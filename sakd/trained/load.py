@@ -103,7 +103,7 @@ def of_run(folder: Path) -> Trained:
             f"{path}: expected checksum {result['student_sha256']}, as in result.json; the file was changed"
         )
     about = described(config, result["run"])
-    return Trained(_built(about, raw, path), about, path, sha256, config, result)
+    return Trained(built(about, raw, path), about, path, sha256, config, result)
 
 
 def teacher_of(student: Trained) -> Trained | None:
@@ -124,7 +124,7 @@ def teacher_of(student: Trained) -> Trained | None:
             f"{path}: found checksum {sha256}, expected the teacher's, {certificate['sha256']}"
         )
     about = described({**student.config, "student": student.config["teacher"]}, student.result["run"])
-    return Trained(_built(about, raw, path, build.OF_TEACHERS), about, path, sha256)
+    return Trained(built(about, raw, path, build.OF_TEACHERS), about, path, sha256)
 
 
 def _of_file(path: Path, trusted: bool) -> Trained:
@@ -141,7 +141,7 @@ def _of_file(path: Path, trusted: bool) -> Trained:
             f"{path}: found {stranger}, expected a network of sakd, torchvision or timm; a file that you "
             "trust as code is loaded by sakd.load(…, trusted=True)"
         )
-    return Trained(_built(about, raw, path), about, path, hashlib.sha256(raw).hexdigest())
+    return Trained(built(about, raw, path), about, path, hashlib.sha256(raw).hexdigest())
 
 
 def _stranger(node: Mapping[str, Any]) -> str | None:
@@ -159,7 +159,9 @@ def _stranger(node: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _built(about: Description, raw: bytes, path: Path, leave: tuple[str, ...] = NAMED) -> StagedNet:
+def built(about: Description, raw: bytes, path: Path, leave: tuple[str, ...] = NAMED) -> StagedNet:
+    """The network of a description, in eval, with the weights of the file at ``path``, whose content is
+    ``raw``."""
     with initialising(0, "trained"):  # drawn anew, and overwritten
         network = build.make(about.network, "student", leave=leave, kind=StagedNet)
     load_weights(network, parse_weights(raw, path), about.network["name"], path)
