@@ -411,7 +411,7 @@ def report(words: tuple[str, ...], output: Path, source: Path) -> None:
     click.echo(str(output))
 
 
-for command in (of_folder.list_runs, of_folder.show, of_trained.evaluate, of_trained.export):
+for command in (*of_folder.COMMANDS, *of_trained.COMMANDS):
     main.add_command(command)
 
 

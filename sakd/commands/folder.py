@@ -1,4 +1,4 @@
-"""`sakd list` and `show`: what lies in a folder of runs."""
+"""`sakd list`, `show` and `reproduce`: what lies in a folder of runs."""
 
 from pathlib import Path
 
@@ -61,3 +61,33 @@ def all_sweeps(folder: Path, form: str) -> str:
     from sakd.sweeps.found import sweeps_of
 
     return listing.SWEEPS_FORMATS[form](sweeps_of(folder))
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--from", "folder", type=FOLDER, default="runs", show_default=True, help="A folder of runs.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    help="Percentage points of accuracy by which it may differ; by default 1 on a GPU, and on the CPU none: "
+    "weights are to be the same bit for bit.",
+)
+def reproduce(run: str, folder: Path, tolerance: float | None) -> None:
+    """Train a finished run again, by the code that it was trained by, and compare the two.
+
+    Its commit and code.diff are checked out in .reproduced beside it, with the teacher that it found. Says
+    which packages have other versions now; the exit code is 1 if it is not reproduced.
+    """
+    from sakd import reproduce
+    from sakd.runs.find import find_run
+
+    with errors_told():
+        found = reproduce.reproduce(find_run(run, folder))
+        if tolerance is None and "cuda" in found.devices:
+            tolerance = reproduce.ON_A_GPU
+        click.echo(reproduce.as_text(found, tolerance), nl=False)
+        if not found.holds(tolerance):
+            raise SystemExit(1)
+
+
+COMMANDS = (list_runs, show, reproduce)

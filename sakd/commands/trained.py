@@ -125,3 +125,6 @@ def _of_teacher(network: "Trained") -> "Trained | None":
     except SakdError as error:
         click.echo(hidden(f"nothing of the teacher: {error}"), err=True)
         return None
+
+
+COMMANDS = (evaluate, export)

@@ -11,6 +11,8 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
+
 from sakd.configuration import short_names
 from sakd.data import Dataset, evaluation_batches
 from sakd.errors import CheckpointError, in_one_line
@@ -209,6 +211,7 @@ class UnderWay:
             },
             "cost": self._cost(),
             "device": self.trainer.device.type,
+            "threads": torch.get_num_threads(),
             "kept": {spot: last[f"kept/{spot}"] for spot in spots},
             "kept_mean": {spot: sum(line[f"kept/{spot}"] for line in lines) / len(lines) for spot in spots},
             "seconds": sum(line["seconds"] for line in lines),
