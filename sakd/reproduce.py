@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sakd.configuration import Config, prerequisites
-from sakd.errors import RunError
+from sakd.configuration import Config, prerequisites, sha256_of
+from sakd.errors import CheckpointError, RunError
 from sakd.files import explained, read_whole, write_whole
 from sakd.networks.checkpoints import read_weights
 from sakd.runs import Metrics, Run, read_config, read_metrics, read_result
@@ -71,13 +71,18 @@ def reproduce(folder: Path) -> Reproduced:
 
     A teacher, or a pretraining, that it found finished is found again, if it is still the same. The same
     command again goes on where it was left. Raises RunError if the run is not finished, its code is not known
-    or not at hand, or it cannot be trained by it.
+    or not at hand, or it cannot be trained by it, CheckpointError for weights that are not those that it stored.
     """
     config, result = read_config(folder), read_result(folder)
     if result is None:
         raise RunError(f"{folder}: found no result.json, expected a finished run")
     if result["student"]["accuracy"] is None:
         raise RunError(f"{folder}: found a pretraining, expected the run of a student or a teacher")
+    weights = folder / "student.safetensors"
+    if sha256_of(weights) != result["student_sha256"]:
+        raise CheckpointError(
+            f"{weights}: found other weights than result.json beside it has; it was changed"
+        )
     again = folder.resolve().parent / FOLDER / folder.resolve().name
     with explained(again):
         (again / "runs").mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`sakd list`, `show` and `reproduce`: what lies in a folder of runs."""
+"""`sakd list`, `show`, `reproduce` and `gc`: what lies in a folder of runs."""
 
 from pathlib import Path
 
@@ -90,4 +90,27 @@ def reproduce(run: str, folder: Path, tolerance: float | None) -> None:
             raise SystemExit(1)
 
 
-COMMANDS = (list_runs, show, reproduce)
+@click.command()
+@click.argument("folder", type=FOLDER, default="runs", metavar="[RUNS]")
+@click.option("--dry-run", is_flag=True, help="Say what would go, and leave it.")
+@click.option(
+    "--older-than",
+    "days",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="Days; what is younger stays.",
+)
+def gc(folder: Path, dry_run: bool, days: float) -> None:
+    """Remove what nobody needs in the folder RUNS: old copies of the code, submissions, leftovers of kills.
+
+    A submission stays while it has a job, or is the last that has a run which is not finished, and so does
+    the code that its jobs run. Nothing in a run's folder goes but what a kill cut short.
+    """
+    from sakd import upkeep
+
+    with errors_told():
+        click.echo(upkeep.as_text(upkeep.collect(folder, days, dry_run), dry_run), nl=False)
+
+
+COMMANDS = (list_runs, show, reproduce, gc)
