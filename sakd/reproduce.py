@@ -71,7 +71,7 @@ def reproduce(folder: Path) -> Reproduced:
 
     A teacher, or a pretraining, that it found finished is found again, if it is still the same. The same
     command again goes on where it was left. Raises RunError if the run is not finished, its code is not known
-    or not at hand, or it cannot be trained by it, CheckpointError for weights that are not those that it stored.
+    or not at hand, or it cannot be trained by it, CheckpointError for weights that it did not store.
     """
     config, result = read_config(folder), read_result(folder)
     if result is None:

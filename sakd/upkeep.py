@@ -52,9 +52,8 @@ def _unneeded(runs: Path, before: float) -> Iterator[Unneeded]:
     known = submissions.read(runs)
     needed = _needed(known)
     for folder in sorted((runs / submissions.FOLDER).glob("*")):
-        if SUBMISSION.fullmatch(folder.name) and folder not in needed and _is_older(folder, before):
-            if (folder / "submission.json").exists() and folder not in {each.folder for each in known}:
-                continue  # another user's
+        is_one = SUBMISSION.fullmatch(folder.name) and submissions.is_ours(folder)
+        if is_one and folder not in needed and _is_older(folder, before):
             yield _found(folder, "a submission whose runs are finished, or were submitted again")
     yield from _copies(runs, [each for each in known if each.folder in needed], before)
     for path in _cut_short(runs):

@@ -1,5 +1,6 @@
 """A run is trained again by its own code, and compared."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -101,8 +102,14 @@ def test_a_student_is_reproduced_bit_for_bit_by_the_code_that_trained_it(tmp_pat
     code = runs / FOLDER / student.name / "code"
     assert "OWN = True" in (code / "sakd" / "data" / "normalising.py").read_text()
 
-    weights = (student / "student.safetensors").read_bytes()
-    (student / "student.safetensors").write_bytes(weights[:-4] + b"\x00\x00\x00\x3f")
+    path, weights = student / "student.safetensors", (student / "student.safetensors").read_bytes()
+    path.write_bytes(weights[:-4] + b"\x00\x00\x00\x3f")
+    refused = sakd("-m", "sakd.cli", "reproduce", student)
+    assert (refused.returncode, "found other weights" in refused.stderr) == (1, True)
+    result = json.loads((student / "result.json").read_text())
+    del result["sha256"]
+    result["student_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (student / "result.json").write_text(json.dumps(result))
     done = sakd("-m", "sakd.cli", "reproduce", student)  # trained before: only compared
     assert done.returncode == 1, done.stdout + done.stderr
     assert "not reproduced, bit for bit" in done.stdout
