@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import sakd
-from sakd import networks
 from sakd.cli import main
 from sakd.configuration import build
 from sakd.data import ImageSet
@@ -28,6 +27,7 @@ from sakd.trained import cost as of_trained
 from sakd.trained import read
 from sakd.trained.evaluate import calibration_error, evaluate
 from sakd.trained.export import FORMATS, check, export
+from sakd.trained.load import _stranger
 from sakd.trained.probe import probe
 from tests.conftest import ROOT, TINY, compose_config, skip_without_package_of
 
@@ -88,12 +88,19 @@ def described(taught: Run, path: Path, **changes) -> Path:
         {"_target_": "subprocess.run"},
         {"_target_": "sakd.networks.foreign", "build": "os.system"},
         {"width": {"_target_": "subprocess.run"}},
+        {"width": [{"_target_": "subprocess.run"}]},
+        {"_target_": "sakd.networks.foreign", "build": "timm.create_model", "name_": "hf-hub:a/b"},
     ],
 )
 def test_a_file_that_names_others_code_is_refused_before_any_is_run(changes, taught, tmp_path):
     path = described(taught, tmp_path / "a.safetensors", **changes)
     with pytest.raises(CheckpointError, match=r"^.*/a\.safetensors: found .*, expected a network of sakd"):
         sakd.load(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/network").glob("*.yaml")), ids=lambda path: path.stem)
+def test_no_network_of_conf_is_taken_for_others_code(path):
+    assert _stranger(yaml.safe_load(path.read_text())) is None
 
 
 def test_files_and_folders_that_are_no_trained_network_are_named(taught, tmp_path):
@@ -111,6 +118,7 @@ def test_files_and_folders_that_are_no_trained_network_are_named(taught, tmp_pat
         sakd.load("nothing", runs=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_same_run_writes_the_same_file(taught, tmp_path):
     execute({**taught.config, "runs": str(tmp_path)})
     assert (tmp_path / taught.name / "student.safetensors").read_bytes() == taught.weights.read_bytes()
@@ -324,11 +332,12 @@ FAMILIES = (
 
 
 def family(network: str) -> str:
-    """What a network is built by: its module, or another package's function."""
+    """Of which design a network is; of another package's, its YAML says it."""
     node = yaml.safe_load((ROOT / "conf/network" / f"{network}.yaml").read_text())
     if "build" in node:
-        return f"{node['build']} {node['family']}"
-    return getattr(networks, node["_target_"].rpartition(".")[2])(10, 3, 32).family
+        return node["family"]
+    with torch.device("meta"):
+        return build.make(node | {"num_classes": 10, "in_channels": 3, "image_size": 32}, "student").family
 
 
 @pytest.mark.slow

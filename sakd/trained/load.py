@@ -152,11 +152,20 @@ def _stranger(node: Mapping[str, Any]) -> str | None:
     if target == FOREIGN and not KNOWN_BUILDERS.fullmatch(str(node.get("build"))):
         return f"build {node.get('build')!s:.80}"
     for key, value in flatten(node):
-        is_plain = value is None or isinstance(value, (bool, int, float))
-        text = isinstance(value, str) and PLAIN_TEXT.fullmatch(value)
-        if key.endswith("._target_") or not (is_plain or text):
+        if key.endswith("._target_") or not _is_plain(value):
             return f"{key} {value!s:.80}"
     return None
+
+
+def _is_plain(value: object) -> bool:
+    """True for numbers and words, lists of them, and nothing at all."""
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return not value  # one with keys is flattened, and never comes here but in a list
+    if isinstance(value, str):
+        return PLAIN_TEXT.fullmatch(value) is not None
+    return value is None or isinstance(value, (bool, int, float))
 
 
 def built(about: Description, raw: bytes, path: Path, leave: tuple[str, ...] = NAMED) -> StagedNet:
