@@ -64,7 +64,7 @@ def as_text(student: Costs, teacher: Costs | None) -> str:
         "cost",
         *(f"{label} {n.name}" for label, n in zip(("student", "teacher"), networks, strict=False)),
     ]
-    threads = f"PyTorch on the CPU, {torch.get_num_threads()} threads, median"
+    threads = f"median of PyTorch on the CPU, threads: {torch.get_num_threads()}"
     if teacher is None:
         return page([[head, *(line[:-1] for line in lines)], threads])
     return page([[[*head, "share"], *lines], threads])
