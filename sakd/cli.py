@@ -2,14 +2,17 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import BashComplete
 
+from sakd.commands import folder as of_folder
+from sakd.commands import trained as of_trained
+from sakd.commands.told import errors_told as _errors_told
 from sakd.credentials import hidden, remember, remember_typed
 from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.names import HEADLINE
@@ -120,19 +123,6 @@ def sync(runs: Path, uri: str | None) -> None:
         raise SystemExit(1)
 
 
-@main.command("export-checkpoint")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="By default RUN/student.pth.")
-def export(run: Path, output: Path | None) -> None:
-    """Write the student of the finished run in the folder RUN for RepDistiller, mdistiller and the like."""
-    from sakd.export import export_checkpoint
-
-    output = output or run / "student.pth"
-    with _errors_told():
-        export_checkpoint(run, output)
-    click.echo(str(output))
-
-
 @main.command()
 @click.option(
     "--write",
@@ -160,21 +150,37 @@ def _named_sweep(command: Callable) -> Callable:
 
 
 @main.command()
-@_named_sweep
+@click.argument("overrides", nargs=-1, metavar="[OVERRIDE]...")
 @click.option(
     "--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True
 )
 @click.option("--cells", "each", is_flag=True, help="A line for each cell.")
-def status(overrides: tuple[str, ...], form: str, each: bool) -> None:
+@click.option(
+    "--from",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="A folder of runs, without OVERRIDE. By default runs.",
+)
+def status(overrides: tuple[str, ...], form: str, each: bool, folder: Path | None) -> None:
     """What has become of a sweep's cells: finished, running, queued, failed, lost or missing.
 
     OVERRIDE... are those that launched it, such as sweeps=digits seed=0,1. A run that was killed without
-    warning, and that MLflow still has as running, is marked KILLED there.
+    warning, and that MLflow still has as running, is marked KILLED there. Without any: how all sweeps of the
+    folder stand.
     """
     from sakd import sweep_page, sweeps
     from sakd.sweeps import report
 
     with _errors_told():
+        if not overrides:
+            if each:
+                raise ConfigError(
+                    "--cells: found no sweep, expected beside it the overrides that launched one"
+                )
+            click.echo(of_folder.all_sweeps(folder or Path("runs"), form), nl=False)
+            return
+        if folder is not None:
+            raise ConfigError(f"--from: found {folder} beside a sweep, whose folder is its key runs=…")
         planned = _planned(overrides)
         standings = sweeps.survey(planned.everything, planned.runs)
         sweeps.settle(planned, standings)
@@ -232,14 +238,6 @@ def _planned(overrides: tuple[str, ...]) -> "Plan":
     return plan(sweep(overrides))
 
 
-@contextmanager
-def _errors_told() -> Iterator[None]:
-    try:
-        yield
-    except SakdError as error:
-        raise click.ClickException(hidden(str(error))) from error
-
-
 @main.command()
 @click.argument("filters", nargs=-1, metavar="[KEY=VALUE[,VALUE...]]...")
 @click.option(
@@ -263,6 +261,7 @@ def _errors_told() -> Iterator[None]:
     show_default=True,
 )
 @click.option("--runs", "with_runs", is_flag=True, help="Name the runs behind each group.")
+@click.option("--cost", "with_costs", is_flag=True, help="Show what the networks cost.")
 @click.option(
     "--published",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -278,6 +277,7 @@ def compare(
     metric: str,
     form: str,
     with_runs: bool,
+    with_costs: bool,
     published: Path | None,
     plot: Path | None,
     output: Path | None,
@@ -298,7 +298,7 @@ def compare(
             plots.check_plot(plot)
         figures = read_published(published or FIGURES)
         runs, expected = _compared(source, filters)
-        comparison = compare.compare(runs, metric, figures, expected)
+        comparison = compare.compare(runs, metric, figures, expected, with_costs)
         text = formats.FORMATS[form](comparison, with_runs)
         if plot is not None:
             write_whole(plot, plots.plot(comparison, plot.suffix))
@@ -513,6 +513,10 @@ def doctor(overrides: tuple[str, ...], only: tuple[str, ...], canary: bool, form
         click.echo(json.dumps(list(map(asdict, findings)), indent=1))
     if any(finding.state == "fail" for finding in findings):
         raise SystemExit(1)
+
+
+for command in (*of_folder.COMMANDS, *of_trained.COMMANDS):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

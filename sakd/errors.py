@@ -21,6 +21,10 @@ class CheckpointError(SakdError):
     """A weights file is missing, damaged, or for another network or another number of classes."""
 
 
+class ExportError(SakdError):
+    """A network cannot be written in a format, or not so that it gives the same."""
+
+
 class RunError(SakdError):
     """The folder of a run cannot be read or written."""
 

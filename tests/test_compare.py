@@ -297,6 +297,24 @@ def test_enough_seeds_reach_the_level(tmp_path):
     assert group(comparison, "at", "adaptive")["wilcoxon_p_holm"] == pytest.approx(2 / 64)
 
 
+def test_costs_are_told_once_for_each_network_where_they_are_known(tmp_path):
+    run = finish(tmp_path, 97.0, "distiller=at", "spot_mode=fixed")
+    finish(tmp_path, 98.0, "distiller=at", "spot_mode=fixed", seed=1)
+    path = run.folder / "result.json"
+    counts = {"student": {"parameters": 1234, "multiply_adds": 5678901}}
+    counts["teacher"] = {"parameters": 98765, "multiply_adds": None}
+    result = json.loads(path.read_text()) | {"cost": counts}
+    del result["sha256"]
+    path.write_text(json.dumps(result))
+    output = command("--from", str(tmp_path), "--cost")
+    assert re.search(r"resnet8 +student +1,234 +5,678,901", output)
+    assert re.search(r"wrn_16_2 +teacher +98,765 +\N{EN DASH}", output)
+    assert "Of 1 runs no costs are known" in output
+    assert "1,234" not in command("--from", str(tmp_path))
+    path.write_text(json.dumps(result | {"cost": {"student": {"parameters": "many"}}}))
+    assert "for cost, expected counts by network" in command("--from", str(tmp_path), expect=1)
+
+
 def test_missing_groups_are_shown_as_missing(three):
     comparison = compared(three)
     absent = group(comparison, "sp", "anti")

@@ -70,7 +70,7 @@ def test_the_tree_names_what_there_is():
 
 
 ORDER = ("networks", "data", "spots", "distillers", "training", "configuration", "decisions", "runs")
-ORDER += ("sweeps", "compare", "report", "doctor")
+ORDER += ("trained", "sweeps", "compare", "report", "doctor")
 
 
 @pytest.mark.parametrize("wing", ORDER)

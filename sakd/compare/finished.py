@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
@@ -39,6 +40,7 @@ class Finished(Described):
     metrics: Mapping[str, float]
     student_sha256: str
     commit: str | None
+    cost: Mapping[str, Mapping[str, int | None]]  # of student and teacher; empty where it is not known
 
 
 AnyRun = TypeVar("AnyRun", bound=Described)
@@ -97,6 +99,7 @@ def read_folder(folder: Path, left_out: Counter[str]) -> Finished | None:
             metrics,
             result["student_sha256"],
             result["code"]["commit"],
+            result.get("cost", {}),
         )
     except (ValueError, LookupError, TypeError) as error:
         raise RunError(f"{folder}: is not a finished run's folder ({error!r}); move it away") from error
@@ -131,7 +134,12 @@ def _is_left_out(facts: Mapping[str, str], left_out: Counter[str]) -> bool:
 
 
 def _finished(
-    name: str, facts: Mapping[str, str], metrics: Mapping[str, float], student_sha256: str, commit: str | None
+    name: str,
+    facts: Mapping[str, str],
+    metrics: Mapping[str, float],
+    student_sha256: str,
+    commit: str | None,
+    cost: Mapping[str, Mapping[str, int | None]] = MappingProxyType({}),
 ) -> Finished:
     if metrics.get("epoch") != int(facts["epochs"]):
         raise RunError(
@@ -139,7 +147,7 @@ def _finished(
             f"{facts['epochs']} as in its configuration; `sakd sync` sends to MLflow what it lacks"
         )
     metrics = {key: value for key, value in metrics.items() if key != "time"}
-    return Finished(name, facts_of(facts), metrics, student_sha256, commit)
+    return Finished(name, facts_of(facts), metrics, student_sha256, commit, cost)
 
 
 def facts_of(parameters: Mapping[str, str]) -> dict[str, str]:

@@ -88,6 +88,8 @@ def as_json(comparison: Comparison, with_runs: bool = False) -> str:
     }
     if with_runs:
         content["runs"] = _records(comparison.runs)
+    if comparison.costs:
+        content["costs"] = comparison.costs
     return json.dumps(content | {"notes": comparison.notes}, indent=2, allow_nan=False) + "\n"
 
 
@@ -106,7 +108,8 @@ def _records(frame: pd.DataFrame) -> list[dict[str, object]]:
 
 
 def tables(comparison: Comparison) -> Iterator[Lines]:
-    """Tables of the values by spot mode, beside published ones, and of the differences, if there are any."""
+    """Tables of the values by spot mode, beside published ones, and of differences and costs, if there are
+    any."""
     groups = comparison.groups
     named = ROW if len(groups[PAIR].drop_duplicates()) > 1 else ["distiller"]
     show = _number(comparison.metric)
@@ -142,6 +145,13 @@ def tables(comparison: Comparison) -> Iterator[Lines]:
             [*group[[*named, "spot_mode"]], *_difference(group, show)] for _, group in compared.iterrows()
         )
         yield [[*named, "spot mode", *head], *lines]
+    if comparison.costs:
+        lines = [[_counted(value) for value in line.values()] for line in comparison.costs]
+        yield [["dataset", "network", "as", "parameters", "multiply-adds"], *lines]
+
+
+def _counted(value: str | int | None) -> str:
+    return ABSENT if value is None else value if isinstance(value, str) else f"{value:,}"
 
 
 def _mean(group: pd.Series, show: Callable[..., str]) -> str:

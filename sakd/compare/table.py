@@ -46,7 +46,8 @@ class Comparison:
 
     ``groups`` has a line for each, also for those that nothing is known of; ``runs`` a line for each run and
     its value; ``missing``, the seeds that groups lack. ``commits``: of the code, with the number of runs that
-    each made. ``notes``: how to read it, and what should be known of it.
+    each made. ``notes``: how to read it, and what should be known of it. ``costs`` has a line for each
+    network, where they were asked for.
     """
 
     metric: str
@@ -55,6 +56,7 @@ class Comparison:
     missing: pd.DataFrame
     commits: dict[str, int]
     notes: list[str]
+    costs: list[dict[str, str | int | None]]
 
 
 def compare(
@@ -62,11 +64,13 @@ def compare(
     metric: str,
     figures: pd.DataFrame,
     expected: Iterable[Mapping[str, str]] | None = None,
+    with_costs: bool = False,
 ) -> Comparison:
     """Compare ``runs`` by the last epoch's ``metric``, beside published ``figures``.
 
     ``expected``: the runs that there should be, as `sakd.configuration.short_names` has them; by default all
-    distillers in all modes with all seeds for each pair, as far as they are among the runs.
+    distillers in all modes with all seeds for each pair, as far as they are among the runs. ``with_costs``:
+    also what networks cost.
 
     Raises ConfigError where runs of a group, or of a row but for its spot mode, differ in more than the seed.
     """
@@ -97,7 +101,24 @@ def compare(
         *_made_by(commits),
         *_baselines(runs, groups, shown),
     ]
-    return Comparison(metric, groups, measured, missing, dict(commits), notes)
+    costs = _costs(runs if with_costs else [])
+    if with_costs and (unknown := len(runs) - sum(bool(run.cost) for run in runs)):
+        notes.append(f"Of {unknown} runs no costs are known: of an earlier version, or from a store.")
+    return Comparison(metric, groups, measured, missing, dict(commits), notes, costs)
+
+
+COSTS = ["dataset", "network", "as", "parameters", "multiply_adds"]
+
+
+def _costs(runs: Iterable[Finished]) -> list[dict[str, str | int | None]]:
+    """What the networks of runs cost, each once for a data set; the dearest first."""
+    lines = {
+        (run.facts["dataset"], run.facts[part], part, cost["parameters"], cost["multiply_adds"])
+        for run in runs
+        for part, cost in run.cost.items()
+    }
+    in_order = sorted(lines, key=lambda line: (line[0], -line[3], line[1:3]))
+    return [dict(zip(COSTS, line, strict=True)) for line in in_order]
 
 
 def _grouped(

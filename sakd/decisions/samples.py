@@ -20,7 +20,7 @@ def images_of(run: Recorded, split: str) -> Images:
 
     Raises ConfigError or DataError where they are not at hand, or are others than the run learned from.
     """
-    dataset = build.dataset(_reading_only(run.config))
+    dataset = build.dataset(reading_only(run.config))
     if run.data_sha256 is not None and dataset.checksum != run.data_sha256:
         raise DataError(
             f"{run.name}: found images with checksum {dataset.checksum}, expected {run.data_sha256}, from "
@@ -36,7 +36,7 @@ def images_of(run: Recorded, split: str) -> Images:
     return images
 
 
-def _reading_only(config: Config) -> Config:
+def reading_only(config: Config) -> Config:
     """A configuration whose images are read where they are, by this process."""
     config = copy.deepcopy(config)
     reading = {"download": False, "workers": 0, "pin_memory": False}

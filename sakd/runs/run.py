@@ -255,7 +255,12 @@ class Run:
         """
         from safetensors.torch import save
 
-        write_whole(self.weights, save({name: tensor.contiguous() for name, tensor in weights.items()}))
+        from sakd.networks.described import described  # here, since the package needs torch
+
+        own = {name: tensor.contiguous() for name, tensor in weights.items()}
+        is_network = "pretrains" not in self.config["distiller"]
+        about = described(self.config, self.name).metadata() if is_network else None
+        write_whole(self.weights, save(own, about))
         result = {**result, "student_sha256": configuration.sha256_of(self.weights)}
         stored = json.dumps(with_checksum(result), indent=2) + "\n"
         write_whole(self.folder / "result.json", stored.encode())

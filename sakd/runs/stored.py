@@ -29,6 +29,8 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         for key, (fits, expected) in _PRETRAINING.items():
             if result.get("pretraining") is not None:
                 _require(result, f"pretraining.{key}", fits, expected, path)
+        if "cost" in result:
+            _require(result, "cost", _are_costs, "counts by network", path)
     return result
 
 
@@ -90,6 +92,16 @@ def is_percent(value: object) -> bool:
 
 def _is_epoch(value: object) -> bool:
     return _is_number(value) and value >= 1 and float(value).is_integer()
+
+
+def _are_costs(value: object) -> bool:
+    """True for parameters and multiply-adds (None where they could not be counted) by network."""
+    counts = [
+        cost.get(key) if isinstance(cost, dict) else "none"
+        for cost in (value.values() if isinstance(value, dict) else [None])
+        for key in ("parameters", "multiply_adds")
+    ]
+    return all(count is None or type(count) is int for count in counts)
 
 
 def _is_text(value: object) -> bool:

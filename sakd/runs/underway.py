@@ -11,11 +11,14 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
+
 from sakd.configuration import short_names
 from sakd.data import Dataset, evaluation_batches
 from sakd.errors import CheckpointError, in_one_line
 from sakd.files import explained, write_whole
 from sakd.names import HEADLINE
+from sakd.networks.cost import Cost, cost
 from sakd.runs import code, record
 from sakd.runs.logs import OwnLog
 from sakd.runs.run import START_ANEW, Run
@@ -208,6 +211,9 @@ class UnderWay:
                 "best_epoch": best["epoch"],
                 "val_accuracy": last.get("val/accuracy"),
             },
+            "cost": self._cost(),
+            "device": self.trainer.device.type,
+            "threads": torch.get_num_threads(),
             "kept": {spot: last[f"kept/{spot}"] for spot in spots},
             "kept_mean": {spot: sum(line[f"kept/{spot}"] for line in lines) / len(lines) for spot in spots},
             "seconds": sum(line["seconds"] for line in lines),
@@ -215,6 +221,15 @@ class UnderWay:
             "versions": _versions(),
             "code": asdict(code.of_this_process()[0]),
         }
+
+    def _cost(self) -> dict[str, Cost]:
+        """What student and teacher cost; nothing of a pretraining, which is no network to use."""
+        if "pretrains" in self.run.config["distiller"]:
+            return {}
+        networks = {"student": self.trainer.student}
+        if self.trainer.teacher is not None:
+            networks["teacher"] = self.trainer.teacher.network
+        return {name: cost(network) for name, network in networks.items()}
 
 
 def _recording(prepared: Prepared) -> record.Recording:

@@ -25,6 +25,15 @@ class PlannedRun:
     def name(self) -> str:
         return self.run.name
 
+    @property
+    def folder(self) -> Path:
+        return self.run.folder
+
+    @property
+    def epochs(self) -> int:
+        """How many there are to be."""
+        return int(self.run.config["epochs"])
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -8,12 +8,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from sakd.names import HEADLINE
 from sakd.runs import Metrics, is_locked, last_words, read_metrics
 from sakd.sweeps import submissions
 from sakd.sweeps.launchers import Queue, Queued, launcher_of
-from sakd.sweeps.plan import PlannedRun
 from sakd.sweeps.submissions import Place, Submission, failed_before
 
 STATES = ("finished", "running", "queued", "failed", "lost", "missing")
@@ -21,6 +21,22 @@ ON_THEIR_WAY = ("finished", "running", "queued")
 LAST_EPOCHS = 5  # tell how long the next will take
 
 Submissions = Mapping[str, Submission]  # by run, the last that has it
+
+
+class Looked(Protocol):
+    """A run that is looked at: one of a plan, or found in a folder."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def needs(self) -> Collection[str]: ...
+
+    @property
+    def epochs(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -49,13 +65,13 @@ class Known:
     logs: Mapping[Place, Path]
 
 
-def survey(runs: Iterable[PlannedRun], folder: Path) -> dict[str, Standing]:
+def survey(runs: Iterable[Looked], folder: Path) -> dict[str, Standing]:
     """Find each run's standing, by its name, in order. ``folder``: the folder of runs.
 
     Raises a SakdError where runs were handed over and their launcher does not answer.
     """
     runs = list(runs)
-    finished = {run.name for run in runs if (run.run.folder / "result.json").exists()}
+    finished = {run.name for run in runs if (run.folder / "result.json").exists()}
     last = submissions.latest(submissions.read(folder))
     concerned = {
         last[run.name].folder: last[run.name] for run in runs if run.name not in finished and run.name in last
@@ -121,8 +137,8 @@ def needed_elsewhere(names: Collection[str], besides: Collection[str], runs: Pat
 # "Its job" is that of the last submission that has the run.
 
 
-def _standing(run: PlannedRun, finished: bool, known: Known) -> Standing:
-    folder, submission = run.run.folder, known.last.get(run.name)
+def _standing(run: Looked, finished: bool, known: Known) -> Standing:
+    folder, submission = run.folder, known.last.get(run.name)
     place = submission.places[run.name] if submission else None
     log = _text(known.logs.get(place))
     job = known.queue.get(place)
@@ -157,13 +173,13 @@ def _standing(run: PlannedRun, finished: bool, known: Known) -> Standing:
     return stands("lost" if begun else "missing", log=log or own_log)  # 9, 10
 
 
-def _running(run: PlannedRun, job: Queued | None, log: str | None) -> Standing:
-    lines = read_metrics(run.run.folder)
-    epochs = int(run.run.config["epochs"])
+def _running(run: Looked, job: Queued | None, log: str | None) -> Standing:
+    lines = read_metrics(run.folder)
+    epochs = run.epochs
     return Standing(
         run.name,
         "running",
-        str(run.run.folder),
+        str(run.folder),
         None if job is None else job.id,
         log=log,
         epoch=len(lines),

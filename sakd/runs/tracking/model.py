@@ -214,6 +214,8 @@ def _save(network: Any, dataset: dict[str, Any], path: Path) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
+    from sakd.data.normalising import Normalising
+
     shape = network.input_shape
     example = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), dtype=np.uint8)
     signature = ModelSignature(
@@ -221,7 +223,7 @@ def _save(network: Any, dataset: dict[str, Any], path: Path) -> None:
         Schema([TensorSpec(np.dtype("float32"), (-1, network.classes), "logits")]),
     )
     mlflow.pytorch.save_model(
-        _normalising(network, dataset).eval(),
+        Normalising(network, dataset["mean"], dataset["std"]).eval(),
         path,
         signature=signature,
         input_example=example,
@@ -233,24 +235,3 @@ def _save(network: Any, dataset: dict[str, Any], path: Path) -> None:
             "std": dataset["std"],
         },
     )
-
-
-def _normalising(network: Any, dataset: dict[str, Any]) -> Any:
-    import torch
-    from torch import nn
-
-    from sakd.data.batches import normalise
-
-    class Normalising(nn.Module):
-        """The network behind the normalisation that it was trained with."""
-
-        def __init__(self):
-            super().__init__()
-            self.network = network
-            for name in ("mean", "std"):
-                self.register_buffer(name, torch.tensor(dataset[name]).view(-1, 1, 1))
-
-        def forward(self, images):
-            return self.network(normalise(images, self.mean, self.std))
-
-    return Normalising()

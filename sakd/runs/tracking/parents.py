@@ -223,6 +223,17 @@ def sweep_overrides(folder: Path) -> list[str]:
     return (_sweep_or_none(folder) or {"overrides": []})["overrides"]
 
 
+def noted_sweeps(runs: Path) -> list[tuple[tuple[str, ...], list[str], float]]:
+    """Of each sweep that is noted in a folder of runs, its overrides, its cells' names, and when it was first
+    asked for, in seconds since 1970. Raises RunError for a damaged note."""
+    found = []
+    for folder in folders(runs):
+        sweep = _sweep(folder)
+        if sweep is not None:
+            found.append((tuple(sweep["overrides"]), sweep["cells"], sweep["time"]))
+    return found
+
+
 def note_end(folder: Path, status: str) -> None:
     """Note how a sweep stands, in MLflow's words."""
     if noted(folder).get("status") != status:

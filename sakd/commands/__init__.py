@@ -1,0 +1,1 @@
+"""Commands of `sakd`, a file for each group of them."""
