@@ -32,7 +32,7 @@ from sakd.networks.checkpoints import shared_weights
 from sakd.streams import stream, stream_seed
 from sakd.training import Cohort
 
-ALL_SCRIPTS = {**SCRIPTS, "anti": "train_reverse"}
+ALL_SCRIPTS = {"fixed": SCRIPTS["fixed"], "adaptive": SCRIPTS["adaptive"], "anti": "train_reverse"}
 # Their config and our experiment, by the published pair, with small networks in the place of its own. One
 # pair is of two families, so that each sample is kept somewhere; one of a single, where nearly all rows are
 # kept at first, or in anti none.
@@ -246,7 +246,7 @@ class Differences:
 
 def relative_difference(one: Tensor, other: Tensor) -> float:
     """The largest difference over the largest number of either; infinite where one is not finite."""
-    scale = max(one.abs().max().item(), other.abs().max().item())
+    scale = torch.stack([one, other]).abs().max().item()
     if not math.isfinite(scale):
         return math.inf
     return (one - other).abs().max().item() / scale if scale else 0.0
@@ -308,6 +308,13 @@ def without_the_whole_batch(epoch: dict[str, Any]) -> AbstractContextManager:
     return patch.object(criterion, "forward", lambda s, t: loss(s, t) * (0 if t.requires_grad else 1))
 
 
+def without_single_rows(epoch: dict[str, Any]) -> AbstractContextManager:
+    """Let their loss of a single row be 0."""
+    criterion = epoch["criterion_dict"]["kd"]
+    loss = criterion.forward
+    return patch.object(criterion, "forward", lambda s, t: loss(s, t) if len(s) > 1 else 0 * s.sum())
+
+
 POLICIES = ("adaptive", "anti")
 KNOWN = (
     Known(
@@ -321,6 +328,12 @@ KNOWN = (
         ("cc",),
         POLICIES,
         overrides=("distiller.losses.cc.teacher_embedding=frozen",),
+    ),
+    Known(
+        "with a single row kept the value of theirs is NaN (its gradient is not), ours is 0",
+        ("rkd", "cc"),
+        POLICIES,
+        in_theirs=without_single_rows,
     ),
     Known(
         "with no row kept theirs takes the loss of the whole batch, ours is 0",
@@ -408,7 +421,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for key, names in (("pairs", PAIRS), ("distillers", DISTILLERS), ("modes", ALL_SCRIPTS)):
         parser.add_argument(f"--{key}", nargs="+", choices=list(names), default=list(names), metavar="NAME")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--samples", type=int, default=2000, help="training samples")
     parser.add_argument("--csv", type=Path, help="write the rows there, too")
     options = parser.parse_args(arguments)
