@@ -413,13 +413,41 @@ def row_of(
     return row
 
 
+def report(rows: Sequence[Mapping[str, object]], options: argparse.Namespace) -> None:
+    print(
+        f"{options.steps} steps of {options.batch} images, float64, PyTorch {torch.__version__}; largest "
+        f"relative differences, and the first step above {AGREED:.0e}"
+    )
+    for pair in options.pairs:
+        networks = "-".join(PAIRS[pair])
+        print(f"\n{networks} in the place of {pair}")
+        shown = [row for row in rows if row["pair"] == networks]
+        print_table(shown, ["distiller", "mode", "kept", *PARTS, "first", "without"])
+        for row in shown:
+            if row["first"]:
+                print(f"{row['distiller']} {row['mode']}: {row['reason']}")
+
+
+def some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """A reader of lists of known names with commas."""
+
+    def parsed(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"found '{name}', expected some of {', '.join(known)}")
+        return names
+
+    return parsed
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.agree", description="The authors' training and ours, step by step."
     )
     parser.add_argument("--code", type=Path, required=True, help="a clone of zju-vipa/spot-adaptive-pytorch")
-    for key, names in (("pairs", PAIRS), ("distillers", DISTILLERS), ("modes", ALL_SCRIPTS)):
-        parser.add_argument(f"--{key}", nargs="+", choices=list(names), default=list(names), metavar="NAME")
+    for key, known in (("pairs", PAIRS), ("distillers", DISTILLERS), ("modes", ALL_SCRIPTS)):
+        parser.add_argument(f"--{key}", type=some_of(known), default=list(known), help=",".join(known))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--samples", type=int, default=2000, help="training samples")
@@ -443,16 +471,7 @@ def main(arguments: list[str] | None = None) -> int:
                 for mode in options.modes:
                     rows.append(row_of(options, scripts[mode], pair, distiller, mode))
                     print(rows[-1], file=sys.stderr, flush=True)
-    print(f"{options.steps} steps of {options.batch} images, float64, PyTorch {torch.__version__}")
-    for pair in options.pairs:
-        networks = "-".join(PAIRS[pair])
-        print(f"\n{networks}, as {pair}")
-        print_table(
-            [row for row in rows if row["pair"] == networks],
-            ["distiller", "mode", "kept", *PARTS, "first", "without"],
-        )
-    for reason in dict.fromkeys(row["reason"] for row in rows if row["reason"]):
-        print(reason)
+    report(rows, options)
     write_csv(rows, options.csv)
     return 0 if all(float(row["without"] or 0) <= AGREED for row in rows) else 1
 

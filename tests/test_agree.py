@@ -61,7 +61,14 @@ def test_only_reasons_that_are_needed_for_agreement_are_named():
     assert [known.reason for known in agree.explained(runs, reasons)] == ["a", "c"]
 
 
-def test_a_folder_without_the_authors_code_is_told(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--modes", "anti"], "train_reverse.py; expected a clone of zju-vipa/spot-adaptive-pytorch"),
+        (["--distillers", "at,kd"], "found 'kd', expected some of fitnet, at,"),
+    ],
+)
+def test_what_cannot_be_compared_is_told(arguments, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        agree.parse(["--code", str(tmp_path), "--modes", "anti"])
-    assert f"--code: no {tmp_path}/train_reverse.py" in capsys.readouterr().err
+        agree.parse(["--code", str(tmp_path), *arguments])
+    assert message in capsys.readouterr().err
