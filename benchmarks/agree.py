@@ -70,7 +70,7 @@ class Side:
 
     ``step`` takes a step and gives its losses as they count; ``state`` are the tensors that training changes,
     by part, in an order that both sides have, in the training's own memory; ``kept`` the share of decisions
-    for the distiller, of each step.
+    to distil, of each step.
     """
 
     step: Callable[[Inputs], Mapping[str, float]]
@@ -252,21 +252,26 @@ def relative_difference(one: Tensor, other: Tensor) -> float:
     return (one - other).abs().max().item() / scale if scale else 0.0
 
 
+def pairs(theirs: Side, ours: Side) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Part, their tensor and ours, in the shape of theirs."""
+    for part, own_tensors in ours.state.items():
+        for other, own in zip(theirs.state[part], own_tensors, strict=True):
+            yield part, other, own.reshape(other.shape)
+
+
 def compared(theirs: Side, ours: Side, steps: Iterable[Inputs]) -> Differences:
     """Let both train from our weights, and compare after each step."""
-    for part, tensors_of_part in ours.state.items():
-        for own, other in zip(tensors_of_part, theirs.state[part], strict=True):
-            other.copy_(own.reshape(other.shape))
+    for _, other, own in pairs(theirs, ours):
+        other.copy_(own)
     differences = Differences()
     for step, given in enumerate(steps, 1):
         their_losses, our_losses = theirs.step(given), ours.step(given)
-        assert their_losses.keys() == our_losses.keys()
-        for name, loss in our_losses.items():
-            found = relative_difference(torch.tensor(their_losses[name]), torch.tensor(loss))
-            differences.note(step, "losses", found)
-        for part, tensors_of_part in ours.state.items():
-            for own, other in zip(tensors_of_part, theirs.state[part], strict=True):
-                differences.note(step, part, relative_difference(other, own.reshape(other.shape)))
+        # To one another, since some can be nothing but rounding: RKD's of two rows.
+        names = sorted(their_losses.keys() | our_losses.keys())
+        losses = [torch.tensor([one[name] for name in names]) for one in (their_losses, our_losses)]
+        differences.note(step, "losses", relative_difference(*losses))
+        for part, other, own in pairs(theirs, ours):
+            differences.note(step, part, relative_difference(other, own))
     return differences
 
 
