@@ -347,7 +347,8 @@ KNOWN = (
         in_theirs=without_the_whole_batch,
     ),
     Known(
-        "with no row kept theirs gives the distiller's layers no gradient, so no decay; ours a gradient of 0",
+        "with no row kept theirs gives the distiller's layers no gradient: no decay, no momentum; ours one "
+        "of 0",
         tuple(LAYERS),
         POLICIES,
         in_theirs=with_zero_gradients,
