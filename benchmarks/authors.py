@@ -11,7 +11,7 @@ import inspect
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from importlib.machinery import ModuleSpec
@@ -66,12 +66,14 @@ class Idle(ModuleType):
 
 
 @contextmanager
-def authors_scripts(code: Path, device: torch.device) -> Iterator[dict[str, ModuleType]]:
+def authors_scripts(
+    code: Path, device: torch.device, names: Mapping[str, str] = SCRIPTS
+) -> Iterator[dict[str, ModuleType]]:
     """The authors' scripts by spot mode, which inside run on ``device`` and on today's PyTorch."""
     unneeded = ("tqdm", "torch.utils.tensorboard", "dataset", "dataset.cifar", "dataset.tiny_imagenet")
     sys.modules.update({name: Idle(name) for name in unneeded})
     sys.path.insert(0, str(code.resolve()))
-    scripts = {mode: import_module(name) for mode, name in SCRIPTS.items()}
+    scripts = {mode: import_module(name) for mode, name in names.items()}
     policy = import_module("models.classifier").LinearClassifier
     # It writes into a leaf that takes gradients.
     policy.set_n_to_True = torch.no_grad()(policy.set_n_to_True)
@@ -98,14 +100,12 @@ def accuracy(logits: Tensor, labels: Tensor, topk: Sequence[int]) -> list[Tensor
     return [right[:, :k].sum().reshape(1) / len(labels) for k in topk]
 
 
-def authors_step(
-    script: ModuleType, config: Path, inputs: Sequence[Tensor], samples: int, pair: Sequence[str]
-) -> Callable[[], object]:
-    """A step of ``script`` on one batch.
+def handed_over(script: ModuleType, config: Path, samples: int, pair: Sequence[str]) -> dict[str, Any]:
+    """The arguments of ``script``'s ``train_epoch`` by name, as its ``main`` builds them from ``config``.
 
-    The script's ``main`` runs up to the training, which it hands over.
+    The networks are those of ``pair``; ``main`` runs up to the training, which it hands over.
     """
-    handed_over: dict[str, Any] = {}
+    found: dict[str, Any] = {}
 
     def network(name: str) -> Callable[..., torch.nn.Module]:
         return lambda _, classes: script.get_model(model_name=name, num_classes=classes)
@@ -121,12 +121,19 @@ def authors_step(
             get_logger=lambda **_: Idle("logger"),
             make_deterministic=torch.manual_seed,
             init_pretrain=lambda *_: None,  # FT's, before the training
-            train_kd=handed_over.update,
+            train_kd=found.update,
         ),
     ):
         script.main(str(config), "{}", folder)
     takes = inspect.signature(script.train_epoch).parameters
-    epoch = {name: value for name, value in handed_over.items() if name in takes}
+    return {name: value for name, value in found.items() if name in takes}
+
+
+def authors_step(
+    script: ModuleType, config: Path, inputs: Sequence[Tensor], samples: int, pair: Sequence[str]
+) -> Callable[[], object]:
+    """A step of ``script`` on one batch."""
+    epoch = handed_over(script, config, samples, pair)
     epoch["train_loader"] = [inputs]
     for optimizer in (epoch[name] for name in ("optimizer", "agent_optimizer") if name in epoch):
         for group in optimizer.param_groups:
