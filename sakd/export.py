@@ -47,7 +47,7 @@ def export_checkpoint(run: Path, output: Path) -> None:
         raise CheckpointError(
             f"{path}: expected checksum {result['student_sha256']}, as in result.json; the file was changed"
         )
-    network = build.make(node, "student")
+    network = build.student_network(config)
     load_weights(network, parse_weights(raw, path), name, path)
     weights = shared_weights(network)
     if not weights:

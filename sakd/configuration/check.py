@@ -109,9 +109,25 @@ def check(config: Config) -> None:
                 raise ConfigError(
                     f"{network}.{key}: found {found!r}, expected dataset.{of_data}, which is {expected!r}"
                 )
-    checkpoint = config["teacher"]["checkpoint"]
-    if needs_teacher(config) and checkpoint is not None and not Path(checkpoint).is_file():
-        raise CheckpointError(f"teacher.checkpoint: no file {checkpoint}; expected the teacher's weights")
+    _check_files(config)
+
+
+def _check_files(config: Config) -> None:
+    """Check that weights files are there, where they are asked for."""
+    teacher = config["teacher"]
+    of_teacher = {"teacher": teacher, "teacher.training": teacher["training"]}
+    for key, node in {"student": config["student"], **(of_teacher if needs_teacher(config) else {})}.items():
+        path, part = node.get("checkpoint"), node.get("checkpoint_part")
+        if path is not None and not Path(path).is_file():
+            whose = "the teacher's weights" if key == "teacher" else "weights to start from"
+            raise CheckpointError(f"{key}.checkpoint: no file {path}; expected {whose}")
+        if path is None and part is not None:
+            raise ConfigError(f"{key}.checkpoint_part: found {part}, but {key}.checkpoint names no file")
+    if needs_teacher(config) and teacher["checkpoint"] and teacher["training"].get("checkpoint"):
+        raise ConfigError(
+            "teacher.training.checkpoint: found weights to start from, but the teacher is not trained: its "
+            "weights lie in teacher.checkpoint; expected one of the two"
+        )
 
 
 def _check_tracking(tracking: Config) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 Config = dict[str, Any]
 # Keys of the teacher that are not its network's.
-TEACHER_KEYS = ("checkpoint", "min_accuracy", "training")
+TEACHER_KEYS = ("checkpoint", "checkpoint_part", "min_accuracy", "training")
+START_KEYS = ("checkpoint", "checkpoint_part")  # of a student, and of a teacher's training: where it starts
 FIXED = {"name": "fixed", "_target_": "sakd.spots.Fixed"}  # of runs in which nobody is distilled
 
 
@@ -63,7 +64,8 @@ def _teacher_run(config: Config) -> Config:
         "optimizer": training["optimizer"],
         "schedule": training["schedule"],
         "precision": training["precision"],
-        "student": _network(config["teacher"]),
+        "student": _network(config["teacher"])
+        | {key: training[key] for key in START_KEYS if key in training},
         "teacher": config["teacher"],
         "dataset": config["dataset"],
         "distiller": {"name": "none", "losses": {}},

@@ -73,6 +73,8 @@ class Network(TypedDict):
     num_classes: NotRequired[Classes]
     in_channels: NotRequired[Channels]
     image_size: NotRequired[Pixels]
+    checkpoint: NotRequired[File | None]
+    checkpoint_part: NotRequired[Text | None]
 
 
 class Training(TypedDict):
@@ -84,6 +86,8 @@ class Training(TypedDict):
     precision: Precision
     optimizer: Node
     schedule: Node | None
+    checkpoint: NotRequired[File | None]
+    checkpoint_part: NotRequired[Text | None]
 
 
 class TeacherNetwork(Network):

@@ -233,8 +233,8 @@ class Together:
             if not self._open(runs):
                 raise self.ended[runs[0].name]
 
-        name = config["teacher"]["name"]
-        certify(teacher, name, path, dataset, Path(config["runs"]) / ".certificates", accept)
+        name, asked = config["teacher"]["name"], config["teacher"].get("checkpoint_part")
+        certify(teacher, name, path, dataset, Path(config["runs"]) / ".certificates", accept, asked)
         log.info("teacher %s: %.2f %% (%s)", name, teacher.certificate.accuracy, path)
 
     # ---- the training itself
@@ -415,7 +415,8 @@ def _check_teacher(config: Config, teacher: Teacher, device: torch.device) -> No
     own = prerequisites(config).teacher
     if own is None:
         path = Path(config["teacher"]["checkpoint"])
-        load_weights(teacher.network, read_weights(path), config["teacher"]["name"], path)
+        asked = config["teacher"].get("checkpoint_part")
+        load_weights(teacher.network, read_weights(path), config["teacher"]["name"], path, asked)
     else:
         _check_first(own, device, "teacher.training.")
 

@@ -41,7 +41,7 @@ def _in_common(config: Config, teachers: KnownRuns, checkpoints: dict[str, str])
         path = config["teacher"]["checkpoint"]
         if path not in checkpoints:
             checkpoints[path] = identity(config)["teacher"]["sha256"]
-        teacher = [network, checkpoints[path]]
+        teacher = [network, checkpoints[path], config["teacher"].get("checkpoint_part")]
     images = {key: value for key, value in config["dataset"].items() if key != "recipe"}
     return json.dumps([teacher, images, *(config[key] for key in COMMON)])
 
