@@ -24,6 +24,7 @@ from sakd.distillers import Distiller
 from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.networks import StagedNet
 from sakd.networks.checkpoints import load_weights, read_weights
+from sakd.networks.pretrained import published
 from sakd.ranges import (
     LARGEST_RATE,
     BelowOne,
@@ -157,11 +158,22 @@ def student_network(config: Config) -> StagedNet:
 
 
 def _start(student: StagedNet, node: Config) -> None:
-    """Give a student the weights that it starts from, where there is a file of them."""
-    if node.get("checkpoint") is not None:
-        path = Path(node["checkpoint"])
+    """Give a student the weights that it starts from, where there are any."""
+    path = weights_file(node, "student")
+    if path is not None:
         asked = node.get("checkpoint_part")
         load_weights(student, read_weights(path), node["name"], path, asked, new_head=True)
+
+
+def weights_file(node: Config, key: str) -> Path | None:
+    """The file that a network's weights are from: its checkpoint, or published ones, fetched if need be.
+
+    Raises CheckpointError for published ones that there are not, or that cannot be fetched.
+    """
+    if node.get("pretrained") is not None:
+        build, arguments = node.get("build", node["_target_"]), node.get("arguments", {})
+        return published(build, arguments, node["pretrained"], f"{key}.pretrained")
+    return None if node.get("checkpoint") is None else Path(node["checkpoint"])
 
 
 def _pretraining(

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from sakd import names
 from sakd.configuration.fits import check_schema, kind_of
-from sakd.configuration.prerequisites import Config, needs_teacher
+from sakd.configuration.prerequisites import START_KEYS, Config, is_trained, needs_teacher
 from sakd.configuration.schema import Pixels, Precision, Whole
 from sakd.errors import CheckpointError, ConfigError, did_you_mean
 from sakd.ranges import BatchSize, Epochs, Folder, Name, Rate, Seed
@@ -121,12 +121,18 @@ def _check_files(config: Config) -> None:
         if path is not None and not Path(path).is_file():
             whose = "the teacher's weights" if key == "teacher" else "weights to start from"
             raise CheckpointError(f"{key}.checkpoint: no file {path}; expected {whose}")
+        if path is not None and node.get("pretrained") is not None:
+            raise ConfigError(
+                f"{key}.pretrained: found {node['pretrained']}, but {key}.checkpoint names a file; expected "
+                "one of the two"
+            )
         if path is None and part is not None:
             raise ConfigError(f"{key}.checkpoint_part: found {part}, but {key}.checkpoint names no file")
-    if needs_teacher(config) and teacher["checkpoint"] and teacher["training"].get("checkpoint"):
+    started = [key for key in START_KEYS if teacher["training"].get(key) is not None]
+    if needs_teacher(config) and is_trained(teacher) and started:
         raise ConfigError(
-            "teacher.training.checkpoint: found weights to start from, but the teacher is not trained: its "
-            "weights lie in teacher.checkpoint; expected one of the two"
+            f"teacher.training.{started[0]}: found weights to start from, but the teacher is not trained: "
+            "its weights are brought; expected one of the two"
         )
 
 

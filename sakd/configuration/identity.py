@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sakd import names
-from sakd.configuration.prerequisites import Config, needs_teacher
+from sakd.configuration.prerequisites import Config, is_trained, needs_teacher
 
 # What a run's identity leaves out, and why. config.yaml's comment and the README's table follow from it, by
 # `sakd catalogue --write FILE`.
@@ -48,6 +48,9 @@ NEUTRAL = {
     "schedule": None,
     "teacher.training.precision": "fp32",
     "teacher.training.schedule": None,
+    "student.pretrained": None,
+    "teacher.pretrained": None,
+    "teacher.training.pretrained": None,
     "student.checkpoint_part": None,
     "teacher.checkpoint_part": None,
     "teacher.training.checkpoint_part": None,
@@ -83,7 +86,7 @@ def identity(config: Config) -> Config:
     if not needs_teacher(own):
         del own["teacher"], own["spot_mode"]
         own["distiller"] = {"name": "none"}
-    elif own["teacher"]["checkpoint"] is not None:
+    elif is_trained(own["teacher"]):
         _count_content(own["teacher"])
         del own["teacher"]["training"]
     else:

@@ -8,8 +8,12 @@ from typing import Any
 
 Config = dict[str, Any]
 # Keys of the teacher that are not its network's.
-TEACHER_KEYS = ("checkpoint", "checkpoint_part", "min_accuracy", "training")
-START_KEYS = ("checkpoint", "checkpoint_part")  # of a student, and of a teacher's training: where it starts
+TEACHER_KEYS = ("checkpoint", "checkpoint_part", "pretrained", "min_accuracy", "training")
+START_KEYS = (
+    "checkpoint",
+    "checkpoint_part",
+    "pretrained",
+)  # of a student, and of a teacher's training: where it starts
 FIXED = {"name": "fixed", "_target_": "sakd.spots.Fixed"}  # of runs in which nobody is distilled
 
 
@@ -42,9 +46,14 @@ def prerequisites(config: Config) -> Prerequisites:
 
 def teacher_of(config: Config) -> Config | None:
     """The run that trains this run's teacher; None without one, and where its weights lie in a file."""
-    if needs_teacher(config) and config["teacher"]["checkpoint"] is None:
+    if needs_teacher(config) and not is_trained(config["teacher"]):
         return _teacher_run(config)
     return None
+
+
+def is_trained(teacher: Config) -> bool:
+    """True for a teacher whose weights are brought: by a file, or by the name of published ones."""
+    return teacher["checkpoint"] is not None or teacher.get("pretrained") is not None
 
 
 def needs_teacher(config: Config) -> bool:

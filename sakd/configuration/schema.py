@@ -75,6 +75,7 @@ class Network(TypedDict):
     image_size: NotRequired[Pixels]
     checkpoint: NotRequired[File | None]
     checkpoint_part: NotRequired[Text | None]
+    pretrained: NotRequired[Text | None]
 
 
 class Training(TypedDict):
@@ -88,6 +89,7 @@ class Training(TypedDict):
     schedule: Node | None
     checkpoint: NotRequired[File | None]
     checkpoint_part: NotRequired[Text | None]
+    pretrained: NotRequired[Text | None]
 
 
 class TeacherNetwork(Network):

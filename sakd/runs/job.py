@@ -414,7 +414,7 @@ def _check_teacher(config: Config, teacher: Teacher, device: torch.device) -> No
     """Check what can be known of a teacher without data: its file fits, or its training can be built."""
     own = prerequisites(config).teacher
     if own is None:
-        path = Path(config["teacher"]["checkpoint"])
+        path = build.weights_file(config["teacher"], "teacher")
         asked = config["teacher"].get("checkpoint_part")
         load_weights(teacher.network, read_weights(path), config["teacher"]["name"], path, asked)
     else:
@@ -443,7 +443,7 @@ def _teacher_weights(config: Config, dataset: Dataset, delivery: Delivery) -> tu
     """Train the teacher if need be; its file, and the checksum that this has if it was trained here."""
     own = prerequisites(config).teacher
     if own is None:
-        return Path(config["teacher"]["checkpoint"]), None
+        return build.weights_file(config["teacher"], "teacher"), None
     if Run(own).result() is None:
         log.info("training the teacher %s first", config["teacher"]["name"])
     return Run(own).weights, _train_first(own, dataset, delivery)["student_sha256"]
