@@ -47,7 +47,7 @@ def chosen(names: Mapping[str, str], *overrides: str) -> Config:
 def network(name: str) -> StagedNet:
     node = chosen({"student": name})["student"]
     with initialising(0, name):
-        return build.make(node, "student")
+        return build.student_network({"student": node})
 
 
 def run_config(

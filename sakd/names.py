@@ -10,6 +10,8 @@ UNSPEAKABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # co
 LONGEST = 250  # characters of MLflow's names
 LONGEST_FOLDER = 225  # bytes of a folder's name, of 255: files are called after it, with endings
 INSTEAD = "_"
+# Keys of a network's node that say where its weights begin, and not what it is.
+START_KEYS = ("checkpoint", "checkpoint_part", "pretrained")
 HEADLINE = "test/accuracy"  # the measurement by which runs are told and compared: of the last epoch, percent
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks import authors, cohort, epoch, gpu, kept, parts, record, step
+from benchmarks import authors, cohort, epoch, folder, gpu, kept, parts, record, step
 from sakd.configuration import build
 from sakd.data import Augmentation, steps_per_epoch
 from sakd.data.batches import channel_moments, normalise
@@ -209,6 +209,17 @@ def test_an_epochs_table_has_the_data_alone_and_each_distiller_and_mode(tmp_path
         "wall time of an epoch of 30 images, medians of 1 rounds, extrapolated from 2 of 8 steps" in printed
     )
     assert all(row[column] in printed for row in rows for column in ("seconds", "plain_seconds", "ratio"))
+
+
+def test_a_folder_s_table_has_the_data_alone_and_each_distiller(tmp_path, capsys):
+    options = "--pair resnet8,resnet8 --distillers kd --modes fixed --batch 60 --samples 120 --rounds 1"
+    where = f"--workers 0 --threads {torch.get_num_threads()} --device cpu --csv {tmp_path}/folder.csv"
+    assert folder.main([*options.split(), *where.split()]) == 0
+    with (tmp_path / "folder.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["distiller"], row["mode"]) for row in rows] == [("none", "data"), ("kd", "fixed")]
+    assert all(tuple(row) == folder.COLUMNS for row in rows)
+    assert "an epoch of 120 images, medians of 1 rounds; reading the files: " in capsys.readouterr().out
 
 
 def test_an_epochs_row_extrapolates_to_all_steps():

@@ -29,7 +29,7 @@ from tests.conftest import ROOT, compose_config, skip_without_package_of
 FILES = {
     path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "conf/network").glob("*.yaml"))
 }
-OFFERED = {name: node for name, node in FILES.items() if "build" in node}
+OFFERED = {name: node for name, node in FILES.items() if "build" in node and "layouts" not in node}
 SMALL = "torchvision_shufflenet_v2_x1_0"
 HUGE = ("torchvision_vgg11_bn",)  # to draw 129 million weights takes seconds; what is made has none yet
 # Dropout and stochastic depth that the networks' own forward, not a layer, switches on in training.

@@ -36,6 +36,11 @@ COUNTED = {
     "ResNet101": (100, 42_697_380),
     "ResNet152": (100, 58_341_028),
     "MobileNetV2_half": (100, 812_836),
+    "resnet20a": (10, 269_722),  # these as in the README of akamaster's pytorch_resnet_cifar10, in thousands
+    "resnet32a": (10, 464_154),
+    "resnet44a": (10, 658_586),
+    "resnet56a": (10, 853_018),
+    "resnet110a": (10, 1_727_962),
     "vgg8_imagenet": (1000, 127_556_584),
     "vgg11_imagenet": (1000, 132_868_840),
     "vgg13_imagenet": (1000, 133_053_736),
@@ -44,7 +49,7 @@ COUNTED = {
 }
 # These have the blocks of shallower ones, only more of them.
 DEEPER = re.compile(
-    r"resnet(14|20|32|44|56|110|32x4)|ResNet(34|101|152)|vgg(11|13|16|19)(_imagenet)?|wrn_(40_1|40_2|28_10)"
+    r"resnet(14|(20|32|44|56|110)a?|32x4)|ResNet(34|101|152)|vgg(11|13|16|19)(_imagenet)?|wrn_(40_1|40_2|28_10)"
 )
 DISTINCT = [name for name in OFFERED if not DEEPER.fullmatch(name)]
 LARGE = [name for name in OFFERED if name.endswith("_imagenet")]  # for images of at least 32x32

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -21,7 +22,10 @@ from sakd.configuration.prerequisites import TEACHER_KEYS, Config, needs_teacher
 from sakd.data import PROMISES, PROMISES_IN_MEMORY, Dataset, assemble, check_promises, check_reader
 from sakd.distillers import Distiller
 from sakd.errors import ConfigError, SakdError, did_you_mean
+from sakd.names import START_KEYS
 from sakd.networks import StagedNet
+from sakd.networks.checkpoints import load_weights, read_weights
+from sakd.networks.pretrained import published
 from sakd.ranges import (
     LARGEST_RATE,
     BelowOne,
@@ -38,6 +42,7 @@ from sakd.streams import initialising
 from sakd.training import Execution, Pretraining, Teacher, Trainer, spots_of
 
 # What nodes have beside their constructors' keys.
+OF_STUDENTS = (*NAMED, *START_KEYS)
 OF_TEACHERS = (*NAMED, *TEACHER_KEYS)
 OF_SPOT_MODES = (*NAMED, "optimizer")
 
@@ -128,7 +133,8 @@ def parts(config: Config, teacher: StagedNet | None = None) -> Parts:
     """
     seed = config["seed"]
     with initialising(seed, "student"):
-        student = make(config["student"], "student", kind=StagedNet)
+        student = student_network(config)
+    _start(student, config["student"])
     if not needs_teacher(config):
         return Parts(student, None, {}, None)
     if teacher is None:
@@ -147,6 +153,30 @@ def parts(config: Config, teacher: StagedNet | None = None) -> Parts:
     return Parts(student, teacher, distillers, spot_mode, _pretraining(config, student, teacher, distillers))
 
 
+def student_network(config: Config) -> StagedNet:
+    """The student's network, with weights drawn from the global generator. Raises ConfigError as ``make``."""
+    return make(config["student"], "student", leave=OF_STUDENTS, kind=StagedNet)
+
+
+def _start(student: StagedNet, node: Config) -> None:
+    """Give a student the weights that it starts from, where there are any."""
+    path = weights_file(node, "student")
+    if path is not None:
+        asked = node.get("checkpoint_part")
+        load_weights(student, read_weights(path), node["name"], path, asked, new_head=True)
+
+
+def weights_file(node: Config, key: str) -> Path | None:
+    """The file that a network's weights are from: its checkpoint, or published ones, fetched if need be.
+
+    Raises CheckpointError for published ones that there are not, or that cannot be fetched.
+    """
+    if node.get("pretrained") is not None:
+        build, arguments = node.get("build", node["_target_"]), node.get("arguments", {})
+        return published(build, arguments, node["pretrained"], f"{key}.pretrained")
+    return None if node.get("checkpoint") is None else Path(node["checkpoint"])
+
+
 def _pretraining(
     config: Config, student: StagedNet, teacher: StagedNet, distillers: dict[str, Distiller]
 ) -> Distiller | None:
@@ -162,7 +192,7 @@ def shared_stages(student: Config, teacher: Config, loss: Config, key: str) -> l
     All are given as nodes; ``key`` is the loss's.
     """
     with initialising(0, "shared_stages"):
-        networks = make(student, "student", kind=StagedNet), make(teacher, "teacher", kind=StagedNet)
+        networks = student_network({"student": student}), make(teacher, "teacher", kind=StagedNet)
         built = make(loss, key, *networks, leave=(), kind=Distiller)
     return [spot.teacher for spot in built.spots] if built.pretraining_shared else None
 
@@ -261,7 +291,7 @@ def check_parts(config: Config) -> None:
     Networks are not built, and no data is read. Each node is looked at once, however many cells of a sweep
     have it.
     """
-    _check_once(json.dumps(config["student"]), "student", 0, NAMED)
+    _check_once(json.dumps(config["student"]), "student", 0, OF_STUDENTS)
     _check_once(json.dumps(config["teacher"]), "teacher", 0, OF_TEACHERS)
     losses = {f"distiller.losses.{name}": node for name, node in config["distiller"]["losses"].items()}
     pretraining = config["distiller"].get("pretraining")
@@ -286,7 +316,7 @@ def check_parts(config: Config) -> None:
 
 def check_networks(config: Config) -> None:
     """Raise ConfigError unless the networks can be built, which is tried once for each, without memory."""
-    _try_network(json.dumps(config["student"]), "student", NAMED)
+    _try_network(json.dumps(config["student"]), "student", OF_STUDENTS)
     if needs_teacher(config):
         _try_network(json.dumps(config["teacher"]), "teacher", OF_TEACHERS)
 

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from sakd import names
 from sakd.configuration.fits import check_schema, kind_of
-from sakd.configuration.prerequisites import Config, needs_teacher
+from sakd.configuration.prerequisites import Config, is_trained, needs_teacher
 from sakd.configuration.schema import Pixels, Precision, Whole
 from sakd.errors import CheckpointError, ConfigError, did_you_mean
 from sakd.ranges import BatchSize, Epochs, Folder, Name, Rate, Seed
@@ -109,9 +109,31 @@ def check(config: Config) -> None:
                 raise ConfigError(
                     f"{network}.{key}: found {found!r}, expected dataset.{of_data}, which is {expected!r}"
                 )
-    checkpoint = config["teacher"]["checkpoint"]
-    if needs_teacher(config) and checkpoint is not None and not Path(checkpoint).is_file():
-        raise CheckpointError(f"teacher.checkpoint: no file {checkpoint}; expected the teacher's weights")
+    _check_files(config)
+
+
+def _check_files(config: Config) -> None:
+    """Check that weights files are there, where they are asked for."""
+    teacher = config["teacher"]
+    of_teacher = {"teacher": teacher, "teacher.training": teacher["training"]}
+    for key, node in {"student": config["student"], **(of_teacher if needs_teacher(config) else {})}.items():
+        path, part = node.get("checkpoint"), node.get("checkpoint_part")
+        if path is not None and not Path(path).is_file():
+            whose = "the teacher's weights" if key == "teacher" else "weights to start from"
+            raise CheckpointError(f"{key}.checkpoint: no file {path}; expected {whose}")
+        if path is not None and node.get("pretrained") is not None:
+            raise ConfigError(
+                f"{key}.pretrained: found {node['pretrained']}, but {key}.checkpoint names a file; expected "
+                "one of the two"
+            )
+        if path is None and part is not None:
+            raise ConfigError(f"{key}.checkpoint_part: found {part}, but {key}.checkpoint names no file")
+    started = [key for key in names.START_KEYS if teacher["training"].get(key) is not None]
+    if needs_teacher(config) and is_trained(teacher) and started:
+        raise ConfigError(
+            f"teacher.training.{started[0]}: found weights to start from, but the teacher is not trained: "
+            "its weights are brought; expected one of the two"
+        )
 
 
 def _check_tracking(tracking: Config) -> None:

@@ -44,7 +44,10 @@ from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.process import uncollected
 from sakd.signals import as_by_default
 
-PATHS = (("dataset", "root"), ("teacher", "checkpoint"), ("runs",))  # keys with paths, which may begin with ~
+PATHS = (  # keys with paths, which may begin with ~
+    *(("dataset", "root"), ("student", "checkpoint"), ("teacher", "checkpoint")),
+    *(("teacher", "training", "checkpoint"), ("runs",)),
+)
 CELLS_WORTH_A_POOL = 64  # fewer are composed sooner than processes start
 
 QUOTES = """Quotes hold a value together: 'key={a: 1}', and text with signs of its own: 'key="a=b,c"'"""

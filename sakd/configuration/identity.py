@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sakd import names
-from sakd.configuration.prerequisites import Config, needs_teacher
+from sakd.configuration.prerequisites import Config, is_trained, needs_teacher
 
 # What a run's identity leaves out, and why. config.yaml's comment and a table of docs/keys.md follow from it,
 # by `sakd catalogue --write FILE`.
@@ -35,7 +35,9 @@ NOT_IDENTITY = {
     "dataset.recipe": "other keys' defaults, which count where they are used",
     "distiller.reference": "the paper",
     "distiller.pretraining.distiller": "whose pretraining a sum has; what it is counts",
+    "student.checkpoint": "weights that it starts from; their content counts",
     "teacher.checkpoint": "a weights file; its content counts",
+    "teacher.training.checkpoint": "weights that it starts from; their content counts",
     "teacher.min_accuracy": "what is refused; the teacher itself counts",
 }
 
@@ -46,6 +48,12 @@ NEUTRAL = {
     "schedule": None,
     "teacher.training.precision": "fp32",
     "teacher.training.schedule": None,
+    "student.pretrained": None,
+    "teacher.pretrained": None,
+    "teacher.training.pretrained": None,
+    "student.checkpoint_part": None,
+    "teacher.checkpoint_part": None,
+    "teacher.training.checkpoint_part": None,
     "dataset.crop_padding": 0,
     "dataset.flip": False,
     "dataset.val_fraction": 0,
@@ -68,19 +76,21 @@ def digest(config: Config) -> str:
 #
 #   1. Numbers count by their value, 1.0 as 1; all else as it is written, a `_target_` as its text.
 #   2. Without distillers there is no teacher: neither it nor spot mode and distiller count.
-#   3. A teacher's weights file counts by its content, in the place of the recipe that would have trained one.
+#   3. A weights file counts by its content; a teacher's in the place of the recipe that would train one.
 #   4. What is in NOT_IDENTITY does not count.
 #   5. What has its value of NEUTRAL does not count.
 def identity(config: Config) -> Config:
     """Configuration of all that a result depends on, and of nothing else."""
     own = _plain(config)
+    _count_content(own["student"])
     if not needs_teacher(own):
         del own["teacher"], own["spot_mode"]
         own["distiller"] = {"name": "none"}
-    elif own["teacher"]["checkpoint"] is not None:
-        path = Path(own["teacher"]["checkpoint"])
-        own["teacher"]["sha256"] = sha256_as_of(path, path.stat())
+    elif is_trained(own["teacher"]):
+        _count_content(own["teacher"])
         del own["teacher"]["training"]
+    else:
+        _count_content(own["teacher"]["training"])
     for path in NOT_IDENTITY:
         node, key = _place(own, path)
         node.pop(key, None)
@@ -89,6 +99,13 @@ def identity(config: Config) -> Config:
         if key in node and _is_same(node[key], value):
             del node[key]
     return own
+
+
+def _count_content(node: Config) -> None:
+    """Let a weights file count by its checksum."""
+    if node.get("checkpoint") is not None:
+        path = Path(node["checkpoint"])
+        node["sha256"] = sha256_as_of(path, path.stat())
 
 
 def without_effect(config: Config, overrides: Iterable[str]) -> list[str]:

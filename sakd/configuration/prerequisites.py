@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from sakd.names import START_KEYS
+
 Config = dict[str, Any]
 # Keys of the teacher that are not its network's.
-TEACHER_KEYS = ("checkpoint", "min_accuracy", "training")
+TEACHER_KEYS = ("checkpoint", "checkpoint_part", "pretrained", "min_accuracy", "training")
 FIXED = {"name": "fixed", "_target_": "sakd.spots.Fixed"}  # of runs in which nobody is distilled
 
 
@@ -41,9 +43,14 @@ def prerequisites(config: Config) -> Prerequisites:
 
 def teacher_of(config: Config) -> Config | None:
     """The run that trains this run's teacher; None without one, and where its weights lie in a file."""
-    if needs_teacher(config) and config["teacher"]["checkpoint"] is None:
+    if needs_teacher(config) and not is_trained(config["teacher"]):
         return _teacher_run(config)
     return None
+
+
+def is_trained(teacher: Config) -> bool:
+    """True for a teacher whose weights are brought: by a file, or by the name of published ones."""
+    return teacher["checkpoint"] is not None or teacher.get("pretrained") is not None
 
 
 def needs_teacher(config: Config) -> bool:
@@ -63,7 +70,8 @@ def _teacher_run(config: Config) -> Config:
         "optimizer": training["optimizer"],
         "schedule": training["schedule"],
         "precision": training["precision"],
-        "student": _network(config["teacher"]),
+        "student": _network(config["teacher"])
+        | {key: training[key] for key in START_KEYS if key in training},
         "teacher": config["teacher"],
         "dataset": config["dataset"],
         "distiller": {"name": "none", "losses": {}},

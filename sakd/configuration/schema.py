@@ -73,6 +73,9 @@ class Network(TypedDict):
     num_classes: NotRequired[Classes]
     in_channels: NotRequired[Channels]
     image_size: NotRequired[Pixels]
+    checkpoint: NotRequired[File | None]
+    checkpoint_part: NotRequired[Text | None]
+    pretrained: NotRequired[Text | None]
 
 
 class Training(TypedDict):
@@ -84,6 +87,9 @@ class Training(TypedDict):
     precision: Precision
     optimizer: Node
     schedule: Node | None
+    checkpoint: NotRequired[File | None]
+    checkpoint_part: NotRequired[Text | None]
+    pretrained: NotRequired[Text | None]
 
 
 class TeacherNetwork(Network):

@@ -25,6 +25,7 @@ READERS = {
     "small_images": "small",
     "stand_in": "handwritten",
     "tiny_imagenet": "tiny",
+    "torchvision_images": "published",
 }
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "stand_in",
     "steps_per_epoch",
     "tiny_imagenet",
+    "torchvision_images",
     "train_batches",
 ]
 

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from sakd.errors import ConfigError, did_you_mean
 from sakd.imports import find
+from sakd.networks.layouts import LayoutName
 from sakd.networks.staged import StagedNet
 from sakd.networks.tracing import LayerTracer
 from sakd.ranges import Text
@@ -27,6 +28,8 @@ def foreign(
     num_classes: int,
     in_channels: int,
     image_size: int,
+    layouts: Mapping[str, LayoutName] | None = None,
+    output: Text | int | None = None,
 ) -> StagedNet:
     """Build another package's network by its import path, as a StagedNet of the very same parameters.
 
@@ -34,6 +37,11 @@ def foreign(
     and image_size are arguments of ``build`` too, and under what name. ``cuts`` says where ``stem, stage1 …
     stageN, embedding`` end; the logits are the rest. A cut is a module's path (``layer1``, ``features.3``),
     which stands for its output, or the name of a torch.fx node (``flatten``).
+
+    ``layouts`` says of stages whose output is no map with its channels first what it is: ``NHWC``, as Swin's,
+    or ``tokens``, as a ViT's (a square grid's, behind those of classes and registers). ``output`` says which
+    are the logits of a network that returns several tensors: a key, or a place; or a module's path, whose
+    output they are, and what they do not depend on is left out.
 
     The network does in training and in evaluation what it did uncut, operation for operation.
 
@@ -51,7 +59,12 @@ def foreign(
             f"in_channels: found {in_channels}, {build} takes 3 (`passes` names no argument for them)"
         )
     network = _call(build, {**arguments, **{argument: sizes[key] for key, argument in passes.items()}})
-    staged = StagedNet(cut(network, cuts, build), family, (in_channels, image_size, image_size), [STAGE])
+    stages = cut(network, cuts, build, output)
+    for stage in layouts or {}:
+        if stage not in stages:
+            near = did_you_mean(stage, stages)
+            raise ConfigError(f"layouts.{stage}: no such stage; expected some of {', '.join(stages)}.{near}")
+    staged = StagedNet(stages, family, (in_channels, image_size, image_size), [STAGE], layouts)
     if staged.classes != num_classes:
         raise ConfigError(
             f"num_classes: found {num_classes}, {build} has {staged.classes} outputs (see `passes`)"
@@ -79,10 +92,12 @@ def _call(path: str, arguments: Mapping[str, object]) -> nn.Module:
     return network
 
 
-def cut(network: nn.Module, cuts: Mapping[str, str], name: str) -> dict[str, nn.Module]:
+def cut(
+    network: nn.Module, cuts: Mapping[str, str], name: str, output: str | int | None = None
+) -> dict[str, nn.Module]:
     """Cut ``network`` into stages, by name; modules and parameters are shared with it.
 
-    ``name`` is for errors. Raises ConfigError as ``foreign`` does.
+    ``output`` as in ``foreign``; ``name`` is for errors. Raises ConfigError as ``foreign`` does.
     """
     for stage in cuts:
         if not re.fullmatch(r"stem|stage\d+|embedding", stage):
@@ -95,7 +110,7 @@ def cut(network: nn.Module, cuts: Mapping[str, str], name: str) -> dict[str, nn.
     cuts = {stage: cuts[stage] for stage in names}
     passes = {}
     for mode in MODES:
-        trace = _Trace(network.train(mode), name)
+        trace = _Trace(network.train(mode), name, output)
         passes[mode] = trace.split(
             {stage: trace.find(place, f"cuts.{stage}") for stage, place in cuts.items()}
         )
@@ -120,7 +135,7 @@ def cut(network: nn.Module, cuts: Mapping[str, str], name: str) -> dict[str, nn.
 class _Trace(LayerTracer):
     """The graph of a network in its present mode, and what each module returned."""
 
-    def __init__(self, network: nn.Module, name: str):
+    def __init__(self, network: nn.Module, name: str, output: str | int | None):
         super().__init__()
         self.name = f"{name} (in {MODES[network.training]} mode)"
         self.returned: dict[str, list[fx.Node]] = {}
@@ -142,12 +157,33 @@ class _Trace(LayerTracer):
             raise ConfigError(
                 f"build: torch.fx cannot trace {self.name}: a forward that is no layer's {what} by itself"
             )
+        self._know(graph)
+        graph.output_node().args = (self._logits(output),)
+        if output is not None:
+            graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+            self._know(graph)
+
+    def _know(self, graph: fx.Graph) -> None:
         self.nodes = list(graph.nodes)
         self.place = {node: place for place, node in enumerate(self.nodes)}
         kept = {path: [node for node in nodes if node in self.place] for path, nodes in self.returned.items()}
         self.returned = {path: nodes for path, nodes in kept.items() if nodes}
-        if not isinstance(self.nodes[-1].args[0], fx.Node):
-            raise ConfigError(f"build: {self.name} returns {self.nodes[-1].args[0]}; expected logits alone")
+
+    def _logits(self, output: str | int | None) -> fx.Node:
+        """The logits in what is returned. Raises ConfigError unless ``output`` says which they are."""
+        returned = self.nodes[-1].args[0]
+        if isinstance(returned, fx.Node):  # logits alone, perhaps in one of the modes
+            return self.find(output, "output") if output in self.returned else returned
+        try:
+            chosen = returned[output]
+        except (LookupError, TypeError):
+            chosen = None
+        if not isinstance(chosen, fx.Node):
+            key, expected = ("build", "or `output`, which of them they are")
+            if output is not None:
+                key, expected = ("output", f"found {output!r}, which is none of them")
+            raise ConfigError(f"{key}: {self.name} returns {returned}; expected logits alone, {expected}")
+        return chosen
 
     def create_args_for_root(
         self, forward: Callable, is_module: bool, concrete_args: object = None
@@ -318,9 +354,12 @@ def _keep_inputs(staged: StagedNet) -> None:
     with torch.random.fork_rng(devices=[]):
         for mode in MODES:
             staged.train(mode)
-            for stage, shape in zip(staged, [staged.input_shape, *staged.shapes.values()], strict=False):
+            before_stages = {None: staged.input_shape, **staged.shapes}
+            for stage, (before, shape) in zip(staged, before_stages.items(), strict=False):
                 x = torch.zeros(2, *shape)
-                before = x._version
+                if before in staged.layouts:
+                    x = staged.layouts[before](x).contiguous()
+                writes = x._version
                 functional_call(stage, {name: buffer.clone() for name, buffer in stage.named_buffers()}, (x,))
-                stage._overwrites |= x._version != before
+                stage._overwrites |= x._version != writes
     staged.train(training)

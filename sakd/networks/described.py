@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sakd.errors import CheckpointError
+from sakd.names import START_KEYS
 
 KEY = "sakd"  # of the metadata; one alone, since safetensors writes several in any order
 LENGTH = 8  # bytes before a safetensors header that say how long it is
@@ -38,7 +39,7 @@ def described(config: Mapping[str, Any], run: str) -> Description:
     node, data = config["student"], config["dataset"]
     size = node["image_size"]
     return Description(
-        dict(node),
+        {key: value for key, value in node.items() if key not in START_KEYS},
         node["num_classes"],
         [node["in_channels"], size, size],
         list(data["mean"]),

@@ -17,20 +17,45 @@ def shortcut(in_channels: int, channels: int, stride: int) -> nn.Sequential | No
     return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
 
 
+class Padded(nn.Module):
+    """Every second position where the map is halved, and channels of zeros at either end: no weights.
+
+    The shortcut of the first ResNets for CIFAR (He et al. 2016, option A).
+    """
+
+    def __init__(self, more: int, stride: int):
+        super().__init__()
+        self.before, self.after, self.stride = more // 2, more - more // 2, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+def padded_shortcut(in_channels: int, channels: int, stride: int) -> Padded | None:
+    """As ``shortcut``, without weights."""
+    return None if stride == 1 and in_channels == channels else Padded(channels - in_channels, stride)
+
+
 class BasicBlock(nn.Module):
+    make_shortcut = staticmethod(shortcut)
+
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.shortcut = shortcut(in_channels, channels, stride)
+        self.shortcut = self.make_shortcut(in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
         out += x if self.shortcut is None else self.shortcut(x)
         return F.relu(out, inplace=True)
+
+
+class PaddedBlock(BasicBlock):
+    make_shortcut = staticmethod(padded_shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -106,6 +131,14 @@ def resnet(
     return residual_network(family, BasicBlock, blocks, widths, renames, num_classes, in_channels, image_size)
 
 
+def padded_resnet(depth: int, num_classes: int, in_channels: int, image_size: int) -> StagedNet:
+    """A ResNet for CIFAR of depth 6n + 2 with shortcuts that have no weights."""
+    renames, blocks = (*BODY, ("^logits", "linear")), ((depth - 2) // 6,) * 3
+    return residual_network(
+        "resnet", PaddedBlock, blocks, NARROW, renames, num_classes, in_channels, image_size
+    )
+
+
 def large_resnet(
     block: type[BasicBlock] | type[Bottleneck],
     blocks: tuple[int, int, int, int],
@@ -145,6 +178,26 @@ def resnet56(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
 
 def resnet110(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
     return resnet(110, NARROW, num_classes, in_channels, image_size)
+
+
+def resnet20a(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
+    return padded_resnet(20, num_classes, in_channels, image_size)
+
+
+def resnet32a(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
+    return padded_resnet(32, num_classes, in_channels, image_size)
+
+
+def resnet44a(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
+    return padded_resnet(44, num_classes, in_channels, image_size)
+
+
+def resnet56a(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
+    return padded_resnet(56, num_classes, in_channels, image_size)
+
+
+def resnet110a(num_classes: int, in_channels: int, image_size: int) -> StagedNet:
+    return padded_resnet(110, num_classes, in_channels, image_size)
 
 
 def resnet8x4(num_classes: int, in_channels: int, image_size: int) -> StagedNet:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sakd.errors import ConfigError, did_you_mean
+from sakd.networks.layouts import ChannelsLast, LayoutName, Tokens, ToMap, layout_of
 
 Shape = tuple[int, ...]  # of one sample: (channels, height, width) of a map, (width,) of a vector
 # Regular expressions and what stands for them.
@@ -24,14 +25,23 @@ class StagedNet(nn.Sequential):
     sample. ``renames`` make, one after the other, a weight's name in the field's shared checkpoint files of
     the name it has here.
 
+    ``layouts``: names of layouts, by stage, of those whose own output is no such map (`networks/layouts.py`).
+
     Raises ConfigError if images of ``input_shape`` (channels, height, width) cannot pass through, or a
     stage's output is not such a tensor.
     """
 
     def __init__(
-        self, stages: Mapping[str, nn.Module], family: str, input_shape: Shape, renames: Renames = ()
+        self,
+        stages: Mapping[str, nn.Module],
+        family: str,
+        input_shape: Shape,
+        renames: Renames = (),
+        layouts: Mapping[str, LayoutName] | None = None,
     ):
         super().__init__(OrderedDict(stages))
+        self.layouts: dict[str, ChannelsLast | Tokens] = {}
+        self._named_layouts = dict(layouts or {})
         self.family = family
         self.renames = tuple(renames)
         self.input_shape = tuple(input_shape)
@@ -69,7 +79,8 @@ class StagedNet(nn.Sequential):
         outputs = {}
         x = images
         for name, stage in self._modules.items():
-            x = outputs[name] = stage(x)
+            x = stage(x)
+            outputs[name] = x if name not in self.layouts else self.layouts[name].to_map(x)
         return outputs
 
     def between(self, after: str | None, upto: str) -> nn.Sequential:
@@ -84,7 +95,12 @@ class StagedNet(nn.Sequential):
             raise ConfigError(
                 f"stage '{after}' does not come before '{upto}' in the order {', '.join(self.names)}"
             )
-        return nn.Sequential(OrderedDict(list(self._modules.items())[first:last]))
+        stages = OrderedDict(list(self._modules.items())[first:last])
+        if after in self.layouts:
+            stages = OrderedDict(from_map=self.layouts[after]) | stages
+        if upto in self.layouts:
+            stages["to_map"] = ToMap(self.layouts[upto])
+        return nn.Sequential(stages)
 
     def index(self, name: str) -> int:
         """The place of a stage in the order. Raises ConfigError if there is no such stage."""
@@ -99,7 +115,12 @@ class StagedNet(nn.Sequential):
         training = self.training
         try:
             with torch.no_grad():
-                outputs = self.eval().features(torch.zeros(1, *self.input_shape))
+                x = torch.zeros(1, *self.input_shape)
+                for stage, layout in self._named_layouts.items():
+                    raw = nn.Sequential(*list(self.eval())[: self.index(stage) + 1])(x)
+                    found = layout_of(layout, raw, f"layouts.{stage}")
+                    self.layouts |= {} if found is None else {stage: found}
+                outputs = self.eval().features(x)
         except RuntimeError as error:
             c, h, w = self.input_shape
             raise ConfigError(

@@ -24,8 +24,9 @@ def certify(
     dataset: Dataset,
     certificates: Path,
     accept: Callable[[Certificate], None],
+    asked: str | None = None,
 ) -> None:
-    """Load ``path`` into ``teacher``, measure it and give it its certificate.
+    """Load ``path``, or the part of it that is ``asked`` for, into ``teacher``, measure and certify it.
 
     It is measured in float32, and not again where the folder ``certificates`` has a file's word for these
     very weights, network and test images. ``accept`` raises what it has against the teacher; nothing is
@@ -34,9 +35,10 @@ def certify(
     Raises CheckpointError if the file does not fit, RunError if its certificate is damaged or another's.
     """
     raw = path.read_bytes()
-    load_weights(teacher.network, parse_weights(raw, path), name, path)
+    load_weights(teacher.network, parse_weights(raw, path), name, path, asked)
     sha256 = hashlib.sha256(raw).hexdigest()
     subject = f"{sha256} {name} {dataset.test.checksum()} {dataset.mean} {dataset.std}"
+    subject += "" if asked is None else f" {asked}"
     kept = certificates / f"{hashlib.sha256(subject.encode()).hexdigest()[:16]}.json"
     known = _known_accuracy(kept, subject)
     accuracy = _measured(teacher, dataset) if known is None else known

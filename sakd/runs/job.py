@@ -233,8 +233,8 @@ class Together:
             if not self._open(runs):
                 raise self.ended[runs[0].name]
 
-        name = config["teacher"]["name"]
-        certify(teacher, name, path, dataset, Path(config["runs"]) / ".certificates", accept)
+        name, asked = config["teacher"]["name"], config["teacher"].get("checkpoint_part")
+        certify(teacher, name, path, dataset, Path(config["runs"]) / ".certificates", accept, asked)
         log.info("teacher %s: %.2f %% (%s)", name, teacher.certificate.accuracy, path)
 
     # ---- the training itself
@@ -414,8 +414,9 @@ def _check_teacher(config: Config, teacher: Teacher, device: torch.device) -> No
     """Check what can be known of a teacher without data: its file fits, or its training can be built."""
     own = prerequisites(config).teacher
     if own is None:
-        path = Path(config["teacher"]["checkpoint"])
-        load_weights(teacher.network, read_weights(path), config["teacher"]["name"], path)
+        path = build.weights_file(config["teacher"], "teacher")
+        asked = config["teacher"].get("checkpoint_part")
+        load_weights(teacher.network, read_weights(path), config["teacher"]["name"], path, asked)
     else:
         _check_first(own, device, "teacher.training.")
 
@@ -442,7 +443,7 @@ def _teacher_weights(config: Config, dataset: Dataset, delivery: Delivery) -> tu
     """Train the teacher if need be; its file, and the checksum that this has if it was trained here."""
     own = prerequisites(config).teacher
     if own is None:
-        return Path(config["teacher"]["checkpoint"]), None
+        return build.weights_file(config["teacher"], "teacher"), None
     if Run(own).result() is None:
         log.info("training the teacher %s first", config["teacher"]["name"])
     return Run(own).weights, _train_first(own, dataset, delivery)["student_sha256"]

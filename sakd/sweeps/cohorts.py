@@ -39,9 +39,10 @@ def _in_common(config: Config, teachers: KnownRuns, checkpoints: dict[str, str])
     elif needs_teacher(config):
         network = {key: value for key, value in config["teacher"].items() if key not in TEACHER_KEYS}
         path = config["teacher"]["checkpoint"]
-        if path not in checkpoints:
+        if path is not None and path not in checkpoints:
             checkpoints[path] = identity(config)["teacher"]["sha256"]
-        teacher = [network, checkpoints[path]]
+        asked = [config["teacher"].get(key) for key in ("checkpoint_part", "pretrained")]
+        teacher = [network, checkpoints.get(path), *asked]
     images = {key: value for key, value in config["dataset"].items() if key != "recipe"}
     return json.dumps([teacher, images, *(config[key] for key in COMMON)])
 

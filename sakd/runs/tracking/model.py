@@ -191,7 +191,7 @@ def _make(folder: Path) -> None:
         raise CheckpointError(
             f"{weights}: expected checksum {result['student_sha256']} as in result.json; it was changed"
         )
-    network = build.make(config["student"], "student")
+    network = build.student_network(config)
     load_weights(network, parse_weights(raw, weights), config["student"]["name"], weights)
     partial = folder / f"{FOLDER}.new"  # nobody else makes it: whoever prepares a run's page has that locked
     for leftover in (partial, folder / FOLDER):
