@@ -281,7 +281,7 @@ def image_folder(
     """
     workers = checked_reading(channels, workers, pin_memory)
     shape = (channels, image_size, image_size)
-    transforms = [_composed("augmentation", augmentation, shape), _composed("evaluation", evaluation, shape)]
+    transforms = [composed("augmentation", augmentation, shape), composed("evaluation", evaluation, shape)]
     how = (shape, *transforms, workers, pin_memory)
     return tuple(ImageFiles(*which, *how) for which in found_in(root, train, test, classes))
 
@@ -349,7 +349,7 @@ def _say_once(topic: str, text: str) -> None:
     log.info("%s", text, extra={"news": (topic, text)})
 
 
-def _composed(key: str, transforms: Mapping[str, Transform], shape: tuple[int, ...]) -> Transform:
+def composed(key: str, transforms: Mapping[str, Transform], shape: tuple[int, ...]) -> Transform:
     """One transform of all.
 
     Raises ConfigError unless it makes an image of another size ``shape``, in bytes.
