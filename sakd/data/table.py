@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from sakd.data.files import ImageFiles, Transform, checked_reading, composed
-from sakd.data.sets import stratified
+from sakd.data.sets import stratified, in_files
 from sakd.errors import ConfigError, DataError
 from sakd.ranges import BelowOne, File, Folder, Processes
 
 SPLITS = ("train", "test")
 
 
+@in_files
 def image_table(
     root: Folder,
     table: File,
