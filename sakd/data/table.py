@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sakd.data.files import ImageFiles, Transform, checked_reading, composed
-from sakd.data.sets import stratified, in_files
+from sakd.data.sets import in_files, stratified
 from sakd.errors import ConfigError, DataError
 from sakd.ranges import BelowOne, File, Folder, Processes
 
