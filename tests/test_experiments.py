@@ -97,9 +97,10 @@ def composed(config: Config, distiller: str) -> Config:
     """The same values where a run takes them from."""
     mode, losses, data = config["spot_mode"], config["distiller"]["losses"], config["dataset"]
     pretraining = config["distiller"].get("pretraining")
-    same = family(config["student"]) == family(
-        {k: v for k, v in config["teacher"].items() if k not in TEACHER_KEYS}
+    student, teacher = (
+        {k: v for k, v in config[node].items() if k not in TEACHER_KEYS} for node in ("student", "teacher")
     )
+    same = family(student) == family(teacher)
     return {
         "dataset": data["name"],
         "teacher": config["teacher"]["name"],
