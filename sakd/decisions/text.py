@@ -352,6 +352,11 @@ def _notes_on_several(together: Together) -> Iterator[str]:
         yield f"Kappa is undefined where a run decides all samples alike: {told} of {runs} runs."
     progress = sorted({run.progress for run in together.runs})
     yield f"Looked at: {'; '.join(progress)}."
+    if len(together.runs) > 1 and any("seed" not in differ for differ in together.pairs["differ"]):
+        yield (
+            "Runs of one seed draw the same noise, epoch by epoch: pairs that do not differ in the seed agree by "
+            "that, too."
+        )
     yield (
         "Intervals of a kappa are asymptotic (Fleiss, Cohen and Everitt, 1969): where nothing but chance "
         "agrees, 2.5 % are above 0 and 2.5 % below. Intervals of a mean are over runs, by the jackknife; "

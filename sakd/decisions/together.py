@@ -81,7 +81,8 @@ def beside(runs: Sequence[Recorded], last: int, across: bool = False) -> Togethe
         )
         raise RunError(f"found no spot that two of these runs have ({spots}), expected one")
     pairs = _pairs(runs, units, np.array(ends), runs[0].record.labels)
-    return Together(list(runs), labels, units, pairs, pd.DataFrame(rows), last)
+    looked_at = max(len(run.record.epochs) for run in runs)
+    return Together(list(runs), labels, units, pairs, pd.DataFrame(rows), min(last, looked_at))
 
 
 def _flat(random: BesideRandom) -> dict[str, float]:
