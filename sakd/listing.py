@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sakd.compare import Described, checksums_of, facts_of, select
-from sakd.configuration import flatten, parameters, short_names
+from sakd.configuration import flatten, parameters, read_config, short_names
 from sakd.credentials import hidden
 from sakd.errors import RunError, in_one_line
-from sakd.runs import Metrics, last_metrics, read_config, read_result
+from sakd.runs import Metrics, last_metrics, read_result
 from sakd.runs.tracking import seen_at
 from sakd.sweeps import Standing
 from sakd.sweeps.found import FoundSweep, standings_of

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sakd.configuration import Config, prerequisites, sha256_of
+from sakd.configuration import Config, prerequisites, read_config, sha256_of
 from sakd.errors import CheckpointError, RunError
 from sakd.files import explained, read_whole, write_whole
 from sakd.networks.checkpoints import read_weights
-from sakd.runs import Metrics, Run, read_config, read_metrics, read_result
+from sakd.runs import Metrics, Run, read_metrics, read_result
 from sakd.runs.code import ROOT
 
 FOLDER = ".reproduced"  # beside the run, with a folder for each that was trained again

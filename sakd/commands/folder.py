@@ -49,7 +49,7 @@ def show(run: str, folder: Path, form: str) -> None:
     RUN is a run's folder, its name in the folder of runs, or the beginning of its name.
     """
     from sakd import listing
-    from sakd.runs.find import find_run
+    from sakd.configuration import find_run
 
     with errors_told():
         click.echo(listing.SHOWN_FORMATS[form](listing.shown(find_run(run, folder))), nl=False)
@@ -79,7 +79,7 @@ def reproduce(run: str, folder: Path, tolerance: float | None) -> None:
     which packages have other versions now; the exit code is 1 if it is not reproduced.
     """
     from sakd import reproduce
-    from sakd.runs.find import find_run
+    from sakd.configuration import find_run
 
     with errors_told():
         found = reproduce.reproduce(find_run(run, folder))

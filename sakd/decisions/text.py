@@ -354,8 +354,8 @@ def _notes_on_several(together: Together) -> Iterator[str]:
     yield f"Looked at: {'; '.join(progress)}."
     if len(together.runs) > 1 and any("seed" not in differ for differ in together.pairs["differ"]):
         yield (
-            "Runs of one seed draw the same noise, epoch by epoch: pairs that do not differ in the seed agree "
-            "by that, too."
+            "Runs of one seed draw the same noise, epoch by epoch: pairs that do not differ in the seed "
+            "agree by that, too."
         )
     yield (
         "Intervals of a kappa are asymptotic (Fleiss, Cohen and Everitt, 1969): where nothing but chance "

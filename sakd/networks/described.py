@@ -34,9 +34,9 @@ class Description:
         return {KEY: json.dumps(asdict(self), sort_keys=True)}
 
 
-def described(config: Mapping[str, Any], run: str) -> Description:
-    """The network of a run's configuration."""
-    node, data = config["student"], config["dataset"]
+def described(config: Mapping[str, Any], result: Mapping[str, Any]) -> Description:
+    """The network of a run's configuration; its result has the moments that the configuration leaves open."""
+    node, data = config["student"], {**config["dataset"], **result.get("moments", {})}
     size = node["image_size"]
     return Description(
         {key: value for key, value in node.items() if key not in START_KEYS},
@@ -45,7 +45,7 @@ def described(config: Mapping[str, Any], run: str) -> Description:
         list(data["mean"]),
         list(data["std"]),
         data["name"],
-        run,
+        result["run"],
     )
 
 

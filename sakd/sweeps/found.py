@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sakd.configuration import read_config
 from sakd.errors import RunError
-from sakd.runs import read_config
 from sakd.runs.tracking import noted_sweeps
 from sakd.sweeps import submissions
 from sakd.sweeps.state import STATES, Standing, survey

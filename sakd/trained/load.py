@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sakd.configuration import Config, build, flatten
+from sakd.configuration import Config, build, find_run, flatten, read_config
 from sakd.configuration.fits import NAMED
 from sakd.data.normalising import Normalising
 from sakd.errors import CheckpointError, RunError
@@ -15,8 +15,7 @@ from sakd.files import read_whole
 from sakd.networks import StagedNet
 from sakd.networks.checkpoints import load_weights, parse_weights
 from sakd.networks.described import Description, described, read_description
-from sakd.runs import read_config, read_result
-from sakd.runs.find import find_run
+from sakd.runs import read_result
 from sakd.streams import initialising
 
 WEIGHTS = "student.safetensors"
@@ -102,7 +101,7 @@ def of_run(folder: Path) -> Trained:
         raise CheckpointError(
             f"{path}: expected checksum {result['student_sha256']}, as in result.json; the file was changed"
         )
-    about = described(config, result["run"])
+    about = described(config, result)
     return Trained(built(about, raw, path), about, path, sha256, config, result)
 
 
@@ -123,7 +122,7 @@ def teacher_of(student: Trained) -> Trained | None:
         raise CheckpointError(
             f"{path}: found checksum {sha256}, expected the teacher's, {certificate['sha256']}"
         )
-    about = described({**student.config, "student": student.config["teacher"]}, student.result["run"])
+    about = described({**student.config, "student": student.config["teacher"]}, student.result)
     return Trained(built(about, raw, path, build.OF_TEACHERS), about, path, sha256)
 
 
