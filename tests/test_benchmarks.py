@@ -129,6 +129,7 @@ def test_times_and_ratios_are_medians_over_the_rounds():
     assert {row["peak_mb"] for row in (floor, fixed, adaptive)} == {1.0}
 
 
+@pytest.mark.slow
 def test_once_a_configuration_is_composed_building_and_stepping_need_torch_alone(tmp_path):
     """In a process that can import neither Hydra nor MLflow."""
     overrides = ("teacher=resnet14", "student=resnet8", "distiller=ft", "spot_mode=adaptive")

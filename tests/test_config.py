@@ -102,6 +102,7 @@ def test_no_module_of_a_package_has_the_name_of_what_its_face_shows():
         assert modules.isdisjoint(shown)
 
 
+@pytest.mark.slow
 def test_the_digits_are_read_without_torchvision():
     script = "import sys\nfrom sakd.data import digits\ndigits()\nassert 'torchvision' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=100)

@@ -738,6 +738,7 @@ def test_no_worker_is_left_where_training_ends_early(folder):
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_a_script_that_fails_amid_an_epoch_ends(folder):
     """Its traceback keeps the batches, and so their workers, to the very end."""
     script = (

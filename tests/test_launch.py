@@ -200,6 +200,7 @@ def test_runs_where_no_folder_can_be_is_named(launch, tmp_path):
     assert files(tmp_path) == ["occupied"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder where nobody can write")
 def test_a_read_only_folder_is_named(launch, tmp_path):
     assert "cannot write /proc/self/" in launch(*UNTRACKED, "runs=/proc/self", expect=1).stderr
@@ -230,6 +231,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_same_command_goes_on
     assert "epoch 2/2" in launch(*overrides).stdout
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(launch, tmp_path):
     blow_up = ("schedule.milestones=[1]", "schedule.gamma=1e7", "batch_size=16")
     done = launch(*UNTRACKED, "distiller=none", *blow_up, "epochs=4", expect=1)
@@ -272,7 +274,9 @@ def test_a_failing_cell_does_not_stop_a_sweep(launch, tmp_path):
     assert len(list((tmp_path / "runs").glob("*/result.json"))) == 1
 
 
-@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "")])
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGTERM, "SIGTERM"), pytest.param(signal.SIGINT, "", marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_is_killed_and_goes_on(number, name, launch, tmp_path):
     overrides = (*UNTRACKED, "distiller=none", "epochs=200")
     process = subprocess.Popen(

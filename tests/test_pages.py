@@ -101,6 +101,7 @@ def test_a_page_says_what_the_run_is_how_it_ended_and_where_it_lies(store, tmp_p
     assert "pictures/learning_curves.png" in artifacts_of(store, found)
 
 
+@pytest.mark.slow
 def test_a_run_whose_policy_chooses_has_pictures_of_its_decisions(store, tmp_path):  # noqa: F811
     execute(tracked(tmp_path, store, "spot_mode.same_family_bias=0", "distiller=at"))
     drawn = {"learning_curves"} | {

@@ -324,6 +324,7 @@ def test_one_paraphraser_serves_every_student_mode_and_seed_of_a_teacher(config)
     assert len(pretrainings(config("ft"))) == 2
 
 
+@pytest.mark.slow
 def test_one_initialisation_serves_the_modes_of_a_seed(config):
     for overrides in (("spot_mode=fixed",), ("spot_mode=anti",)):
         execute(config("fsp_init", *overrides))

@@ -36,6 +36,7 @@ def test_the_readme_is_one_that_is_read():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
+@pytest.mark.slow
 def test_the_library_example_runs_with_torch_alone(tmp_path):
     """In a process in which Hydra, MLflow and the rest cannot be imported."""
     (example,) = blocks_of(ROOT / "docs/library.md", "python")

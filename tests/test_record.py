@@ -156,6 +156,7 @@ def test_without_a_record_the_numbers_are_the_same_and_nothing_is_left(tiny, tmp
         record_of(without)
 
 
+@pytest.mark.slow
 def test_a_record_may_begin_late_and_be_left_out_for_a_while(tiny):
     config = tiny("distiller=at", "epochs=4", "threads=1")
     for epoch, recorded in ((1, "false"), (2, "true"), (3, "false")):

@@ -107,6 +107,7 @@ def test_cifar_as_png_folder_trains_to_the_numbers_of_its_pickled_batches(folder
     assert own["moments"] == {"mean": [*moments.mean], "std": [*moments.std]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workers", "parts"), [(0, ("dataset.val_fraction=0.2", "dataset.train_samples=20")), (2, ())]
 )

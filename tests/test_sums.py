@@ -30,6 +30,7 @@ def test_a_sum_has_the_losses_of_each_with_their_own_weights_and_kd_once():
     assert losses("distiller=[kd,at]") == losses("distiller=at")
 
 
+@pytest.mark.slow
 def test_every_distiller_can_be_summed_with_another():
     others = [name for name in choices("distiller") if name not in ("none", "at")]
     sums = sweep([f"distiller={','.join(f'{name}+at' for name in others)}"]).cells

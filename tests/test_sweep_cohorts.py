@@ -168,6 +168,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_sweep_in_this_process_trains_each_teacher_once_and_ends_with_one_table(launch, tmp_path):
     overrides = (*UNTRACKED, "distiller=kd,at", "spot_mode=fixed,adaptive", "seed=0,1")
     output = launch("-m", *overrides).stdout

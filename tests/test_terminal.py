@@ -76,7 +76,7 @@ def on_a_terminal(columns: int, *titles: str) -> list[str]:
     return [line for line in (re.sub(r"\x1b\[[\d;?]*[a-z]", "", line) for line in lines) if line.strip()]
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [80, pytest.param(120, marks=pytest.mark.slow)])
 def test_a_cohort_has_a_bar_and_a_line_for_each_member_within_the_terminals_width(columns):
     lines = on_a_terminal(columns, *(LONG.format(method) for method in METHODS))
     assert max(map(len, lines)) <= columns
@@ -93,7 +93,7 @@ def test_a_cohort_has_a_bar_and_a_line_for_each_member_within_the_terminals_widt
     assert any("test 71.50 %" in line for line in lines)
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [80, pytest.param(120, marks=pytest.mark.slow)])
 def test_a_single_run_has_one_line_within_the_terminals_width(columns):
     lines = on_a_terminal(columns, LONG.format("reviewkd adaptive"))
     assert max(map(len, lines)) <= columns

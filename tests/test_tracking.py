@@ -279,6 +279,7 @@ def test_mlflow_is_imported_once_there_is_time_or_nothing_is_trained_any_more(hu
     assert attempts[-1] == "KILLED"
 
 
+@pytest.mark.slow
 def test_all_that_runs_of_one_process_send_arrives(store, tmp_path):
     """Their threads begin at the same moment, in a process that has not imported MLflow yet."""
     script = """

@@ -114,6 +114,7 @@ def _killed_while_a_checkpoint_is_written(config: Config) -> None:
     execute(config)
 
 
+@pytest.mark.slow
 def test_killed_while_an_epoch_is_written_it_loses_that_and_the_one_under_way_and_ends_with_the_same_bits(
     tiny, tmp_path
 ):

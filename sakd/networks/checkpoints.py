@@ -112,12 +112,13 @@ def load_weights(
     path: Path,
     asked: str | None = None,
     new_head: bool = False,
+    say: bool = True,
 ) -> None:
     """Load weights strictly, by the network's own names or by the field's shared ones.
 
     They may lie under keys and prefixes, which are found; ``asked`` names one where several would do. Of
     batch norm the counts of batches may be absent. With ``new_head`` logits of another number of classes are
-    left as they were drawn. A line says what was unwrapped.
+    left as they were drawn. A line says what was unwrapped, unless ``say`` is false.
 
     Raises CheckpointError saying what differs, or which tensor does not hold finite numbers of its kind;
     ``name`` (the network's) and ``path`` are for its message.
@@ -150,7 +151,8 @@ def load_weights(
     anew = (
         f"with new logits, of {network.classes} classes for {len(found[differing[0]])}" if differing else ""
     )
-    _say_unwrapped(part, weights, anew, path)
+    if say:
+        _say_unwrapped(part, weights, anew, path)
     head = {key: own[key] for key in own if key.startswith("logits.")} if differing else {}
     network.load_state_dict(own | found | head)
 

@@ -172,5 +172,5 @@ def built(about: Description, raw: bytes, path: Path, leave: tuple[str, ...] = N
     ``raw``."""
     with initialising(0, "trained"):  # drawn anew, and overwritten
         network = build.make(about.network, "student", leave=leave, kind=StagedNet)
-    load_weights(network, parse_weights(raw, path), about.network["name"], path)
+    load_weights(network, parse_weights(raw, path), about.network["name"], path, say=False)
     return network.eval()
