@@ -108,7 +108,14 @@ def test_the_digits_are_read_without_torchvision():
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=100)
 
 
-@pytest.mark.parametrize("name", names("network"))
+@pytest.mark.parametrize(
+    "name",
+    # Those of other packages take a second each.
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.startswith(("timm_", "torchvision_")) else ())
+        for name in names("network")
+    ],
+)
 def test_every_network_builds_as_student_and_as_teacher(name):
     skip_without_package_of(name)
     config = compose_config("dataset=cifar10", f"student={name}", f"teacher={name}", "distiller=none")

@@ -19,6 +19,8 @@ DISTILLERS = sorted(path.stem for path in (ROOT / "conf/distiller").glob("*.yaml
 MODES = sorted(path.stem for path in (ROOT / "conf/spot_mode").glob("*.yaml"))
 PAIRS = ("same", "different")
 CPU = torch.device("cpu")
+# Modes whose code the other family's, or adaptive's, cells run as well.
+AS_THE_OTHERS = (("different", "anti"), ("same", "random"))
 DISTILLING = [name for name in DISTILLERS if name != "none"]
 
 
@@ -27,8 +29,14 @@ def overrides(distiller: str, pair: str = "different") -> tuple[str, ...]:
     return (f"distiller={distiller}", f"teacher={teacher}", *light(distiller))
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("pair", "mode"),
+    [
+        pytest.param(pair, mode, marks=pytest.mark.slow if (pair, mode) in AS_THE_OTHERS else ())
+        for pair in PAIRS
+        for mode in MODES
+    ],
+)
 @pytest.mark.parametrize("distiller", DISTILLING)
 def test_it_trains_two_epochs_and_goes_on_from_a_saved_state_bit_for_bit(distiller, mode, pair, tiny):
     config = tiny(

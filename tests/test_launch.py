@@ -267,6 +267,7 @@ def test_a_checkpoint_for_other_classes_or_another_network_is_refused(tiny, tmp_
     assert files(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_failing_cell_does_not_stop_a_sweep(launch, tmp_path):
     done = launch("-m", *UNTRACKED, "distiller=none", "optimizer.lr=1000000,0.05", expect=1)
     assert "lr=1000000" in done.stdout

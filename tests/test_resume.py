@@ -263,6 +263,7 @@ def test_a_torn_last_line_and_epochs_past_the_checkpoint_are_dropped(tiny):
         ] == [1, 2]
 
 
+@pytest.mark.slow
 def test_one_process_at_a_time_works_in_a_folder(tmp_path):
     """Two launches of one command at once: both end well, one trained."""
     command = [sys.executable, str(ROOT / "launch.py"), *TINY, "tracking=none", "distiller=kd"]
