@@ -59,7 +59,7 @@ def _data(asked: Asked) -> Told:
     node = asked.config["dataset"]
     config = asked.config | {"dataset": node | ({"download": False} if "download" in node else {})}
     dataset = build.dataset(config)
-    dataset.check_files(Path(config["runs"]) / ".checked_images", counting)
+    dataset.ready(Path(config["runs"]) / ".checked_images", counting)
     images = f"{len(dataset.train)} training and {len(dataset.test)} test images"
     return "ok", f"{node['name']}: {images}, {dataset.classes} classes"
 
