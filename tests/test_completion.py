@@ -21,7 +21,8 @@ def test_overrides_are_completed_by_what_there_is():
 
 @pytest.fixture
 def shell(tmp_path):
-    """Types into a bash of its own, after what the README has people evaluate; what it shows."""
+    """Types into a bash of its own, after what the docs have people evaluate; what it shows."""
+    (line,) = re.findall(r"`(eval [^`]*completion[^`]*)`", (ROOT / "docs/command_line.md").read_text())
     command = tmp_path / "bin/sakd"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m sakd "$@"\n')
@@ -44,13 +45,14 @@ def shell(tmp_path):
                 time.sleep(0.05)
         return re.search(expected, shown) is not None
 
-    (line,) = re.findall(r"`(eval [^`]*completion[^`]*)`", (ROOT / "README.md").read_text())
-    assert shows(f"{line}; echo read''y\n", "ready")
-    yield shows
-    process.kill()
-    process.wait()
-    os.close(ours)
-    os.close(theirs)
+    try:
+        assert shows(f"{line}; echo read''y\n", "ready")
+        yield shows
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+        os.close(theirs)
 
 
 @pytest.mark.slow
