@@ -150,7 +150,7 @@ def _named_sweep(command: Callable) -> Callable:
 
 
 @main.command()
-@click.argument("overrides", nargs=-1, metavar="[OVERRIDE]...")
+@click.argument("overrides", nargs=-1, metavar="[OVERRIDE]...", shell_complete=_as_hydra_completes)
 @click.option(
     "--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True
 )
