@@ -12,7 +12,7 @@ from click.shell_completion import BashComplete
 
 from sakd.commands import folder as of_folder
 from sakd.commands import trained as of_trained
-from sakd.commands.told import errors_told as _errors_told
+from sakd.commands.shared import errors_told, from_folder
 from sakd.credentials import hidden, remember, remember_typed
 from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.names import HEADLINE
@@ -109,7 +109,7 @@ def sync(runs: Path, uri: str | None) -> None:
 
     start_logging()
     remember(uri or "")
-    with _errors_told():
+    with errors_told():
         compose_one(())  # the store that the configuration names is known from here on
     sweep_page.settle(runs)
     outcomes = synchronise_all(runs)
@@ -134,7 +134,7 @@ def catalogue(write: tuple[Path, ...]) -> None:
     """Print the tables of docs/, or write them into its pages, or their like into conf/config.yaml."""
     from sakd import catalogue
 
-    with _errors_told():
+    with errors_told():
         if not write:
             click.echo("\n".join(catalogue.tables().values()), nl=False)
         for path in write:
@@ -171,7 +171,7 @@ def status(overrides: tuple[str, ...], form: str, each: bool, folder: Path | Non
     from sakd import sweep_page, sweeps
     from sakd.sweeps import report
 
-    with _errors_told():
+    with errors_told():
         if not overrides:
             if each:
                 raise ConfigError(
@@ -201,7 +201,7 @@ def retry(overrides: tuple[str, ...]) -> None:
     from sakd.terminal import start_logging
 
     start_logging()
-    with _errors_told():
+    with errors_told():
         if any(text.startswith("hydra/launcher=") for text in overrides):
             planned = _planned(overrides)
         else:
@@ -222,7 +222,7 @@ def cancel(overrides: tuple[str, ...]) -> None:
     stays, and goes on when launched again."""
     from sakd import sweeps
 
-    with _errors_told():
+    with errors_told():
         number, others = sweeps.cancel(_planned(overrides))
         click.echo(f"{sweeps.number_of(number, 'cell')} cancelled")
         for name in others:
@@ -293,7 +293,7 @@ def compare(
     from sakd.compare.published import FIGURES, read_published
     from sakd.files import write_whole
 
-    with _errors_told():
+    with errors_told():
         if plot is not None:
             plots.check_plot(plot)
         figures = read_published(published or FIGURES)
@@ -321,7 +321,7 @@ def _compared(source: str, filters: tuple[str, ...]) -> "tuple[list[Finished], l
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option("--from", "folder", type=click.Path(path_type=Path), default="runs", help="A folder of runs.")
+@from_folder
 @click.option("--last", type=click.IntRange(min=1), help="Epochs that count as the last.  [default: 5]")
 @click.option("--epochs", help="Look at these alone: 1-5, or 7.")
 @click.option("--across-spots", "across", is_flag=True, help="Compare different spots, too.")
@@ -359,7 +359,7 @@ def spots(
     from sakd.decisions import beside, chosen, text
     from sakd.runs.find import read_recorded
 
-    with _errors_told():
+    with errors_told():
         asked = chosen.wanted(split, spot, skipped, never, form)
         if asked is not None:
             if len(runs) > 1:
@@ -467,7 +467,7 @@ def report(words: tuple[str, ...], output: Path, source: Path | None) -> None:
     """
     from sakd.report import check_output, of_folder, of_sweep, write_report
 
-    with _errors_told():
+    with errors_told():
         check_output(output)
         if any(word.startswith("sweeps=") for word in words):
             _refuse_beside("sweeps=…, whose runs are where runs=… says", {"--from": source})
@@ -498,7 +498,7 @@ def doctor(overrides: tuple[str, ...], only: tuple[str, ...], canary: bool, form
     from sakd.process import set_up
 
     set_up()
-    with _errors_told():
+    with errors_told():
         if unknown := [name for name in only if name not in CHECKS]:
             near = did_you_mean(unknown[0], CHECKS)
             raise ConfigError(f"--only: found {unknown[0]!r}, expected one of {', '.join(CHECKS)}.{near}")

@@ -4,16 +4,15 @@ from pathlib import Path
 
 import click
 
-from sakd.commands.told import errors_told
+from sakd.commands.shared import FOLDER, errors_told, from_folder
 from sakd.credentials import hidden
 
-FOLDER = click.Path(path_type=Path)
 FORM = click.Choice(["terminal", "json"])
 
 
 @click.command("list")
 @click.argument("filters", nargs=-1, metavar="[KEY=VALUE[,VALUE...]]...")
-@click.option("--from", "folder", type=FOLDER, default="runs", show_default=True, help="A folder of runs.")
+@from_folder
 @click.option(
     "--sort",
     "order",
@@ -41,7 +40,7 @@ def list_runs(filters: tuple[str, ...], folder: Path, order: str, form: str) -> 
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--from", "folder", type=FOLDER, default="runs", show_default=True, help="A folder of runs.")
+@from_folder
 @click.option("--format", "form", type=FORM, default="terminal", show_default=True)
 def show(run: str, folder: Path, form: str) -> None:
     """Show all that is known of a run.
@@ -65,7 +64,7 @@ def all_sweeps(folder: Path, form: str) -> str:
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--from", "folder", type=FOLDER, default="runs", show_default=True, help="A folder of runs.")
+@from_folder
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),

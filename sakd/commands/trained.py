@@ -5,25 +5,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sakd.commands.told import errors_told
+from sakd.commands.shared import errors_told, from_folder
 from sakd.credentials import hidden
 from sakd.errors import ConfigError, SakdError
 
 if TYPE_CHECKING:
     from sakd.trained import Trained
 
-FOLDER = click.Path(path_type=Path)
-
-_from = click.option(
-    "--from", "folder", type=FOLDER, default="runs", show_default=True, help="A folder of runs."
-)
 _overrides = click.argument("overrides", nargs=-1, metavar="[dataset=NAME | dataset.KEY=VALUE]...")
 
 
 @click.command()
 @click.argument("run", metavar="RUN|FILE")
 @_overrides
-@_from
+@from_folder
 @click.option(
     "--split", type=click.Choice(["train", "val", "test"]), help="The images to look at.  [default: test]"
 )
@@ -72,7 +67,7 @@ def evaluate(
 @click.command()
 @click.argument("run", metavar="RUN|FILE")
 @_overrides
-@_from
+@from_folder
 @click.option(
     "--to",
     type=click.Choice(["torch.export", "onnx", "checkpoint", "safetensors"]),

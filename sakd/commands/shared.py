@@ -1,12 +1,18 @@
-"""How commands end that the user can mend."""
+"""What commands share: the folder that they look into, and how they end that the user can mend."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
 from sakd.credentials import hidden
 from sakd.errors import SakdError
+
+FOLDER = click.Path(path_type=Path)
+from_folder = click.option(
+    "--from", "folder", type=FOLDER, default="runs", show_default=True, help="A folder of runs."
+)
 
 
 @contextmanager
