@@ -15,7 +15,7 @@ from sakd.commands import trained as of_trained
 from sakd.commands.shared import errors_told, from_folder
 from sakd.credentials import hidden, remember, remember_typed
 from sakd.errors import ConfigError, SakdError, did_you_mean
-from sakd.names import HEADLINE
+from sakd.names import BEST, HEADLINE
 from sakd.signals import ended_in_order
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def _planned(overrides: tuple[str, ...]) -> "Plan":
     "--metric",
     default=HEADLINE,
     show_default=True,
-    help="Of the last epoch; test/best_accuracy, loss/task.",
+    help=f"Of the last epoch; {BEST}, loss/task.",
 )
 @click.option(
     "--format",

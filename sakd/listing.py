@@ -17,6 +17,7 @@ from sakd.compare import Described, checksums_of, facts_of, select
 from sakd.configuration import flatten, parameters, read_config, short_names
 from sakd.credentials import hidden
 from sakd.errors import RunError, in_one_line
+from sakd.names import BEST, HEADLINE
 from sakd.runs import Metrics, last_metrics, read_result
 from sakd.runs.tracking import seen_at
 from sakd.sweeps import Standing
@@ -83,8 +84,8 @@ def _listed(folder: Path, standing: Standing) -> Listed:
         standing,
         int(config["epochs"]),
         int(last.get("epoch", 0)),
-        last.get("test/accuracy"),
-        last.get("test/best_accuracy"),
+        last.get(HEADLINE),
+        last.get(BEST),
         max(0.0, time.time() - since),
     )
 

@@ -13,6 +13,7 @@ INSTEAD = "_"
 # Keys of a network's node that say where its weights begin, and not what it is.
 START_KEYS = ("checkpoint", "checkpoint_part", "pretrained")
 HEADLINE = "test/accuracy"  # the measurement by which runs are told and compared: of the last epoch, percent
+BEST = "test/best_accuracy"  # the best of it so far
 
 
 def safe(name: str) -> str:

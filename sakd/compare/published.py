@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from sakd.errors import DataError
-from sakd.names import HEADLINE
+from sakd.names import BEST, HEADLINE
 
 FIGURES = Path(__file__).with_name("published_results.csv")
 COLUMNS = ["source", "dataset", "teacher", "student", "row", "mode", "top1"]
 NETWORKS = {"MobileNetV2_w0.5": "MobileNetV2_half"}  # called otherwise under conf/network
-METRICS = (HEADLINE, "test/best_accuracy")  # what the figures may stand beside
+METRICS = (HEADLINE, BEST)  # what the figures may stand beside
 
 
 def read_published(path: Path) -> pd.DataFrame:

@@ -26,6 +26,7 @@ from sakd.compare.statistics import (
 )
 from sakd.configuration import NOT_IDENTITY
 from sakd.errors import ConfigError, did_you_mean
+from sakd.names import BEST
 
 PAIR = ["dataset", "teacher", "student"]
 ROW = [*PAIR, "distiller"]
@@ -432,6 +433,5 @@ def _baselines(runs: Sequence[Finished], groups: pd.DataFrame, figures: pd.DataF
             yield f"{_called(pair)}: {'; '.join(told)}."
     if any(column.startswith("published") for column in groups):
         yield (
-            "Published figures are percent on the test images at the best epoch, of one run: "
-            "compare test/best_accuracy."
+            f"Published figures are percent on the test images at the best epoch, of one run: compare {BEST}."
         )

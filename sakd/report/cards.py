@@ -15,7 +15,7 @@ from sakd.configuration import short_names
 from sakd.decisions import Recorded
 from sakd.errors import RunError, in_one_line
 from sakd.files import read_whole
-from sakd.names import HEADLINE
+from sakd.names import BEST, HEADLINE
 from sakd.report.charts import PERCENT, Chart, Curve, chart
 from sakd.report.pictures import Picture, of_decisions
 from sakd.report.selection import Found
@@ -67,7 +67,7 @@ class Card:
 
     @property
     def best_accuracy(self) -> float | None:
-        return self._measured("best_accuracy", "test/best_accuracy")
+        return self._measured("best_accuracy", BEST)
 
     @property
     def teacher_accuracy(self) -> float | None:

@@ -17,7 +17,7 @@ from sakd.configuration import short_names
 from sakd.data import Dataset, evaluation_batches
 from sakd.errors import CheckpointError, in_one_line
 from sakd.files import explained, write_whole
-from sakd.names import HEADLINE
+from sakd.names import BEST, HEADLINE
 from sakd.networks.cost import Cost, cost
 from sakd.runs import code, record
 from sakd.runs.logs import OwnLog
@@ -105,7 +105,7 @@ class UnderWay:
         measured["time"] = time.time()
         if HEADLINE in measured:
             self.best = max(self.best, measured[HEADLINE])
-            measured["test/best_accuracy"] = self.best
+            measured[BEST] = self.best
         if self.prepared.certificate is not None:
             measured["teacher/accuracy"] = self.prepared.certificate.accuracy
         recorded = [] if self.recording is None else [self._record_epoch()]
