@@ -279,11 +279,23 @@ def image_folder(
     Raises ConfigError for values that cannot be used, DataError if folders or classes are missing, empty or
     too many.
     """
+    how = how_read(channels, image_size, augmentation, evaluation, workers, pin_memory)
+    return tuple(ImageFiles(*which, *how) for which in found_in(root, train, test, classes))
+
+
+def how_read(
+    channels: int,
+    image_size: int,
+    augmentation: Mapping[str, Transform],
+    evaluation: Mapping[str, Transform],
+    workers: int,
+    pin_memory: bool,
+) -> tuple[tuple[int, ...], Transform, Transform, int, bool]:
+    """What ``ImageFiles`` takes beside its files. Raises ConfigError for values that cannot be used."""
     workers = checked_reading(channels, workers, pin_memory)
     shape = (channels, image_size, image_size)
-    transforms = [composed("augmentation", augmentation, shape), composed("evaluation", evaluation, shape)]
-    how = (shape, *transforms, workers, pin_memory)
-    return tuple(ImageFiles(*which, *how) for which in found_in(root, train, test, classes))
+    transforms = composed("augmentation", augmentation, shape), composed("evaluation", evaluation, shape)
+    return shape, *transforms, workers, pin_memory
 
 
 def found_in(root: str, train: str, test: str, classes: int) -> list[tuple[str, np.ndarray, Tensor]]:

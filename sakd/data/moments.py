@@ -1,16 +1,18 @@
 """Mean and deviation of a data set's pixels, computed exactly from its training images."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from sakd.errors import DataError
 from sakd.files import explained, read_json, with_checksum, write_whole
+
+if TYPE_CHECKING:
+    from sakd.data.sets import Images
 
 DECIMALS = 4  # as the field writes them
 AT_ONCE = 512  # images
@@ -21,20 +23,8 @@ Counting = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 
 
-class Pixels(Protocol):
-    """Images, as `sakd.data.Images` are, without augmentation."""
-
-    labels: Tensor
-
-    def __len__(self) -> int: ...
-
-    def plain(self, batch_size: int) -> Iterator[Tensor]: ...
-
-    def checksum(self) -> str: ...
-
-
 def remembered_moments(
-    images: Pixels,
+    images: "Images",
     folder: Path,
     counting: Counting,
 ) -> Moments:
@@ -56,7 +46,7 @@ def remembered_moments(
     return mean, std
 
 
-def moments(images: Pixels, advance: Callable[[int], None] = lambda more: None) -> Moments:
+def moments(images: "Images", advance: Callable[[int], None] = lambda more: None) -> Moments:
     """Mean and deviation of each channel, of pixels in [0, 1]: from counts, so exact in any order.
 
     Raises DataError if a channel is the same everywhere.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sakd.data.files import ImageFiles, Transform, checked_reading, composed
+from sakd.data.files import ImageFiles, Transform, how_read
 from sakd.data.sets import in_files, stratified
 from sakd.errors import ConfigError, DataError
 from sakd.ranges import BelowOne, File, Folder, Processes
@@ -37,9 +37,7 @@ def image_table(
 
     Raises ConfigError for values that cannot be used, DataError naming the table's line that is wrong.
     """
-    workers = checked_reading(channels, workers, pin_memory)
-    shape = (channels, image_size, image_size)
-    transforms = [composed("augmentation", augmentation, shape), composed("evaluation", evaluation, shape)]
+    how = how_read(channels, image_size, augmentation, evaluation, workers, pin_memory)
     path = Path(root) / table
     rows = _rows(path)
     names = sorted({row["label"] for row in rows})
@@ -47,7 +45,7 @@ def image_table(
         raise DataError(f"{path}: found {len(names)} labels, expected dataset.classes={classes}")
     labels = torch.tensor([names.index(row["label"]) for row in rows], dtype=torch.int64)
     files = np.array([os.fsencode(row["file"]) for row in rows])
-    everything = ImageFiles(root, files, labels, shape, *transforms, workers, pin_memory)
+    everything = ImageFiles(root, files, labels, *how)
     if "split" in rows[0]:
         is_test = torch.tensor([row["split"] == "test" for row in rows])
     elif test_fraction > 0:

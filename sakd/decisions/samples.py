@@ -1,14 +1,15 @@
 """The images of a run's own data, as the run read them: to be shown, and their files to be named."""
 
-import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 
 from sakd.configuration import Config, build
-from sakd.data import READERS, Images
+from sakd.data import READERS, Dataset, Images
 from sakd.decisions.recorded import Recorded
 from sakd.errors import DataError, SakdError
 
@@ -20,13 +21,7 @@ def images_of(run: Recorded, split: str) -> Images:
 
     Raises ConfigError or DataError where they are not at hand, or are others than the run learned from.
     """
-    dataset = build.dataset(reading_only(run.config))
-    if run.data_sha256 is not None and dataset.checksum != run.data_sha256:
-        raise DataError(
-            f"{run.name}: found images with checksum {dataset.checksum}, expected {run.data_sha256}, from "
-            "which it learned"
-        )
-    images = getattr(dataset, split)
+    images = getattr(dataset_of(run.name, run.config, run.data_sha256), split)
     labels = run.record.labels if split == "train" else run.record.of(split).labels
     if not np.array_equal(images.labels.numpy(), labels):
         raise DataError(
@@ -36,12 +31,24 @@ def images_of(run: Recorded, split: str) -> Images:
     return images
 
 
-def reading_only(config: Config) -> Config:
-    """A configuration whose images are read where they are, by this process."""
-    config = copy.deepcopy(config)
+def dataset_of(
+    called: str, config: Config, sha256: str | None, changed: Mapping[str, Any] = MappingProxyType({})
+) -> Dataset:
+    """The data set of a run's configuration, read where it is, by this process, but for what is ``changed``.
+
+    Raises ConfigError or DataError where the images are not at hand, or have another checksum than
+    ``sha256``, unless that is None; ``called`` is the run in the message.
+    """
+    node = config["dataset"]
     reading = {"download": False, "workers": 0, "pin_memory": False}
-    config["dataset"] |= {key: value for key, value in reading.items() if key in config["dataset"]}
-    return config
+    own = {key: value for key, value in reading.items() if key in node}
+    dataset = build.dataset({**config, "dataset": {**node, **own, **changed}})
+    if sha256 is not None and dataset.checksum != sha256:
+        raise DataError(
+            f"{called}: found images with checksum {dataset.checksum}, expected {sha256}, from which it "
+            "learned"
+        )
+    return dataset
 
 
 def small_images(run: Recorded) -> Images | None:

@@ -1,6 +1,7 @@
 """The images that a trained network is shown: its own run's, or another data set's."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import yaml
@@ -8,8 +9,8 @@ from torch import Tensor
 
 from sakd.configuration import Config, build
 from sakd.data import Dataset, Images
-from sakd.decisions.samples import reading_only
-from sakd.errors import ConfigError, DataError
+from sakd.decisions import samples
+from sakd.errors import ConfigError
 from sakd.trained.load import Trained
 
 SPLITS = ("train", "val", "test")
@@ -34,22 +35,19 @@ def dataset_of(trained: Trained, overrides: Sequence[str]) -> Dataset:
         return build.dataset(compose_one(overrides))
     if trained.config is None:
         raise ConfigError(f"dataset: found none, expected dataset=NAME beside {trained.path}, a file alone")
-    dataset = build.dataset(_with_values(reading_only(trained.config), overrides))
-    if dataset.checksum != trained.result["data_sha256"]:
-        raise DataError(
-            f"{trained.called}: found images with checksum {dataset.checksum}, expected "
-            f"{trained.result['data_sha256']}, from which it learned"
-        )
-    return dataset
+    changed = _values(trained.config, overrides)
+    return samples.dataset_of(trained.called, trained.config, trained.result["data_sha256"], changed)
 
 
-def _with_values(config: Config, overrides: Sequence[str]) -> Config:
+def _values(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
+    """What overrides say of keys that the data set has."""
+    changed = {}
     for text in overrides:
         key, _, value = text.removeprefix("dataset.").partition("=")
         if key not in config["dataset"]:
             raise ConfigError(f"dataset.{key}: no such key of {config['dataset']['name']}")
-        config["dataset"][key] = yaml.safe_load(value)
-    return config
+        changed[key] = yaml.safe_load(value)
+    return changed
 
 
 def part(dataset: Dataset, split: str) -> Images:
