@@ -226,10 +226,8 @@ class UnderWay:
         """What student and teacher cost; nothing of a pretraining, which is no network to use."""
         if "pretrains" in self.run.config["distiller"]:
             return {}
-        networks = {"student": self.trainer.student}
-        if self.trainer.teacher is not None:
-            networks["teacher"] = self.trainer.teacher.network
-        return {name: cost(network) for name, network in networks.items()}
+        costs = {"student": cost(self.trainer.student)}
+        return costs if self.trainer.teacher is None else costs | {"teacher": self.trainer.teacher.cost}
 
 
 def _recording(prepared: Prepared) -> record.Recording:

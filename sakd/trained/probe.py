@@ -1,6 +1,7 @@
 """What a trained network's features are worth on another data set: a linear classifier on them, frozen.
 
-The transfer protocol of Tian et al. (2020), "Contrastive Representation Distillation", ICLR, section 4.1.
+As in the transfer protocol of Tian et al. (2020), "Contrastive Representation Distillation", ICLR, section
+4.1; how the classifier is trained is this file's own.
 """
 
 import json

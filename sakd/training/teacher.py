@@ -1,12 +1,14 @@
 """A teacher: a trained network that learns no more, and what is known of it."""
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sakd.networks import StagedNet
+from sakd.networks.cost import Cost, cost
 from sakd.networks.folded import cast_weights, refold
 from sakd.networks.fused import fuse_activations
 from sakd.spots import frozen_alias
@@ -50,6 +52,11 @@ class Teacher:
             fuse_activations(self.frozen)
         self.certificate: Certificate | None = None
         self._features = execution.compiled(self.frozen.features)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What its network costs, counted once for all students."""
+        return cost(self.network)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Outputs of all stages, by name, without gradients. ``images``: [B, C, H, W], normalised."""
