@@ -125,16 +125,16 @@ class Parts:
     pretraining: Distiller | None = None  # has a training of its own before the student's
 
 
-def parts(config: Config, teacher: StagedNet | None = None) -> Parts:
+def parts(config: Config, teacher: StagedNet | None = None, start: str = "student") -> Parts:
     """Networks, distillers and spot mode, with weights drawn from the streams of ``seed``.
 
-    The teacher is not yet loaded; several students of one may be built for the same ``teacher``. Raises
-    ConfigError as ``make`` does.
+    The teacher is not yet loaded; several students of one may be built for the same ``teacher``. ``start``:
+    the node in which it is written where the student's weights begin. Raises ConfigError as ``make`` does.
     """
     seed = config["seed"]
     with initialising(seed, "student"):
         student = student_network(config)
-    _start(student, config["student"])
+    _start(student, config["student"], start)
     if not needs_teacher(config):
         return Parts(student, None, {}, None)
     if teacher is None:
@@ -158,9 +158,9 @@ def student_network(config: Config) -> StagedNet:
     return make(config["student"], "student", leave=OF_STUDENTS, kind=StagedNet)
 
 
-def _start(student: StagedNet, node: Config) -> None:
+def _start(student: StagedNet, node: Config, key: str) -> None:
     """Give a student the weights that it starts from, where there are any."""
-    path = weights_file(node, "student")
+    path = weights_file(node, key)
     if path is not None:
         asked = node.get("checkpoint_part")
         load_weights(student, read_weights(path), node["name"], path, asked, new_head=True)
@@ -429,7 +429,11 @@ def promises(config: Config) -> dict[str, Any]:
     check_promises(**own)
     reader = _reader(node)
     check_node(reader, "dataset", leave=(), ranges=TRANSFORM_RANGES)
-    check_reader(target_of(node, "dataset"), own)
+    target = target_of(node, "dataset")
+    check_reader(target, own)
+    if hasattr(target, "calls"):
+        for key, called in target.calls(**{key: node[key] for key in reads}).items():
+            check_node(called, f"dataset.{key}", positional=1, leave=())
     for key in reads:  # transforms say themselves what they refuse
         _built(node[key], f"dataset.{key}")
     return own

@@ -11,11 +11,30 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from sakd.data.memory import ImageSet
 from sakd.data.pictures import MODES
-from sakd.data.sets import stratified
+from sakd.data.sets import calling, stratified
 from sakd.errors import ConfigError, DataError, did_you_mean
 from sakd.ranges import BelowOne, Folder, Text
 
 
+def _calls(
+    source: str, train: Mapping[str, Any], test: Mapping[str, Any] | None, test_fraction: float, **_: Any
+) -> dict[str, dict[str, Any]]:
+    """The class of torchvision's and its arguments for each part. Raises ConfigError for what is no class."""
+    made = getattr(torchvision.datasets, source, None)
+    if not isinstance(made, type) or not issubclass(made, torchvision.datasets.VisionDataset):
+        near = did_you_mean(source, torchvision.datasets.__all__)
+        raise ConfigError(
+            f"dataset.source: found {source!r}, expected a class of torchvision.datasets.{near}"
+        )
+    if test is None and test_fraction == 0:
+        raise ConfigError(
+            "dataset.test_fraction: found 0, but dataset.test is null; expected a share above 0"
+        )
+    target = {"_target_": f"torchvision.datasets.{source}"}
+    return {key: target | dict(own) for key, own in (("train", train), ("test", test)) if own is not None}
+
+
+@calling(_calls)
 def torchvision_images(
     source: Text,
     root: Folder,
@@ -35,17 +54,8 @@ def torchvision_images(
     """
     if channels not in MODES:
         raise ConfigError(f"dataset.channels: found {channels}, expected 1 (grey) or 3 (RGB)")
-    made = getattr(torchvision.datasets, source, None)
-    if not isinstance(made, type) or not issubclass(made, torchvision.datasets.VisionDataset):
-        near = did_you_mean(source, torchvision.datasets.__all__)
-        raise ConfigError(
-            f"dataset.source: found {source!r}, expected a class of torchvision.datasets.{near}"
-        )
-    if test is None and test_fraction == 0:
-        raise ConfigError(
-            "dataset.test_fraction: found 0, but dataset.test is null; expected a share above 0"
-        )
-    read = {}
+    _calls(source, train, test, test_fraction)
+    made, read = getattr(torchvision.datasets, source), {}
     for key, arguments in (("train", train), ("test", test)):
         if arguments is not None:
             opened = _opened(made, f"dataset.{key}", root, download, arguments)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -153,6 +153,20 @@ def in_files(reader: Reader) -> Reader:
     """Say of a reader that each of its images is in a file of its own, which ``ImageFiles.files`` names."""
     reader.in_files = True
     return reader
+
+
+def calling(calls: Callable[..., dict[str, dict[str, Any]]]) -> Callable[[Reader], Reader]:
+    """Say of a reader what it calls with which keys, so that these are held to it before any data is read.
+
+    ``calls`` gets the reader's own keys, and gives nodes with a ``_target_`` by the key that they are from;
+    what stands before a node's keys is one argument, the root. It raises ConfigError for what it cannot know.
+    """
+
+    def told(reader: Reader) -> Reader:
+        reader.calls = calls
+        return reader
+
+    return told
 
 
 def check_reader(reader: Reader, promised: Mapping[str, object]) -> None:

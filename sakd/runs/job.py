@@ -418,7 +418,7 @@ def _check_teacher(config: Config, teacher: Teacher, device: torch.device) -> No
         asked = config["teacher"].get("checkpoint_part")
         load_weights(teacher.network, read_weights(path), config["teacher"]["name"], path, asked)
     else:
-        _check_first(own, device, "teacher.training.")
+        _check_first(own, device, "teacher.training.", "teacher.training")
 
 
 def _check_pretraining_can_be_built(config: Config, device: torch.device) -> None:
@@ -428,14 +428,15 @@ def _check_pretraining_can_be_built(config: Config, device: torch.device) -> Non
         _check_first(own, device, "distiller.pretraining.")
 
 
-def _check_first(own: Config, device: torch.device, within: str) -> None:
+def _check_first(own: Config, device: torch.device, within: str, start: str = "student") -> None:
     """Check that a run that is needed first is finished, or its training can be built and go on.
 
-    ``within``: the node, with a dot, in which its keys are written.
+    ``within``: the node, with a dot, in which its keys are written; ``start``: that in which it is written
+    where its weights begin.
     """
     run = Run(own)
     if run.result() is None:
-        build.trainer(own, build.parts(own), device, within=within)
+        build.trainer(own, build.parts(own, start=start), device, within=within)
         run.check_saved()
 
 
