@@ -58,7 +58,11 @@ def test_without_a_test_split_a_fixed_stratified_part_is_held_out(root):
     ("overrides", "error", "message"),
     [
         (["dataset.source=SVNH"], ConfigError, r"^dataset\.source: found 'SVNH', .* Did you mean 'SVHN'"),
-        (["+dataset.train.splitt=train"], ConfigError, r"^dataset\.train: Country211 does not take"),
+        (
+            ["+dataset.train.splitt=train"],
+            ConfigError,
+            r"^dataset\.train\.splitt: no such key; expected split, .* Did you mean 'split'",
+        ),
         (["dataset.train.split=tain"], ConfigError, r"^dataset\.train: Country211 does not take .*tain"),
         (["dataset.test=null"], ConfigError, r"^dataset\.test_fraction: found 0, but dataset\.test is null"),
         (["dataset.classes=2"], DataError, r"found train labels from 0 to 2, expected 0 to 1"),
