@@ -96,7 +96,8 @@ def completion() -> None:
 @main.command()
 @click.argument("runs", type=click.Path(exists=True, file_okay=False, path_type=Path), default="runs")
 @click.option("--uri", help="A server that may be sent to, beside the configured one.")
-def sync(runs: Path, uri: str | None) -> None:
+@click.option("--untracked", is_flag=True, help="Runs that finished with tracking=none, too.")
+def sync(runs: Path, uri: str | None, untracked: bool) -> None:
     """Send to MLflow what it lacks of the runs in RUNS, each epoch exactly once.
 
     To files, and to the servers that MLFLOW_TRACKING_URI, the configuration or --uri names, the latter with
@@ -104,13 +105,15 @@ def sync(runs: Path, uri: str | None) -> None:
     """
     from sakd import sweep_page
     from sakd.configuration.compose import compose_one
-    from sakd.runs.tracking import synchronise_all
+    from sakd.runs.tracking import adopt, synchronise_all
     from sakd.terminal import start_logging
 
     start_logging()
     remember(uri or "")
     with errors_told():
-        compose_one(())  # the store that the configuration names is known from here on
+        tracking = compose_one(("tracking=mlflow",))["tracking"]  # its store is known from here on
+    if untracked:
+        adopt(runs, tracking)
     sweep_page.settle(runs)
     outcomes = synchronise_all(runs)
     failures = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Exception)}

@@ -221,6 +221,19 @@ def test_what_finished_untracked_comes_to_mlflow_when_it_is_asked_for(store, tmp
 
 
 @pytest.mark.slow
+def test_a_sync_brings_what_finished_untracked_only_when_told_to(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    config = compose_config(*TINY, f"runs={tmp_path}/runs", "tracking=none", "distiller=none")
+    execute(config)
+    nothing = CliRunner().invoke(cli, ["sync", str(tmp_path / "runs")])
+    assert nothing.output == "0 runs, 0 epochs sent, 0 runs failed\n"
+    told = CliRunner().invoke(cli, ["sync", str(tmp_path / "runs"), "--untracked"])
+    assert told.output.endswith("1 runs, 2 epochs sent, 0 runs failed\n"), told.output
+    (run,) = runs_of(store, "sakd")
+    assert (run.info.status, steps(store, run.info.run_id, "test/accuracy")) == ("FINISHED", [1, 2])
+
+
+@pytest.mark.slow
 def test_a_kill_between_the_result_and_the_store_is_mended_by_the_same_command(store, tmp_path, launch):
     overrides = (*TINY, "distiller=none", f"tracking.uri={store}", f"tracking.experiment={tmp_path.name}")
     script = (str(ROOT / "tests/kill_at.py"),)

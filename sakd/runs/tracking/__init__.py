@@ -1,6 +1,6 @@
 """MLflow as a mirror of runs' folders: one run's while it trains, or all that a store lacks, afterwards."""
 
-from sakd.runs.tracking.delivery import PREPARATION, Delivery, concluded, synchronise_all
+from sakd.runs.tracking.delivery import PREPARATION, Delivery, adopt, concluded, synchronise_all
 from sakd.runs.tracking.health import check_store
 from sakd.runs.tracking.notes import noted
 from sakd.runs.tracking.parents import (
@@ -22,6 +22,7 @@ __all__ = [
     "PREPARATION",
     "Delivery",
     "Mirror",
+    "adopt",
     "check_store",
     "concluded",
     "earlier_sweeps",

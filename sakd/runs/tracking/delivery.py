@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from sakd.configuration import Config
 from sakd.runs.run import Run, is_locked
-from sakd.runs.tracking.notes import note_status, noted
+from sakd.runs.tracking.notes import note_status, note_store, noted
 from sakd.runs.tracking.parents import folders as parents
 from sakd.runs.tracking.parents import note_end, sweep_name, synchronise_sweep
 from sakd.runs.tracking.store import GOING_ON, Store, is_a_file, is_refusal, reason, set_up_store
@@ -184,6 +185,13 @@ def concluded(delivery: Delivery, *runs: Run, sweep: Path | None = None) -> Iter
                 delivery.conclude_sweep(sweep, "KILLED")
             raise
         delivery.catch_up(*runs)
+
+
+def adopt(runs: Path, tracking: Config) -> None:
+    """Note for the store of ``tracking`` what is finished in ``runs`` and was trained without MLflow."""
+    for path in sorted(runs.glob("*/result.json")):
+        if not (path.parent / "mlflow.json").exists():
+            note_store(path.parent, tracking["uri"], tracking["experiment"], "FINISHED")
 
 
 def synchronise_all(runs: Path) -> dict[str, int | Exception]:
