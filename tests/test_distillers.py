@@ -507,6 +507,40 @@ def test_dkd_is_finite_where_a_network_is_sure(sure):
     assert gradient.isfinite().all()
 
 
+def plain_z_scores(logits):
+    rows = []
+    for row in logits:
+        mean = row.sum() / len(row)
+        deviation = (((row - mean) ** 2).sum() / (len(row) - 1)).sqrt()
+        rows.append((row - mean) / (deviation + 1e-7))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("kept", ["all", "some", "one"])
+@pytest.mark.parametrize(("kind", "plain"), [(KD, plain_kd), (DKD, plain_dkd)])
+def test_standardised_logits_are_compared_by_their_z_scores(kind, plain, kept):
+    distiller, keep = build(kind, "logits"), torch.tensor(KEEPS[kept])
+    distiller.standardise = True
+    f_s, f_t = features(distiller)
+    loss = distiller.spot_loss(distiller.spots[0], f_s, f_t, keep, INDICES)
+    labels = {"labels": LABELS[INDICES[keep]]} if plain in LABELLED else {}
+    expected = int(keep.sum()) / BATCH * plain(plain_z_scores(f_s[keep]), plain_z_scores(f_t[keep]), **labels)
+    assert_same_with_gradients(loss, expected, [f_s])
+
+
+@pytest.mark.parametrize("kind", [KD, DKD])
+def test_a_row_of_equal_logits_has_z_scores_of_zero(kind):
+    distiller = build(kind, "logits").float()
+    f_s, f_t = features(distiller, dtype=torch.float32)
+    equal = torch.full_like(f_s, 3.0).requires_grad_()
+    zeros = torch.zeros_like(f_s, requires_grad=True)
+    plain, _ = masked(distiller, zeros, plain_z_scores(f_t), torch.tensor(KEEPS["some"]))
+    distiller.standardise = True
+    loss, gradient = masked(distiller, equal, f_t, torch.tensor(KEEPS["some"]))
+    torch.testing.assert_close(loss, plain)
+    assert gradient.isfinite().all()
+
+
 def test_dists_one_kept_row_leaves_the_correlation_between_classes():
     distiller, keep = build(DIST, "logits"), torch.tensor(KEEPS["one"])
     f_s, f_t = features(distiller)

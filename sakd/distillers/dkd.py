@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sakd.distillers.base import Distiller, kept_mean
+from sakd.distillers.kd import standardised
 from sakd.errors import ConfigError, check_number
 from sakd.networks import StagedNet
 from sakd.ranges import NotNegative, Positive
@@ -36,8 +37,10 @@ def divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
 class DKD(Distiller):
     """KD taken apart: the target class against the rest, and the rest among themselves.
 
-    Each has a weight of its own. It stands in the place of KD. Raises ConfigError for a spot that is not the
-    logits: labels name their entries.
+    Each has a weight of its own; logits are compared as they are, or, ``standardise``d, by their z-scores. It
+    stands in the place of KD.
+
+    Raises ConfigError for a spot that is not the logits: labels name their entries.
     """
 
     takes = "vector"
@@ -52,6 +55,7 @@ class DKD(Distiller):
         others_weight: NotNegative,
         temperature: Positive,
         ramp_epochs: NotNegative,
+        standardise: bool = False,
     ):
         super().__init__(student, teacher, where, weight, ramp_epochs)
         for spot in self.spots:
@@ -61,10 +65,13 @@ class DKD(Distiller):
         check_number("others_weight of DKD", others_weight, least=0)
         check_number("temperature of DKD", temperature, least=0, above=True)
         self.target_weight, self.others_weight, self.temperature = target_weight, others_weight, temperature
+        self.standardise = standardise
 
     def spot_loss(
         self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor
     ) -> Tensor:
+        if self.standardise:
+            student, teacher = standardised(student), standardised(teacher)
         is_target = self.labels[indices, None] == torch.arange(student.shape[1], device=student.device)
         either_s, others_s = decoupled(student / self.temperature, is_target)
         either_t, others_t = decoupled(teacher / self.temperature, is_target)
