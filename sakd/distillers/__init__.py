@@ -17,6 +17,7 @@ from sakd.distillers.fitnet import FitNet
 from sakd.distillers.fsp import FSP
 from sakd.distillers.ft import FT
 from sakd.distillers.kd import KD
+from sakd.distillers.nkd import NKD
 from sakd.distillers.nst import NST
 from sakd.distillers.pkt import PKT
 from sakd.distillers.reviewkd import ReviewKD
@@ -24,6 +25,7 @@ from sakd.distillers.rkd import RKD
 from sakd.distillers.semckd import SemCKD
 from sakd.distillers.sp import SP
 from sakd.distillers.vid import VID
+from sakd.distillers.wttm import WTTM
 
 __all__ = [
     "AT",
@@ -34,11 +36,13 @@ __all__ = [
     "FSP",
     "FT",
     "KD",
+    "NKD",
     "NST",
     "PKT",
     "RKD",
     "SP",
     "VID",
+    "WTTM",
     "Distiller",
     "Features",
     "FitNet",

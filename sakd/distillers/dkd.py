@@ -17,6 +17,20 @@ from sakd.ranges import NotNegative, Positive
 from sakd.spots import Spot
 
 
+def check_at_logits(distiller: Distiller, where: str | Sequence[str]) -> None:
+    """Raise ConfigError for a spot of the distiller that is not the logits, whose entries labels name."""
+    for spot in distiller.spots:
+        if (spot.student, spot.teacher) != ("logits", "logits"):
+            raise ConfigError(
+                f"where={where}: found {spot.name}, {type(distiller).__name__} takes the logits alone"
+            )
+
+
+def targets(labels: Tensor, logits: Tensor) -> Tensor:
+    """Where each row of logits [B, classes] has its label's entry, of ``labels`` [B]: bool [B, classes]."""
+    return labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
+
+
 def decoupled(logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the target class and all others together, and of the others among themselves.
 
@@ -58,9 +72,7 @@ class DKD(Distiller):
         standardise: bool = False,
     ):
         super().__init__(student, teacher, where, weight, ramp_epochs)
-        for spot in self.spots:
-            if (spot.student, spot.teacher) != ("logits", "logits"):
-                raise ConfigError(f"where={where}: found {spot.name}, DKD takes the logits alone")
+        check_at_logits(self, where)
         check_number("target_weight of DKD", target_weight, least=0)
         check_number("others_weight of DKD", others_weight, least=0)
         check_number("temperature of DKD", temperature, least=0, above=True)
@@ -72,7 +84,7 @@ class DKD(Distiller):
     ) -> Tensor:
         if self.standardise:
             student, teacher = standardised(student), standardised(teacher)
-        is_target = self.labels[indices, None] == torch.arange(student.shape[1], device=student.device)
+        is_target = targets(self.labels[indices], student)
         either_s, others_s = decoupled(student / self.temperature, is_target)
         either_t, others_t = decoupled(teacher / self.temperature, is_target)
         rows = self.target_weight * divergence(either_s, either_t) + self.others_weight * divergence(
