@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sakd.distillers import AT, CC, CRD, DIST, DKD, KD, NKD, NST, PKT, RKD, SP, VID, WTTM, FitNet
+from sakd.distillers import AT, CC, CRD, CTKD, DIST, DKD, KD, NKD, NST, PKT, RKD, SP, VID, WTTM, FitNet
 from sakd.errors import ConfigError
 from sakd.networks import resnet8, resnet8x4, resnet20
 
@@ -240,6 +240,12 @@ KEYS = {
     DKD: {"target_weight": 0.7, "others_weight": 8.0, "temperature": TEMPERATURE, "ramp_epochs": 20},
     NKD: {"target_weight": 0.7, "others_weight": 3.5, "temperature": TEMPERATURE},
     WTTM: {"power": 0.2},
+    CTKD: {
+        "least_temperature": 1.0,
+        "temperature_span": 20.0,
+        "initial_logit": 1.0,
+        "curriculum_epochs": 10,
+    },  # its formula: test_ctkd.py
     DIST: {"inter_weight": 1.5, "intra_weight": 0.5, "temperature": TEMPERATURE},
 }
 
@@ -308,7 +314,7 @@ USUAL = [
     for kind, where in (
         *((KD, "logits"), (FitNet, "hint"), (AT, "stages"), (SP, "last_stage"), (PKT, "embedding")),
         *((CC, "embedding"), (RKD, "embedding"), (VID, "stages"), (NST, "stages"), (CRD, "embedding")),
-        *((DKD, "logits"), (DIST, "logits"), (NKD, "logits"), (WTTM, "logits")),
+        *((DKD, "logits"), (DIST, "logits"), (NKD, "logits"), (WTTM, "logits"), (CTKD, "logits")),
     )
 ]
 
@@ -496,11 +502,12 @@ def test_a_temperature_that_is_no_number_above_zero_is_refused(temperature):
         *((DIST, key) for key in ("inter_weight", "intra_weight", "temperature")),
         *((NKD, key) for key in ("target_weight", "others_weight", "temperature")),
         (WTTM, "power"),
+        *((CTKD, key) for key in ("least_temperature", "temperature_span", "curriculum_epochs")),
     ],
 )
 def test_another_key_that_is_no_number_of_its_range_is_refused_by_name(kind, key, value):
     networks, keys = (resnet8(10, 1, 8), resnet20(10, 1, 8)), KEYS[kind] | {key: value}
-    if value == 0 and key not in ("temperature", "power"):
+    if value == 0 and key not in ("temperature", "power", "least_temperature"):
         kind(*networks, "logits", 1.0, **keys)
         return
     with pytest.raises(

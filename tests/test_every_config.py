@@ -22,7 +22,8 @@ CPU = torch.device("cpu")
 # Modes whose code the other family's, or adaptive's, cells run as well.
 AS_THE_OTHERS = (("different", "anti"), ("same", "random"))
 DISTILLING = [name for name in DISTILLERS if name != "none"]
-AS_KD = ("kd_standardised", "nkd", "wttm")  # other formulas at its spot; test_distillers.py has them
+# Other formulas at its spot, which test_distillers.py and test_ctkd.py hold them to.
+AS_KD = ("ctkd", "kd_standardised", "nkd", "wttm")
 EACH = [pytest.param(name, marks=pytest.mark.slow if name in AS_KD else ()) for name in DISTILLING]
 
 

@@ -11,6 +11,7 @@ from sakd.distillers.base import (
 )
 from sakd.distillers.cc import CC
 from sakd.distillers.crd import CRD
+from sakd.distillers.ctkd import CTKD
 from sakd.distillers.dist import DIST
 from sakd.distillers.dkd import DKD
 from sakd.distillers.fitnet import FitNet
@@ -31,6 +32,7 @@ __all__ = [
     "AT",
     "CC",
     "CRD",
+    "CTKD",
     "DIST",
     "DKD",
     "FSP",

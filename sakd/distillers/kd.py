@@ -28,8 +28,13 @@ def standardised(logits: Tensor) -> Tensor:
     return (logits - mean) / (EPSILON + deviation)
 
 
-def softened_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Divergence T² KL(softmax(z_t / T) || softmax(z_s / T)) of each row: [B, classes] twice to [B]."""
+def softened_divergence(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor
+) -> Tensor:
+    """Divergence T² KL(softmax(z_t / T) || softmax(z_s / T)) of each row: [B, classes] twice to [B].
+
+    ``temperature``: T, a number or a scalar tensor.
+    """
     log_student = F.log_softmax(student_logits / temperature, dim=1)
     log_teacher = F.log_softmax(teacher_logits / temperature, dim=1)
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)
