@@ -6,8 +6,12 @@ from sakd.distillers.base import (
     Features,
     at_least_float32,
     distinct_spots,
+    is_kept,
+    kept_count,
     kept_mean,
     kept_pair_mean,
+    kept_pairs,
+    weighed,
 )
 from sakd.distillers.cc import CC
 from sakd.distillers.crd import CRD
@@ -52,6 +56,10 @@ __all__ = [
     "SemCKD",
     "at_least_float32",
     "distinct_spots",
+    "is_kept",
+    "kept_count",
     "kept_mean",
     "kept_pair_mean",
+    "kept_pairs",
+    "weighed",
 ]
