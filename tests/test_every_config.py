@@ -19,8 +19,8 @@ DISTILLERS = sorted(path.stem for path in (ROOT / "conf/distiller").glob("*.yaml
 MODES = sorted(path.stem for path in (ROOT / "conf/spot_mode").glob("*.yaml"))
 PAIRS = ("same", "different")
 CPU = torch.device("cpu")
-# Modes whose code the other family's, or adaptive's, cells run as well.
-AS_THE_OTHERS = (("different", "anti"), ("same", "random"))
+# Modes whose code the other family's, or adaptive's, cells run as well; soft's: test_weights_of_rows.py.
+AS_THE_OTHERS = (("different", "anti"), ("same", "random"), ("different", "soft"), ("same", "soft"))
 DISTILLING = [name for name in DISTILLERS if name != "none"]
 # Other formulas at its spot, which test_distillers.py and test_ctkd.py hold them to.
 AS_KD = ("ctkd", "kd_standardised", "nkd", "wttm")
