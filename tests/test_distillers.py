@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sakd.distillers import AT, CC, CRD, DIST, DKD, KD, NST, PKT, RKD, SP, VID, FitNet
+from sakd.distillers import AT, CC, CRD, CTKD, DIST, DKD, KD, NKD, NST, PKT, RKD, SP, VID, WTTM, FitNet
 from sakd.errors import ConfigError
 from sakd.networks import resnet8, resnet8x4, resnet20
 
@@ -170,6 +170,27 @@ def plain_dkd(student, teacher, labels):
     return sum(losses) / len(losses)
 
 
+def plain_nkd(student, teacher, labels):
+    losses = []
+    for z_s, z_t, label in zip(student, teacher, labels, strict=True):
+        log_s, p_t = (z_s.exp() / z_s.exp().sum()).log(), z_t.exp() / z_t.exp().sum()
+        others = [c for c in range(len(z_s)) if c != label]
+        e_s, e_t = (z_s[others] / TEMPERATURE).exp(), (z_t[others] / TEMPERATURE).exp()
+        of_others = (e_t / e_t.sum() * (e_s / e_s.sum()).log()).sum()
+        losses.append(-0.7 * p_t[label] * log_s[label] - 3.5 * TEMPERATURE**2 * of_others)
+    return sum(losses) / len(losses)
+
+
+def plain_wttm(student, teacher):
+    losses = []
+    for z_s, z_t in zip(student, teacher, strict=True):
+        p_s = z_s.exp() / z_s.exp().sum()
+        powers = (z_t.exp() / z_t.exp().sum()) ** 0.2
+        q = powers / powers.sum()
+        losses.append(powers.sum() * sum(t * (t / s).log() for s, t in zip(p_s, q, strict=True)))
+    return sum(losses) / len(losses)
+
+
 def plain_dist(student, teacher, epsilon=1e-8):
     def correlation(a, b):
         a, b = a - a.sum() / len(a), b - b.sum() / len(b)
@@ -190,7 +211,7 @@ def plain_dist(student, teacher, epsilon=1e-8):
 
 
 LEARNED = (plain_cc, plain_vid)  # formulas with weights of the distiller
-LABELLED = (plain_dkd,)
+LABELLED = (plain_dkd, plain_nkd)
 
 
 def plain_regression(regressor, student):
@@ -217,6 +238,14 @@ KEYS = {
     RKD: {"distance_weight": 25.0, "angle_weight": 50.0},
     VID: {"initial_variance": 5.0},
     DKD: {"target_weight": 0.7, "others_weight": 8.0, "temperature": TEMPERATURE, "ramp_epochs": 20},
+    NKD: {"target_weight": 0.7, "others_weight": 3.5, "temperature": TEMPERATURE},
+    WTTM: {"power": 0.2},
+    CTKD: {
+        "least_temperature": 1.0,
+        "temperature_span": 20.0,
+        "initial_logit": 1.0,
+        "curriculum_epochs": 10,
+    },  # its formula: test_ctkd.py
     DIST: {"inter_weight": 1.5, "intra_weight": 0.5, "temperature": TEMPERATURE},
 }
 
@@ -270,6 +299,8 @@ CASES = [
         (NST, plain_nst, MAPS),
         (DKD, plain_dkd, {"logits": ("logits", resnet20)}),
         (DIST, plain_dist, {"logits": ("logits", resnet20)}),
+        (NKD, plain_nkd, {"logits": ("logits", resnet20)}),
+        (WTTM, plain_wttm, {"logits": ("logits", resnet20)}),
     )
     for name, case in cases.items()
 ]
@@ -283,7 +314,7 @@ USUAL = [
     for kind, where in (
         *((KD, "logits"), (FitNet, "hint"), (AT, "stages"), (SP, "last_stage"), (PKT, "embedding")),
         *((CC, "embedding"), (RKD, "embedding"), (VID, "stages"), (NST, "stages"), (CRD, "embedding")),
-        *((DKD, "logits"), (DIST, "logits")),
+        *((DKD, "logits"), (DIST, "logits"), (NKD, "logits"), (WTTM, "logits"), (CTKD, "logits")),
     )
 ]
 
@@ -469,11 +500,14 @@ def test_a_temperature_that_is_no_number_above_zero_is_refused(temperature):
     [
         *((DKD, key) for key in ("target_weight", "others_weight", "temperature", "ramp_epochs")),
         *((DIST, key) for key in ("inter_weight", "intra_weight", "temperature")),
+        *((NKD, key) for key in ("target_weight", "others_weight", "temperature")),
+        (WTTM, "power"),
+        *((CTKD, key) for key in ("least_temperature", "temperature_span", "curriculum_epochs")),
     ],
 )
 def test_another_key_that_is_no_number_of_its_range_is_refused_by_name(kind, key, value):
     networks, keys = (resnet8(10, 1, 8), resnet20(10, 1, 8)), KEYS[kind] | {key: value}
-    if value == 0 and key != "temperature":
+    if value == 0 and key not in ("temperature", "power", "least_temperature"):
         kind(*networks, "logits", 1.0, **keys)
         return
     with pytest.raises(
@@ -494,9 +528,10 @@ def test_dkd_is_kd_where_its_weights_are_the_teachers_own():
 
 
 @pytest.mark.parametrize("sure", ["student", "teacher", "both"])
-def test_dkd_is_finite_where_a_network_is_sure(sure):
+@pytest.mark.parametrize("kind", [DKD, NKD, WTTM])
+def test_losses_of_class_probabilities_are_finite_where_a_network_is_sure(kind, sure):
     """In float32 the others' probabilities are then 0."""
-    distiller = build(DKD, "logits").float()
+    distiller = build(kind, "logits").float()
     f_s, f_t = features(distiller, dtype=torch.float32)
     certain = 1e4 * torch.nn.functional.one_hot(LABELS[INDICES], 10).float()
     f_s = (f_s if sure == "teacher" else certain).detach().requires_grad_()
@@ -504,6 +539,40 @@ def test_dkd_is_finite_where_a_network_is_sure(sure):
         distiller, f_s, f_t if sure == "student" else certain, torch.tensor(KEEPS["some"])
     )
     assert loss.isfinite()
+    assert gradient.isfinite().all()
+
+
+def plain_z_scores(logits):
+    rows = []
+    for row in logits:
+        mean = row.sum() / len(row)
+        deviation = (((row - mean) ** 2).sum() / (len(row) - 1)).sqrt()
+        rows.append((row - mean) / (deviation + 1e-7))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("kept", ["all", "some", "one"])
+@pytest.mark.parametrize(("kind", "plain"), [(KD, plain_kd), (DKD, plain_dkd)])
+def test_standardised_logits_are_compared_by_their_z_scores(kind, plain, kept):
+    distiller, keep = build(kind, "logits"), torch.tensor(KEEPS[kept])
+    distiller.standardise = True
+    f_s, f_t = features(distiller)
+    loss = distiller.spot_loss(distiller.spots[0], f_s, f_t, keep, INDICES)
+    labels = {"labels": LABELS[INDICES[keep]]} if plain in LABELLED else {}
+    expected = int(keep.sum()) / BATCH * plain(plain_z_scores(f_s[keep]), plain_z_scores(f_t[keep]), **labels)
+    assert_same_with_gradients(loss, expected, [f_s])
+
+
+@pytest.mark.parametrize("kind", [KD, DKD])
+def test_a_row_of_equal_logits_has_z_scores_of_zero(kind):
+    distiller = build(kind, "logits").float()
+    f_s, f_t = features(distiller, dtype=torch.float32)
+    equal = torch.full_like(f_s, 3.0).requires_grad_()
+    zeros = torch.zeros_like(f_s, requires_grad=True)
+    plain, _ = masked(distiller, zeros, plain_z_scores(f_t), torch.tensor(KEEPS["some"]))
+    distiller.standardise = True
+    loss, gradient = masked(distiller, equal, f_t, torch.tensor(KEEPS["some"]))
+    torch.testing.assert_close(loss, plain)
     assert gradient.isfinite().all()
 
 
@@ -527,6 +596,7 @@ def test_dists_one_kept_row_leaves_the_correlation_between_classes():
         (NST, "logits"),
         (DIST, "stage2"),
         (DKD, "embedding"),
+        (NKD, "embedding"),
     ],
 )
 def test_a_spot_whose_features_a_distiller_cannot_compare_is_refused_when_it_is_built(kind, where):

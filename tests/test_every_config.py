@@ -19,9 +19,12 @@ DISTILLERS = sorted(path.stem for path in (ROOT / "conf/distiller").glob("*.yaml
 MODES = sorted(path.stem for path in (ROOT / "conf/spot_mode").glob("*.yaml"))
 PAIRS = ("same", "different")
 CPU = torch.device("cpu")
-# Modes whose code the other family's, or adaptive's, cells run as well.
-AS_THE_OTHERS = (("different", "anti"), ("same", "random"))
+# Modes whose code the other family's, or adaptive's, cells run as well; soft's: test_weights_of_rows.py.
+AS_THE_OTHERS = (("different", "anti"), ("same", "random"), ("different", "soft"), ("same", "soft"))
 DISTILLING = [name for name in DISTILLERS if name != "none"]
+# Other formulas at its spot, which test_distillers.py and test_ctkd.py hold them to.
+AS_KD = ("ctkd", "kd_standardised", "nkd", "wttm")
+EACH = [pytest.param(name, marks=pytest.mark.slow if name in AS_KD else ()) for name in DISTILLING]
 
 
 def overrides(distiller: str, pair: str = "different") -> tuple[str, ...]:
@@ -37,7 +40,7 @@ def overrides(distiller: str, pair: str = "different") -> tuple[str, ...]:
         for mode in MODES
     ],
 )
-@pytest.mark.parametrize("distiller", DISTILLING)
+@pytest.mark.parametrize("distiller", EACH)
 def test_it_trains_two_epochs_and_goes_on_from_a_saved_state_bit_for_bit(distiller, mode, pair, tiny):
     config = tiny(
         *overrides(distiller, pair),
@@ -62,7 +65,7 @@ def test_it_trains_two_epochs_and_goes_on_from_a_saved_state_bit_for_bit(distill
     assert_same(second.state_dict(), whole.state_dict())
 
 
-@pytest.mark.parametrize("distiller", DISTILLING)
+@pytest.mark.parametrize("distiller", EACH)
 def test_a_whole_run_ends_with_a_result(distiller, tiny, tmp_path):
     teacher = tmp_path / "teacher.pt"
     untrained = getattr(networks, other_family(distiller))(10, 1, 8)
@@ -76,7 +79,7 @@ def test_a_whole_run_ends_with_a_result(distiller, tiny, tmp_path):
     assert all(0 <= share <= 1 for share in result["kept"].values())
 
 
-@pytest.mark.parametrize("distiller", DISTILLING)
+@pytest.mark.parametrize("distiller", EACH)
 def test_under_bfloat16_autocast_losses_stay_finite_and_near_those_of_float32(distiller, tiny):
     config = tiny(*overrides(distiller), "spot_mode=random", "dataset.train_samples=48")
     dataset = build.dataset(config)

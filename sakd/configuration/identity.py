@@ -60,6 +60,8 @@ NEUTRAL = {
     "dataset.train_samples": None,
     "dataset.test_samples": None,
     "distiller.losses.cc.teacher_embedding": "learned",
+    "distiller.losses.kd.standardise": False,
+    "distiller.losses.dkd.standardise": False,
     "distiller.pretraining": None,
     "distiller.pretraining.loss": None,
     "distiller.pretraining.schedule": None,

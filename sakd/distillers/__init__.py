@@ -6,17 +6,23 @@ from sakd.distillers.base import (
     Features,
     at_least_float32,
     distinct_spots,
+    is_kept,
+    kept_count,
     kept_mean,
     kept_pair_mean,
+    kept_pairs,
+    weighed,
 )
 from sakd.distillers.cc import CC
 from sakd.distillers.crd import CRD
+from sakd.distillers.ctkd import CTKD
 from sakd.distillers.dist import DIST
 from sakd.distillers.dkd import DKD
 from sakd.distillers.fitnet import FitNet
 from sakd.distillers.fsp import FSP
 from sakd.distillers.ft import FT
 from sakd.distillers.kd import KD
+from sakd.distillers.nkd import NKD
 from sakd.distillers.nst import NST
 from sakd.distillers.pkt import PKT
 from sakd.distillers.reviewkd import ReviewKD
@@ -24,21 +30,25 @@ from sakd.distillers.rkd import RKD
 from sakd.distillers.semckd import SemCKD
 from sakd.distillers.sp import SP
 from sakd.distillers.vid import VID
+from sakd.distillers.wttm import WTTM
 
 __all__ = [
     "AT",
     "CC",
     "CRD",
+    "CTKD",
     "DIST",
     "DKD",
     "FSP",
     "FT",
     "KD",
+    "NKD",
     "NST",
     "PKT",
     "RKD",
     "SP",
     "VID",
+    "WTTM",
     "Distiller",
     "Features",
     "FitNet",
@@ -46,6 +56,10 @@ __all__ = [
     "SemCKD",
     "at_least_float32",
     "distinct_spots",
+    "is_kept",
+    "kept_count",
     "kept_mean",
     "kept_pair_mean",
+    "kept_pairs",
+    "weighed",
 ]

@@ -86,8 +86,8 @@ class Distiller(Plugin):
     ) -> Tensor:
         """The published loss, a scalar, summed over the spots.
 
-        Features: by stage, [B, …]. ``keep[spot]``: [B] bool. ``indices``: [B], the samples' places in the
-        training set.
+        Features: by stage, [B, …]. ``keep[spot]``: [B], a mask, or weights in [0, 1]. ``indices``: [B], the
+        samples' places in the training set.
         """
         losses = []
         for spot in self.spots:
@@ -101,8 +101,10 @@ class Distiller(Plugin):
     ) -> Tensor:
         """The published loss on the kept rows times n_kept / B, a scalar; exactly 0 where none is kept.
 
-        ``student``, ``teacher``: features [B, …] at the spot, float32 or more; ``indices``: [B], the samples'
-        places in the training set. Shapes must not depend on ``keep``.
+        ``student``, ``teacher``: features [B, …] at the spot, float32 or more; ``keep``: [B], bool, or a
+        weight of each row, which then counts as so many rows: sums over kept rows become weighted ones, the
+        number of rows their sum of weights, and a pair of rows counts by the product. ``indices``: [B], the
+        samples' places in the training set. Shapes must not depend on ``keep``.
         """
         raise NotImplementedError
 
@@ -128,13 +130,35 @@ def at_least_float32(features: Tensor) -> Tensor:
 
 def kept_mean(values: Tensor, keep: Tensor) -> Tensor:
     """Sum of kept ``values`` [B] over B: n_kept / B times their mean."""
-    return torch.where(keep, values, 0).sum() / len(keep)
+    return weighed(values, keep).sum() / len(keep)
 
 
 def kept_pair_mean(values: Tensor, keep: Tensor) -> Tensor:
     """Mean of ``values`` [B, B] over pairs of kept rows, times n_kept / B; 0 where none is kept."""
-    pairs = keep[:, None] & keep[None, :]
-    return torch.where(pairs, values, 0).sum() / (keep.sum().clamp_min(1) * len(keep))
+    return weighed(values, kept_pairs(keep)).sum() / (kept_count(keep) * len(keep))
+
+
+def weighed(values: Tensor, keep: Tensor) -> Tensor:
+    """Values, each times its weight where ``keep``, of a shape that fits, has weights; 0 where not kept."""
+    if keep.dtype == torch.bool:
+        return torch.where(keep, values, 0)
+    return torch.where(keep > 0, keep * values, 0)
+
+
+def is_kept(keep: Tensor) -> Tensor:
+    """The mask itself, or of weights those above 0."""
+    return keep if keep.dtype == torch.bool else keep > 0
+
+
+def kept_count(keep: Tensor) -> Tensor:
+    """How many are kept, or the sum of their weights, to divide by: 1 where none is."""
+    count = keep.sum()
+    return count.clamp_min(1) if keep.dtype == torch.bool else torch.where(count > 0, count, 1)
+
+
+def kept_pairs(keep: Tensor) -> Tensor:
+    """Which pairs of rows are kept, or their weights: [B] to [B, B]."""
+    return keep[:, None] * keep[None, :]
 
 
 def distinct_spots(distillers: Iterable[Distiller]) -> set[Spot]:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sakd.distillers.base import Distiller
+from sakd.distillers.base import Distiller, is_kept, kept_count, weighed
 from sakd.networks import StagedNet
 from sakd.ranges import NotNegative, Width
 from sakd.spots import Spot
@@ -20,11 +20,11 @@ def neighbours_mean(differences: Tensor, keep: Tensor) -> Tensor:
 
     It is 0 with fewer than two.
     """
-    kept_first = differences[torch.argsort(~keep, stable=True)]
+    order = torch.argsort(~is_kept(keep), stable=True)
+    kept_first, keep = differences[order], keep[order]
     products = (kept_first[:-1] * kept_first[1:]).sum(dim=1)
-    count = keep.sum()
-    both_kept = torch.arange(1, len(keep), device=keep.device) < count
-    return torch.where(both_kept, products, 0).sum() / (count - 1).clamp_min(1) * count / len(keep)
+    both_kept = keep[:-1] * keep[1:]
+    return weighed(products, both_kept).sum() / kept_count(both_kept) * keep.sum() / len(keep)
 
 
 class CC(Distiller):

@@ -12,7 +12,7 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sakd.distillers.base import Distiller, kept_mean
+from sakd.distillers.base import Distiller, is_kept, kept_mean
 from sakd.errors import ConfigError, check_number
 from sakd.networks import StagedNet
 from sakd.ranges import BelowOne, NotNegative, Positive, Width
@@ -75,7 +75,7 @@ class Bank(nn.Module):
 
         def loss(anchors: Tensor) -> Tensor:
             scores = inner_products(anchors / self.temperature, self.embeddings, samples)
-            self._fix_z(scores.detach(), keep)
+            self._fix_z(scores.detach(), is_kept(keep))
             return kept_mean(noise_contrastive_losses(scores, self.log_z, len(self.embeddings)), keep)
 
         return differentiated(loss, anchors)
@@ -101,7 +101,7 @@ class CRD(Distiller):
     """Loss by which a network's embedding of a sample must tell it from samples of other classes.
 
     Those are in the other network's bank. The embeddings are linear and learned, for both networks. Banks
-    change at the kept rows alone.
+    change at the kept rows alone, whatever their weight.
     """
 
     takes = "vector"
@@ -174,6 +174,6 @@ class CRD(Distiller):
             s = F.normalize(self.embed_student[spot.name](student), dim=1)
             t = F.normalize(self.embed_teacher[spot.name](teacher), dim=1)
             loss = teacher_bank.contrast(s, samples, keep) + student_bank.contrast(t, samples, keep)
-            student_bank.update(indices, s, keep)
-            teacher_bank.update(indices, t, keep)
+            student_bank.update(indices, s, is_kept(keep))
+            teacher_bank.update(indices, t, is_kept(keep))
         return loss

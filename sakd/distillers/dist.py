@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sakd.distillers.base import Distiller, kept_mean
+from sakd.distillers.base import Distiller, is_kept, kept_count, kept_mean, weighed
 from sakd.errors import check_number
 from sakd.networks import StagedNet
 from sakd.ranges import NotNegative, Positive
@@ -20,10 +20,10 @@ def correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:
 
 
 def centred_columns(rows: Tensor, keep: Tensor) -> Tensor:
-    """Rows [B, d] less the kept rows' mean; 0 where a row is not kept."""
+    """Rows [B, d] less the kept rows' mean, times the root of their weight; 0 where a row is not kept."""
     kept = keep[:, None]
-    mean = torch.where(kept, rows, 0).sum(dim=0) / keep.sum().clamp_min(1)
-    return torch.where(kept, rows - mean, 0)
+    centred = rows - weighed(rows, kept).sum(dim=0) / kept_count(keep)
+    return weighed(centred, kept if keep.dtype == torch.bool else kept.sqrt())
 
 
 class DIST(Distiller):
@@ -59,7 +59,7 @@ class DIST(Distiller):
             p_s - p_s.mean(dim=1, keepdim=True), p_t - p_t.mean(dim=1, keepdim=True), dim=1
         )
         within_classes = correlation(centred_columns(p_s, keep), centred_columns(p_t, keep), dim=0)
-        count = keep.sum()
+        at_least_two = is_kept(keep).sum() > 1
         inter = kept_mean(1 - within_rows, keep)
-        intra = torch.where(count > 1, 1 - within_classes, 0).mean() * count / len(keep)
+        intra = torch.where(at_least_two, 1 - within_classes, 0).mean() * keep.sum() / len(keep)
         return self.temperature**2 * (self.inter_weight * inter + self.intra_weight * intra)

@@ -10,10 +10,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sakd.distillers.base import Distiller, kept_mean
+from sakd.distillers.kd import standardised
 from sakd.errors import ConfigError, check_number
 from sakd.networks import StagedNet
 from sakd.ranges import NotNegative, Positive
 from sakd.spots import Spot
+
+
+def check_at_logits(distiller: Distiller, where: str | Sequence[str]) -> None:
+    """Raise ConfigError for a spot of the distiller that is not the logits, whose entries labels name."""
+    for spot in distiller.spots:
+        if (spot.student, spot.teacher) != ("logits", "logits"):
+            raise ConfigError(
+                f"where={where}: found {spot.name}, {type(distiller).__name__} takes the logits alone"
+            )
+
+
+def targets(labels: Tensor, logits: Tensor) -> Tensor:
+    """Where each row of logits [B, classes] has its label's entry, of ``labels`` [B]: bool [B, classes]."""
+    return labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
 
 
 def decoupled(logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,8 +51,10 @@ def divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
 class DKD(Distiller):
     """KD taken apart: the target class against the rest, and the rest among themselves.
 
-    Each has a weight of its own. It stands in the place of KD. Raises ConfigError for a spot that is not the
-    logits: labels name their entries.
+    Each has a weight of its own; logits are compared as they are, or, ``standardise``d, by their z-scores. It
+    stands in the place of KD.
+
+    Raises ConfigError for a spot that is not the logits: labels name their entries.
     """
 
     takes = "vector"
@@ -52,20 +69,22 @@ class DKD(Distiller):
         others_weight: NotNegative,
         temperature: Positive,
         ramp_epochs: NotNegative,
+        standardise: bool = False,
     ):
         super().__init__(student, teacher, where, weight, ramp_epochs)
-        for spot in self.spots:
-            if (spot.student, spot.teacher) != ("logits", "logits"):
-                raise ConfigError(f"where={where}: found {spot.name}, DKD takes the logits alone")
+        check_at_logits(self, where)
         check_number("target_weight of DKD", target_weight, least=0)
         check_number("others_weight of DKD", others_weight, least=0)
         check_number("temperature of DKD", temperature, least=0, above=True)
         self.target_weight, self.others_weight, self.temperature = target_weight, others_weight, temperature
+        self.standardise = standardise
 
     def spot_loss(
         self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor
     ) -> Tensor:
-        is_target = self.labels[indices, None] == torch.arange(student.shape[1], device=student.device)
+        if self.standardise:
+            student, teacher = standardised(student), standardised(teacher)
+        is_target = targets(self.labels[indices], student)
         either_s, others_s = decoupled(student / self.temperature, is_target)
         either_t, others_t = decoupled(teacher / self.temperature, is_target)
         rows = self.target_weight * divergence(either_s, either_t) + self.others_weight * divergence(

@@ -12,13 +12,13 @@ EPSILON = 1e-7  # the published code's
 
 
 def conditional_probabilities(embeddings: Tensor, keep: Tensor) -> Tensor:
-    """Cosine similarities of kept rows [B, d], moved to [0, 1] and divided by their row's sum: [B, B].
+    """Cosine similarities of rows [B, d], moved to [0, 1] and divided by their row's sum: [B, B].
 
-    They are 0 off the kept.
+    The sum is over the kept rows.
     """
     unit = embeddings / (embeddings.norm(dim=1, keepdim=True) + EPSILON)
-    similarity = (unit @ unit.T + 1) / 2 * keep[None, :]
-    return similarity / similarity.sum(dim=1, keepdim=True).clamp_min(EPSILON)
+    similarity = (unit @ unit.T + 1) / 2
+    return similarity / (similarity * keep[None, :]).sum(dim=1, keepdim=True).clamp_min(EPSILON)
 
 
 class PKT(Distiller):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sakd.distillers.base import Distiller, kept_pair_mean
+from sakd.distillers.base import Distiller, is_kept, kept_count, kept_pair_mean, kept_pairs, weighed
 from sakd.networks import StagedNet
 from sakd.ranges import NotNegative
 from sakd.spots import Spot
@@ -20,9 +20,9 @@ def relative_distances(embeddings: Tensor, keep: Tensor) -> Tensor:
     squared = embeddings.square().sum(dim=1)
     distances = (squared[:, None] + squared[None, :] - 2 * embeddings @ embeddings.T).clamp_min(1e-12).sqrt()
     others = ~torch.eye(len(keep), dtype=torch.bool, device=keep.device)
-    positive = keep[:, None] & keep[None, :] & others
-    mean = torch.where(positive, distances, 0).sum() / positive.sum().clamp_min(1)
-    return torch.where(positive, distances, 0) / torch.where(mean > 0, mean, 1)
+    positive = kept_pairs(keep) * others
+    mean = weighed(distances, positive).sum() / kept_count(positive)
+    return torch.where(is_kept(positive), distances, 0) / torch.where(mean > 0, mean, 1)
 
 
 def angles(embeddings: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class RKD(Distiller):
             relative_distances(student, keep), relative_distances(teacher, keep), reduction="none"
         )
         by_angle = F.smooth_l1_loss(angles(student), angles(teacher), reduction="none")
-        at_vertex = torch.where(keep, by_angle, 0).sum(dim=2) / keep.sum().clamp_min(1)
+        at_vertex = weighed(by_angle, keep).sum(dim=2) / kept_count(keep)
         return self.distance_weight * kept_pair_mean(by_distance, keep) + self.angle_weight * kept_pair_mean(
             at_vertex, keep
         )

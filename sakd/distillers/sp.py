@@ -3,11 +3,13 @@
 Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019.
 """
 
+import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from sakd.distillers.base import Distiller, kept_pair_mean
+from sakd.distillers.base import Distiller, is_kept, kept_pair_mean
 from sakd.spots import Spot
+
+EPSILON = 1e-12  # the least norm of a row
 
 
 def similarity_rows(features: Tensor, keep: Tensor) -> Tensor:
@@ -15,8 +17,10 @@ def similarity_rows(features: Tensor, keep: Tensor) -> Tensor:
 
     Rows and columns not kept are 0.
     """
-    flat = features.flatten(1) * keep[:, None]
-    return F.normalize(flat @ flat.T, dim=1)
+    flat = features.flatten(1) * is_kept(keep)[:, None]
+    gram = flat @ flat.T
+    counted = gram if keep.dtype == torch.bool else gram * keep.sqrt()
+    return gram / counted.norm(dim=1, keepdim=True).clamp_min(EPSILON)
 
 
 class SP(Distiller):

@@ -15,7 +15,7 @@ from sakd.spots.spot import Spot
 
 
 class SpotMode(Plugin):
-    """Decides routes [B, spots] (1: teacher, 0: student), and which rows each spot keeps to distil.
+    """Decides routes [B, spots] (1: teacher, 0: student), and which rows each spot keeps, or how much.
 
     ``learns`` says whether the mode has parameters that a loss of the routed network trains.
     """
@@ -31,7 +31,10 @@ class SpotMode(Plugin):
         raise NotImplementedError
 
     def keep(self, route: Tensor) -> Tensor:
-        """Mask [B, spots], True where the sample is distilled at the spot. Carries no gradient."""
+        """Mask [B, spots], True where the sample is distilled at the spot, or its weight there, in [0, 1].
+
+        Carries no gradient.
+        """
         return route.detach() > 0.5
 
     def probability(
@@ -174,6 +177,29 @@ class Anti(Adaptive):
 
     def keep(self, route: Tensor) -> Tensor:
         return ~super().keep(route)
+
+
+class Soft(Adaptive):
+    """Distils every sample at every spot as much as a policy leans to the teacher: adaptive without the draw.
+
+    A sample's weight at a spot is the softmax of the policy's scores over ``temperature``: what adaptive adds
+    noise to and rounds, and what its gradient goes through. At a temperature of 1 it is the share of
+    adaptive's draws that choose the teacher. The route is the weight itself, so that the grafted network goes
+    on with a mixture of both networks' features; policy and adapters learn from it as there, the budget
+    counting weights. No random numbers are drawn.
+    """
+
+    def route(self, student_features: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor]) -> Tensor:
+        return self.probability(student_features, teacher_features)
+
+    def keep(self, route: Tensor) -> Tensor:
+        return route.detach()
+
+    def probability(
+        self, student_features: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor]
+    ) -> Tensor:
+        scores = self._scores(student_features, teacher_features)
+        return F.softmax(scores / self.temperature, dim=-1)[..., 0]
 
 
 def straight_through_gumbel(scores: Tensor, temperature: float, stream: torch.Generator) -> Tensor:

@@ -13,10 +13,16 @@ from sakd.networks import StagedNet
 from sakd.spots import SpotMode
 
 
+def mostly(kept: Tensor) -> Tensor:
+    """The mask itself, or of weights those above one half, as decisions are recorded."""
+    return kept if kept.dtype == torch.bool else kept > 0.5
+
+
 class KeptTable:
     """Who was kept where in the epoch under way, on the device: a step costs one launch and no wait.
 
-    An image that the epoch leaves out (``sakd.data.train_batches``) was kept nowhere.
+    An image that the epoch leaves out (``sakd.data.train_batches``) was kept nowhere; one that was kept by a
+    weight, where that is above one half.
     """
 
     def __init__(self, samples: int, spots: int, device: torch.device):
@@ -26,8 +32,8 @@ class KeptTable:
         self.table.zero_()
 
     def add(self, indices: Tensor, kept: Tensor) -> None:
-        """Take in a step. ``indices``: int64 [B]; ``kept``: bool [B, spots]."""
-        self.table.index_copy_(0, indices, kept)
+        """Take in a step. ``indices``: int64 [B]; ``kept``: [B, spots], a mask or weights."""
+        self.table.index_copy_(0, indices, mostly(kept))
 
     def packed(self) -> np.ndarray:
         """The epoch's bits, uint8 [spots, ceil(samples / 8)], as ``numpy.packbits``; waits for the device."""
@@ -62,7 +68,8 @@ def seen(
             probability = spot_mode.probability(features["student"], features["teacher"])
             if probability is not None:
                 route = probability >= 0.5
-                part |= {"probability": probability, "route": route, "kept": spot_mode.keep(route.float())}
+                kept = mostly(spot_mode.keep(route.float()))
+                part |= {"probability": probability, "route": route, "kept": kept}
             parts.append(part)
     student.train(training)
     return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}

@@ -33,7 +33,7 @@ class Step(NamedTuple):
     """Tensors that one step gives. They stay on the device: nothing here waits for it."""
 
     losses: dict[str, Tensor]  # scalars by name, as they count
-    kept: Tensor | None  # bool [B, spots]: who was distilled where; None for a student alone
+    kept: Tensor | None  # [B, spots], a mask or weights: who was distilled where; None for a student alone
     measured: Tensor  # [M], one for each of the trainer's ``measurements``
 
 
