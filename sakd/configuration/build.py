@@ -39,7 +39,7 @@ from sakd.ranges import (
 )
 from sakd.spots import SpotMode
 from sakd.streams import initialising
-from sakd.training import Execution, Pretraining, Teacher, Trainer, spots_of
+from sakd.training import Execution, Pretraining, Task, Teacher, Trainer, spots_of
 
 # What nodes have beside their constructors' keys.
 OF_STUDENTS = (*NAMED, *START_KEYS)
@@ -197,6 +197,11 @@ def shared_stages(student: Config, teacher: Config, loss: Config, key: str) -> l
     return [spot.teacher for spot in built.spots] if built.pretraining_shared else None
 
 
+def task(config: Config) -> Task:
+    """What is learned from labels; of a teacher and of a configuration from before, cross-entropy."""
+    return Task(**config.get("task", {}))
+
+
 def execution(config: Config) -> Execution:
     return Execution(*(config[key] for key in ("precision", "memory_format", "compile", "fold_batch_norm")))
 
@@ -238,6 +243,7 @@ def trainer(
         built.distillers,
         built.spot_mode,
         policy_optimizer=policy_optimizer,
+        task=task(config),
         record_spots=config["record_spots"],
         **keys,
     )
@@ -299,6 +305,10 @@ def check_parts(config: Config) -> None:
         losses["distiller.pretraining.loss"] = pretraining["loss"]
     for key, node in losses.items():
         _check_once(json.dumps(node), key, 2, ())
+    distillers = {
+        n: target_of(node, f"distiller.losses.{n}") for n, node in config["distiller"]["losses"].items()
+    }
+    task(config).check_distillers(distillers)
     _check_once(json.dumps(config["spot_mode"]), "spot_mode", 3, OF_SPOT_MODES)
     _check_policy(config["spot_mode"])
     _check_data(json.dumps(config["dataset"]))

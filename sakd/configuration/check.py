@@ -95,6 +95,7 @@ def check(config: Config) -> None:
     check_schema(config, Whole)
     _check_tracking(config["tracking"])
     _check_distiller(config["distiller"])
+    _check_task(config)
     _check_names(config)
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", config["device"]):
         raise ConfigError(f"device: found {config['device']!r}, expected auto, cpu, cuda or cuda:N")
@@ -178,6 +179,20 @@ def _check_distiller(distiller: Config) -> None:
         raise ConfigError(
             f"distiller.pretraining.name: found {pretraining['name']!r}, expected one of "
             f"{', '.join(losses)}, or a distiller.pretraining.loss.{near}"
+        )
+
+
+def _check_task(config: Config) -> None:
+    task, classes = config.get("task", {}), config["dataset"]["classes"]
+    if task.get("weight") == 0 and not needs_teacher(config):
+        raise ConfigError(
+            "task.weight: found 0 with distiller=none, so that there is nothing to learn from; expected a "
+            "number above 0, or a distiller"
+        )
+    weights = task.get("class_weights")
+    if isinstance(weights, list) and len(weights) != classes:
+        raise ConfigError(
+            f"task.class_weights: found {len(weights)}, expected one for each of dataset.classes={classes}"
         )
 
 

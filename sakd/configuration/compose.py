@@ -65,16 +65,15 @@ def register_resolvers() -> None:
     ``${times:a,b}`` multiplies; ``${share_of:n,[0.5, …]}`` gives whole numbers at those shares of n;
     ``${last_of:path}`` is its last part; ``${folders_in:path,10}`` is how many are in it, or the number where
     there is no such folder; ``${choose:name,{at: 2.0, …},1.0}`` is the table's value for a name,
-    or the last where it has none; ``${without_password:uri}`` is a URI as it may be shown.
+    or the last where it has none, and refused where there is no last; ``${without_password:uri}`` is a URI as
+    it may be shown.
     """
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("without_password", credentials.remember, replace=True)
     OmegaConf.register_new_resolver("share_of", _share_of, replace=True)
     OmegaConf.register_new_resolver("last_of", lambda path: Path(path).absolute().name, replace=True)
     OmegaConf.register_new_resolver("folders_in", _folders_in, replace=True)
-    OmegaConf.register_new_resolver(
-        "choose", lambda name, table, otherwise: table.get(name, otherwise), replace=True
-    )
+    OmegaConf.register_new_resolver("choose", _choose, replace=True)
 
 
 def register_plugins() -> None:
@@ -87,6 +86,13 @@ def register_plugins() -> None:
 
     for plugin in PLUGINS:
         plugins.register(plugin)
+
+
+def _choose(name: str, table: Mapping[str, Any], *otherwise: Any) -> Any:
+    if name not in table and not otherwise:
+        near = did_you_mean(name, table)
+        raise ConfigError(f"found no value for {name!r}, expected one of {', '.join(table)}.{near}")
+    return table[name] if name in table else otherwise[0]
 
 
 def _share_of(whole: int, shares: Sequence[float]) -> ListConfig:
@@ -113,7 +119,8 @@ def resolve(cfg: DictConfig) -> Config:
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
-        raise ConfigError(f"{key}{str(error).splitlines()[0]}") from error
+        told = str(error).splitlines()[0].removeprefix("ConfigError raised while resolving interpolation: ")
+        raise ConfigError(f"{key}{told}") from error
     for *parents, key in PATHS:
         node = _find(config, ".".join(parents), {}) if parents else config
         if isinstance(node, dict) and isinstance(node.get(key), str):

@@ -65,6 +65,12 @@ NEUTRAL = {
     "distiller.pretraining": None,
     "distiller.pretraining.loss": None,
     "distiller.pretraining.schedule": None,
+    "task.weight": 1,
+    "task.label_smoothing": 0,
+    "task.class_weights": None,
+    "task.mixup": 0,
+    "task.cutmix": 0,
+    "task": {},
 }
 
 

@@ -11,6 +11,8 @@ from sakd.names import START_KEYS
 Config = dict[str, Any]
 # Keys of the teacher that are not its network's.
 TEACHER_KEYS = ("checkpoint", "checkpoint_part", "pretrained", "min_accuracy", "training")
+# What a teacher learns from labels, whatever a student does.
+PLAIN_TASK = {"weight": 1.0, "label_smoothing": 0.0, "class_weights": None, "mixup": 0.0, "cutmix": 0.0}
 FIXED = {"name": "fixed", "_target_": "sakd.spots.Fixed"}  # of runs in which nobody is distilled
 
 
@@ -70,6 +72,7 @@ def _teacher_run(config: Config) -> Config:
         "optimizer": training["optimizer"],
         "schedule": training["schedule"],
         "precision": training["precision"],
+        "task": PLAIN_TASK,
         "student": _network(config["teacher"])
         | {key: training[key] for key in START_KEYS if key in training},
         "teacher": config["teacher"],
@@ -103,6 +106,7 @@ def _pretraining_run(config: Config) -> Config:
         "optimizer": pretraining["optimizer"],
         "schedule": pretraining["schedule"],
         "precision": config["precision"],
+        "task": PLAIN_TASK,
         "student": student,
         "teacher": teacher,
         "dataset": config["dataset"],

@@ -16,6 +16,7 @@ from sakd.ranges import (
     File,
     Folder,
     Name,
+    NotNegative,
     Percent,
     Positive,
     Rate,
@@ -143,6 +144,16 @@ class Mode(TypedDict):
     optimizer: NotRequired[Node]
 
 
+class Task(TypedDict):
+    """``task``: what is learned from labels."""
+
+    weight: NotNegative
+    label_smoothing: Share
+    class_weights: Annotated[list[Positive], MinLen(2)] | Literal["balanced"] | None
+    mixup: NotNegative  # alpha of a Beta distribution; 0: none
+    cutmix: NotNegative
+
+
 class Tracking(TypedDict):
     """``tracking``."""
 
@@ -164,6 +175,7 @@ class Whole(TypedDict):
     optimizer: Node
     schedule: Node | None
     precision: Precision
+    task: NotRequired[Task]
     student: Network
     teacher: TeacherNetwork
     distiller: Losses

@@ -5,6 +5,7 @@ from typing import Any
 
 from sakd.data.batches import Batch, evaluation_batches, steps_per_epoch, train_batches
 from sakd.data.memory import Augmentation, ImageSet
+from sakd.data.mixing import Mix, Mixing, mixed
 from sakd.data.sets import (
     PROMISES,
     PROMISES_IN_MEMORY,
@@ -38,6 +39,8 @@ __all__ = [
     "Dataset",
     "ImageSet",
     "Images",
+    "Mix",
+    "Mixing",
     "assemble",
     "check_promises",
     "check_reader",
@@ -48,6 +51,7 @@ __all__ = [
     "fashion_mnist",
     "image_folder",
     "image_table",
+    "mixed",
     "small_images",
     "stand_in",
     "steps_per_epoch",

@@ -25,14 +25,18 @@ class Distiller(Plugin):
     ``weight`` scales the loss; with ``ramp_epochs`` it begins small: at epoch e of the first ``ramp_epochs``
     it counts e / ramp_epochs of the whole.
 
-    ``takes`` says which features the loss is defined for: "map", "vector" or "both". A method with a stage of
-    training before the student's own gives ``pretrained`` and ``pretraining_loss``; where that needs the
-    teacher alone, ``pretraining_shared`` says that one pretraining serves all its students.
+    ``takes`` says which features the loss is defined for: "map", "vector" or "both"; ``uses_labels``, that it
+    takes each image for one of its class alone, as ``self.labels`` has it: then none may be mixed.
+
+    A method with a stage of training before the student's own gives ``pretrained`` and ``pretraining_loss``;
+    where that needs the teacher alone, ``pretraining_shared`` says that one pretraining serves all its
+    students.
 
     Raises ConfigError for a weight or ``ramp_epochs`` below 0, or a spot with other features than it takes.
     """
 
     takes = "both"
+    uses_labels = False
     pretraining_shared = False
 
     def __init__(

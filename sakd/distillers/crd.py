@@ -105,6 +105,7 @@ class CRD(Distiller):
     """
 
     takes = "vector"
+    uses_labels = True
 
     def __init__(
         self,

@@ -58,6 +58,7 @@ class DKD(Distiller):
     """
 
     takes = "vector"
+    uses_labels = True
 
     def __init__(
         self,

@@ -58,8 +58,9 @@ class SpotMode(Plugin):
     ) -> Tensor:
         """The scalar that trains the mode, where it learns.
 
-        ``student`` is the frozen alias, in eval; ``labels``: int64 [B]; ``task_loss``: the student's
-        cross-entropy, a scalar.
+        ``student`` is the frozen alias, in eval; ``labels``: int64 [B], or where images are mixed what each
+        class counts, float32 [B, classes]; ``task_loss``: the student's plain cross-entropy with them, a
+        scalar, without weights and smoothing.
         """
         raise NotImplementedError
 

@@ -44,7 +44,8 @@ def _in_common(config: Config, teachers: KnownRuns, checkpoints: dict[str, str])
         asked = [config["teacher"].get(key) for key in ("checkpoint_part", "pretrained")]
         teacher = [network, checkpoints.get(path), *asked]
     images = {key: value for key, value in config["dataset"].items() if key != "recipe"}
-    return json.dumps([teacher, images, *(config[key] for key in COMMON)])
+    mixing = [config.get("task", {}).get(key, 0) for key in ("mixup", "cutmix")]
+    return json.dumps([teacher, images, mixing, *(config[key] for key in COMMON)])
 
 
 def _split(group: Sequence[PlannedRun], most: int) -> Iterator[list[PlannedRun]]:

@@ -6,11 +6,20 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 
 import torch
 
-from sakd.data import Batch, Dataset, Images, evaluation_batches, steps_per_epoch, train_batches
+from sakd.data import (
+    Batch,
+    Dataset,
+    Images,
+    Mixing,
+    evaluation_batches,
+    mixed,
+    steps_per_epoch,
+    train_batches,
+)
 from sakd.errors import ConfigError
-from sakd.streams import GlobalDraws, stream
+from sakd.streams import GlobalDraws, stream, stream_seed
 from sakd.training.execution import on_device
-from sakd.training.graphs import Captured, PlacedBatches, unchanged
+from sakd.training.graphs import Captured, Placed, unchanged
 from sakd.training.measuring import RunningMeans, Score
 from sakd.training.teacher import Teacher
 from sakd.training.trainer import Step, Trainer
@@ -57,9 +66,9 @@ class Cohort:
     """Trains students of one teacher together: each batch is drawn once, and the teacher sees it once.
 
     Every trainer takes its own steps, bit for bit (on the CPU) those that it would take alone. They may
-    differ in student, distillers, spot mode, optimizers, schedule and epochs; teacher, seed, device and
-    execution are the same. Trainers that have done different numbers of epochs catch up: at each epoch those
-    train that have it before them.
+    differ in student, distillers, spot mode, optimizers, schedule and epochs; teacher, seed, device,
+    execution and how images are mixed are the same. Trainers that have done different numbers of epochs catch
+    up: at each epoch those train that have it before them.
 
     Raises ConfigError for trainers that cannot go together.
     """
@@ -71,7 +80,7 @@ class Cohort:
         for name, trainer in trainers.items():
             if trainer.teacher is not teacher:
                 raise ConfigError(f"{name}: found another teacher, expected the cohort's own")
-            for key in ("seed", "device", "execution"):
+            for key in ("seed", "device", "execution", "mix"):
                 found, expected = getattr(trainer, key), getattr(first, key)
                 if found != expected:
                     raise ConfigError(f"{key} of {name}: found {found}, expected {expected} as of the others")
@@ -81,14 +90,15 @@ class Cohort:
             first.device,
             first.execution,
         )
+        self.mix = first.mix
         self.members = {name: Member(name, trainer) for name, trainer in trainers.items()}
-        self.placed = lambda batch: batch
+        self.placed = self.placed_mixing = lambda parts: parts
         self.teacher_features = None if teacher is None else teacher.features
         self.clock = SharedClock(self.members)
         self._failed: Failed | None = None
         self._inside: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
         if self.execution.captures_on(self.device):
-            self.placed = PlacedBatches()
+            self.placed, self.placed_mixing = Placed(), Placed()
             if teacher is not None:
                 falls_back = self.execution.falls_back
                 self.teacher_features = Captured(teacher.features, self.device, falls_back=falls_back)
@@ -178,8 +188,10 @@ class Cohort:
         steps = steps_per_epoch(len(dataset.train), batch_size)
         batches = train_batches(dataset, batch_size, stream(self.seed, "data", epoch))
         with closing(batches):
-            for step, batch in enumerate(batches, 1):
-                self.take_step(members, batch)
+            draws = stream_seed(self.seed, "mixing", epoch)
+            mixtures = mixed(batches, self.mix, steps, dataset.image_size, draws)
+            for step, (batch, mixing) in enumerate(mixtures, 1):
+                self.take_step(members, batch, mixing)
                 for member in self._standing(members) if progress is not None else ():
                     with self._alone(member):
                         progress(member.name, epoch, step, steps, member.means.compute)
@@ -191,15 +203,16 @@ class Cohort:
                 measured[member.name] = {"epoch": epoch} | member.means.compute() | member.trainer.end_epoch()
         return measured
 
-    def take_step(self, members: list[Member], batch: Batch) -> dict[str, Step]:
-        """Take one step of each member from the same batch."""
+    def take_step(self, members: list[Member], batch: Batch, mixing: Mixing | None = None) -> dict[str, Step]:
+        """Take one step of each member from the same batch, whose images may have been mixed."""
         batch = self.placed(batch._replace(images=self.execution.arrange(batch.images)))
+        mixing = None if mixing is None else self.placed_mixing(mixing)
         features = None if self.teacher_features is None else self.teacher_features(batch.images)
         _join(self.teacher_features)
         taken = {}
         for member in self._standing(members):
             with self._alone(member), member.draws():
-                taken[member.name] = member.train_step(*batch, features)
+                taken[member.name] = member.train_step(*batch, features, mixing)
         self._put_aside({member: taken[member.name] for member in self._standing(members)}, len(batch.labels))
         return taken
 

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sakd.data import Batch
+from sakd.data import Batch, Mixing
 from sakd.errors import CaptureError, in_one_line
 
 log = logging.getLogger("sakd")
+
+Parts = Batch | Mixing
 
 # Before a capture, as PyTorch asks for: libraries set themselves up, optimizers make buffers.
 WARM_UP_CALLS = 2  # and one more, which is watched
@@ -24,19 +26,19 @@ WARM_UP_CALLS = 2  # and one more, which is watched
 REGISTERED_BY_CAPTURE = (2, 14)
 
 
-class PlacedBatches:
-    """Copies each batch to where the last one of its size lay.
+class Placed:
+    """Copies the tensors of each batch to where those of the last one of its size lay.
 
     A captured function reads the same memory again.
     """
 
     def __init__(self):
-        self.places: dict[int, Batch] = {}
+        self.places: dict[int, Parts] = {}
 
-    def __call__(self, batch: Batch) -> Batch:
+    def __call__(self, batch: Parts) -> Parts:
         size = len(batch.labels)
         if size not in self.places:
-            self.places[size] = Batch(*map(torch.empty_like, batch))
+            self.places[size] = type(batch)(*map(torch.empty_like, batch))
         place = self.places[size]
         for static, given in zip(place, batch, strict=True):
             static.copy_(given, non_blocking=True)

@@ -64,7 +64,12 @@ class Pretraining(Trainer):
         return self.pretrained.parameters()
 
     def train_step(
-        self, images: Tensor, labels: Tensor, indices: Tensor, teacher_features: Features | None = None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        teacher_features: Features | None = None,
+        mixing: None = None,
     ) -> Step:
         images = self.execution.arrange(images)
         with self.execution.autocast(self.device):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from sakd.data import Dataset
+from sakd.data import Dataset, Mix, Mixing
 from sakd.distillers import Distiller, distinct_spots
 from sakd.errors import CheckpointError, ConfigError, NonFiniteLossError
 from sakd.names import safe
@@ -24,6 +24,7 @@ from sakd.training.measuring import all_finite, broken
 from sakd.training.optimizers import Stepper, check_capturable
 from sakd.training.recording import KeptTable
 from sakd.training.snapshot import snapshot
+from sakd.training.task import Task
 from sakd.training.teacher import Teacher
 
 Features = Mapping[str, Tensor]
@@ -42,10 +43,11 @@ class Trainer:
 
     ``optimizer`` and ``policy_optimizer`` build an optimizer from parameters, ``schedule`` builds a learning
     rate schedule from an optimizer and is stepped once an epoch, for both. Random numbers come from streams
-    of ``seed``. With ``record_spots``, ``kept_table`` tells after an epoch who was kept where in it. A
-    ``Cohort``, of this trainer alone or with others, runs it.
+    of ``seed``. ``task``: what is learned from labels. With ``record_spots``, ``kept_table`` tells after an
+    epoch who was kept where in it. A ``Cohort``, of this trainer alone or with others, runs it.
 
-    Raises ConfigError if teacher, distillers and spot mode are not given together, or do not fit together.
+    Raises ConfigError if teacher, distillers and spot mode are not given together, or do not fit together, or
+    a distiller does not fit the task.
     """
 
     tested = True  # whether the student is evaluated after each epoch
@@ -60,11 +62,13 @@ class Trainer:
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         schedule: Callable[[Optimizer], LRScheduler] | None = None,
         policy_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        task: Task = Task(),  # noqa: B008, immutable
         seed: int = 0,
         device: torch.device | str = "cpu",
         execution: Execution = Execution(),  # noqa: B008, immutable
         record_spots: bool = False,
     ):
+        task.check_distillers(distillers or {})
         given = [bool(part) for part in (teacher is not None, distillers, spot_mode is not None)]
         if any(given) != all(given):
             raise ConfigError(
@@ -77,6 +81,8 @@ class Trainer:
                 f"the teacher is on {teacher.device} with {teacher.execution}; expected {self.device} with "
                 f"{execution}, as the student"
             )
+        self.task = task
+        self.class_weights: Tensor | None = None  # once prepared
         self.epoch = 0  # epochs done
         self.teacher = teacher
         self.student = self._placed(student).train()
@@ -133,6 +139,11 @@ class Trainer:
         return modes | {f"distiller/{name}": distiller for name, distiller in self.distillers.items()}
 
     @property
+    def mix(self) -> Mix:
+        """How its batches are mixed."""
+        return self.task.mix
+
+    @property
     def measurements(self) -> tuple[str, ...]:
         """Names of what a step measures, in order."""
         kept = [safe(f"kept/{spot.name}") for spot in self.spots]
@@ -158,6 +169,7 @@ class Trainer:
         if self.prepared:
             return
         labels = dataset.train.labels.to(self.device)
+        self.class_weights = self.task.weights_of_classes(labels, dataset.classes)
         for name, plugin in self.plugins.items():
             with initialising(self.seed, f"prepare/{name.removeprefix('distiller/')}"):
                 plugin.prepare(labels, dataset.classes, self.streams[name])
@@ -176,19 +188,29 @@ class Trainer:
             plugin.begin_epoch(self.epoch)
 
     def train_step(
-        self, images: Tensor, labels: Tensor, indices: Tensor, teacher_features: Features | None = None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        teacher_features: Features | None = None,
+        mixing: Mixing | None = None,
     ) -> Step:
         """Update the student, and the policy where it learns.
 
         ``images``: float32 [B, C, H, W], normalised; ``labels``, ``indices``: int64 [B];
-        ``teacher_features``: the teacher's, by stage, of the same images. Nothing here waits for the device
-        or writes into what it is given.
+        ``teacher_features``: the teacher's, by stage, of the same images; ``mixing``: where these were mixed,
+        how. Nothing here waits for the device or writes into what it is given.
         """
         images = self.execution.arrange(images)
         with self.execution.autocast(self.device):
             student_features = self._student_features(images)
-        losses = {"task": F.cross_entropy(student_features["logits"].float(), labels)}
-        accuracy = 100 * (student_features["logits"].argmax(1) == labels).float().mean()
+        logits = student_features["logits"].float()
+        losses = {"task": self.task.loss(logits, labels, mixing, self.class_weights)}
+        dominant = labels if mixing is None else mixing.dominant(labels)
+        accuracy = 100 * (student_features["logits"].argmax(1) == dominant).float().mean()
+        if self.policy_optimizer is not None:
+            targets = labels if mixing is None else mixing.targets(labels, logits.shape[1])
+            plain = losses["task"] if self.task.is_plain else F.cross_entropy(logits.detach(), targets)
         route = kept = None
         if self.teacher is not None:
             with torch.autocast(self.device.type, enabled=False):  # only networks may run in bfloat16
@@ -200,7 +222,7 @@ class Trainer:
                 keep = dict(zip(self.spots, kept.unbind(1), strict=True))
                 for name, distiller in self.distillers.items():
                     losses[name] = distiller(student_features, teacher_features, keep, indices)
-        del student_features
+        del student_features, logits
         self.optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         losses = {name: loss.detach() for name, loss in losses.items()}
@@ -209,22 +231,24 @@ class Trainer:
             measured += kept.float().mean(0).unbind()
         if self.policy_optimizer is not None:  # once the student's pass is freed, but before its weights move
             with self.policy_branch.launching():
-                measured.append(self._policy_step(images, labels, teacher_features, route, losses["task"]))
+                measured.append(self._policy_step(images, targets, teacher_features, route, plain.detach()))
             self.policy_branch.join()
         self.steppers["student"].step()
         return Step(losses, kept, torch.stack(measured))
 
     def _policy_step(
-        self, images: Tensor, labels: Tensor, teacher_features: Features, route: Tensor, task_loss: Tensor
+        self, images: Tensor, targets: Tensor, teacher_features: Features, route: Tensor, task_loss: Tensor
     ) -> Tensor:
         """Train policy and adapters from the routed network, and return its loss, a scalar.
 
-        Gradients reach neither student nor distillers.
+        Gradients reach neither student nor distillers. ``targets``: labels [B], or what each class counts
+        [B, classes]; ``task_loss``: the student's plain cross-entropy with them, since the routed network's
+        is compared with it, whatever the student itself learns from labels.
         """
         refold(self.routed_student)
         with self.execution.autocast(self.device):
             loss = self.spot_mode.loss(
-                self.routed_student, self.teacher.frozen, images, teacher_features, route, labels, task_loss
+                self.routed_student, self.teacher.frozen, images, teacher_features, route, targets, task_loss
             )
         gradients = torch.autograd.grad(loss, self.policy_parameters)
         for parameter, gradient in zip(self.policy_parameters, gradients, strict=True):
