@@ -1,5 +1,6 @@
 """Distillers: *what* a student learns from its teacher. One file per paper."""
 
+from sakd.distillers.afd import AFD
 from sakd.distillers.at import AT
 from sakd.distillers.base import (
     Distiller,
@@ -24,8 +25,10 @@ from sakd.distillers.rkd import RKD
 from sakd.distillers.semckd import SemCKD
 from sakd.distillers.sp import SP
 from sakd.distillers.vid import VID
+from sakd.distillers.vkd import VkD
 
 __all__ = [
+    "AFD",
     "AT",
     "CC",
     "CRD",
@@ -44,6 +47,7 @@ __all__ = [
     "FitNet",
     "ReviewKD",
     "SemCKD",
+    "VkD",
     "at_least_float32",
     "distinct_spots",
     "kept_mean",
