@@ -10,7 +10,9 @@ from sakd.distillers.base import (
     kept_mean,
     kept_pair_mean,
 )
+from sakd.distillers.catkd import CATKD
 from sakd.distillers.cc import CC
+from sakd.distillers.classifier import Classifier
 from sakd.distillers.crd import CRD
 from sakd.distillers.dist import DIST
 from sakd.distillers.dkd import DKD
@@ -22,6 +24,7 @@ from sakd.distillers.nst import NST
 from sakd.distillers.pkt import PKT
 from sakd.distillers.reviewkd import ReviewKD
 from sakd.distillers.rkd import RKD
+from sakd.distillers.sdd import SDD
 from sakd.distillers.semckd import SemCKD
 from sakd.distillers.sp import SP
 from sakd.distillers.vid import VID
@@ -30,6 +33,7 @@ from sakd.distillers.vkd import VkD
 __all__ = [
     "AFD",
     "AT",
+    "CATKD",
     "CC",
     "CRD",
     "DIST",
@@ -40,8 +44,10 @@ __all__ = [
     "NST",
     "PKT",
     "RKD",
+    "SDD",
     "SP",
     "VID",
+    "Classifier",
     "Distiller",
     "Features",
     "FitNet",
