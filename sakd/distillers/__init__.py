@@ -21,6 +21,8 @@ from sakd.distillers.fsp import FSP
 from sakd.distillers.ft import FT
 from sakd.distillers.kd import KD
 from sakd.distillers.nst import NST
+from sakd.distillers.ofa import OFA
+from sakd.distillers.ofd import OFD
 from sakd.distillers.pkt import PKT
 from sakd.distillers.reviewkd import ReviewKD
 from sakd.distillers.rkd import RKD
@@ -42,6 +44,8 @@ __all__ = [
     "FT",
     "KD",
     "NST",
+    "OFA",
+    "OFD",
     "PKT",
     "RKD",
     "SDD",
