@@ -8,7 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sakd.distillers import AT, CC, CRD, CTKD, DIST, DKD, KD, NKD, NST, PKT, RKD, SP, VID, WTTM, FitNet
+from sakd.distillers import AT, CC, CRD, CTKD, DIST, DKD, KD, NKD, NST, PKT, RKD, SP, VID, WTTM, FitNet, VkD
+from sakd.distillers.vkd import OrthogonalProjection
 from sakd.errors import ConfigError
 from sakd.networks import resnet8, resnet8x4, resnet20
 
@@ -210,7 +211,23 @@ def plain_dist(student, teacher, epsilon=1e-8):
     return TEMPERATURE**2 * (1.5 * inter + 0.5 * intra)
 
 
-LEARNED = (plain_cc, plain_vid)  # formulas with weights of the distiller
+def plain_vkd(student, teacher, distiller):
+    reflections = distiller.projections[distiller.spots[0].name].reflections
+    n, k = reflections.shape
+    product = torch.eye(n, dtype=reflections.dtype)
+    for i in range(k):
+        vector = torch.cat([torch.zeros(i), torch.ones(1), reflections[i + 1 :, i]])
+        product = product @ (torch.eye(n) - 2 * torch.outer(vector, vector) / (vector @ vector))
+    weight = product[:, :k] if teacher.shape[1] == n else product[:, :k].T
+    losses = []
+    for s, t in zip(student, teacher, strict=True):
+        mean = t.sum() / len(t)
+        target = (t - mean) / (((t - mean) ** 2).sum() / len(t) + 1e-5).sqrt()
+        losses += [smooth_l1(a, b) for a, b in zip(weight @ s, target, strict=True)]
+    return sum(losses) / len(losses)
+
+
+LEARNED = (plain_cc, plain_vid, plain_vkd)  # formulas with weights of the distiller
 LABELLED = (plain_dkd, plain_nkd)
 
 
@@ -301,6 +318,11 @@ CASES = [
         (DIST, plain_dist, {"logits": ("logits", resnet20)}),
         (NKD, plain_nkd, {"logits": ("logits", resnet20)}),
         (WTTM, plain_wttm, {"logits": ("logits", resnet20)}),
+        (
+            VkD,
+            plain_vkd,
+            {"wider": ("logits:embedding", resnet20), "narrower": ("embedding:logits", resnet20)},
+        ),
     )
     for name, case in cases.items()
 ]
@@ -315,6 +337,7 @@ USUAL = [
         *((KD, "logits"), (FitNet, "hint"), (AT, "stages"), (SP, "last_stage"), (PKT, "embedding")),
         *((CC, "embedding"), (RKD, "embedding"), (VID, "stages"), (NST, "stages"), (CRD, "embedding")),
         *((DKD, "logits"), (DIST, "logits"), (NKD, "logits"), (WTTM, "logits"), (CTKD, "logits")),
+        (VkD, "embedding"),
     )
 ]
 
@@ -527,6 +550,17 @@ def test_dkd_is_kd_where_its_weights_are_the_teachers_own():
     close(masked(distiller, f_s, f_t, keep)[0], masked(build(KD, "logits"), f_s, f_t, keep)[0])
 
 
+@pytest.mark.parametrize(("width_in", "width_out"), [(6, 9), (9, 6), (7, 7)])
+def test_vkds_projection_is_orthogonal_whatever_its_reflections(width_in, width_out):
+    projection = OrthogonalProjection(width_in, width_out).double()
+    for scale in (1, 1e3):
+        torch.nn.init.normal_(projection.reflections, std=scale)
+        weight = projection.weight
+        assert weight.shape == (width_out, width_in)
+        gram = weight.T @ weight if width_in <= width_out else weight @ weight.T
+        close(gram, torch.eye(len(gram), dtype=torch.float64))
+
+
 @pytest.mark.parametrize("sure", ["student", "teacher", "both"])
 @pytest.mark.parametrize("kind", [DKD, NKD, WTTM])
 def test_losses_of_class_probabilities_are_finite_where_a_network_is_sure(kind, sure):
@@ -597,6 +631,7 @@ def test_dists_one_kept_row_leaves_the_correlation_between_classes():
         (DIST, "stage2"),
         (DKD, "embedding"),
         (NKD, "embedding"),
+        (VkD, "stage2"),
     ],
 )
 def test_a_spot_whose_features_a_distiller_cannot_compare_is_refused_when_it_is_built(kind, where):

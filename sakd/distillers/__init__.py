@@ -1,5 +1,6 @@
 """Distillers: *what* a student learns from its teacher. One file per paper."""
 
+from sakd.distillers.afd import AFD
 from sakd.distillers.at import AT
 from sakd.distillers.base import (
     Distiller,
@@ -13,7 +14,9 @@ from sakd.distillers.base import (
     kept_pairs,
     weighed,
 )
+from sakd.distillers.catkd import CATKD
 from sakd.distillers.cc import CC
+from sakd.distillers.classifier import Classifier
 from sakd.distillers.crd import CRD
 from sakd.distillers.ctkd import CTKD
 from sakd.distillers.dist import DIST
@@ -24,16 +27,22 @@ from sakd.distillers.ft import FT
 from sakd.distillers.kd import KD
 from sakd.distillers.nkd import NKD
 from sakd.distillers.nst import NST
+from sakd.distillers.ofa import OFA
+from sakd.distillers.ofd import OFD
 from sakd.distillers.pkt import PKT
 from sakd.distillers.reviewkd import ReviewKD
 from sakd.distillers.rkd import RKD
+from sakd.distillers.sdd import SDD
 from sakd.distillers.semckd import SemCKD
 from sakd.distillers.sp import SP
 from sakd.distillers.vid import VID
+from sakd.distillers.vkd import VkD
 from sakd.distillers.wttm import WTTM
 
 __all__ = [
+    "AFD",
     "AT",
+    "CATKD",
     "CC",
     "CRD",
     "CTKD",
@@ -44,16 +53,21 @@ __all__ = [
     "KD",
     "NKD",
     "NST",
+    "OFA",
+    "OFD",
     "PKT",
     "RKD",
+    "SDD",
     "SP",
     "VID",
     "WTTM",
+    "Classifier",
     "Distiller",
     "Features",
     "FitNet",
     "ReviewKD",
     "SemCKD",
+    "VkD",
     "at_least_float32",
     "distinct_spots",
     "is_kept",
