@@ -28,6 +28,8 @@ GROUPS = {
     "student": "network",
     "distiller": "distiller",
     "spot_mode": "spot_mode",
+    "optimizer": "optimizer",
+    "schedule": "schedule",
     "tracking": "tracking",
     "hydra.launcher": "hydra/launcher",
 }

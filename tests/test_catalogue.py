@@ -129,8 +129,9 @@ def test_what_stands_around_the_tables_is_kept(tmp_path):
 def test_every_key_of_conf_has_a_row_with_what_it_may_be(tables):
     found = rows(tables["keys"])
     composed = [key for key, _ in flatten(compose_config())]
-    groups = {"dataset", "student", "distiller", "spot_mode", "tracking"}
-    own = {key for key in composed if key.partition(".")[0] not in groups}
+    groups = {"dataset", "student", "distiller", "spot_mode", "tracking", "optimizer", "schedule"}
+    trainings = ("teacher.training.optimizer.", "teacher.training.schedule.")
+    own = {key for key in composed if key.partition(".")[0] not in groups and not key.startswith(trainings)}
     own -= {key for key in own if key.startswith("teacher.") and key.count(".") == 1 and key not in found}
     assert own <= set(found)
     assert found["teacher.min_accuracy"] == [
@@ -143,6 +144,8 @@ def test_every_key_of_conf_has_a_row_with_what_it_may_be(tables):
         ("dataset", "dataset.val_fraction", "a number from 0 to below 1"),
         ("distiller", "distiller.losses.crd.momentum", "a number from 0 to below 1"),
         ("spot_mode", "spot_mode.temperature", "a number above 0"),
+        ("optimizer", "optimizer.lr", "a number of at least 0"),
+        ("schedule", "schedule.by", "one of epoch, step"),
         ("hydra_launcher", "hydra.launcher.mem_gb", "a number above 0 or null"),
         ("tracking", "tracking.model", "true or false"),
     ):

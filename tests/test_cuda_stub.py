@@ -121,6 +121,17 @@ def test_a_captured_step_in_bfloat16_waits_for_nothing_either(name, told):
         assert operations(seen) <= MOST_OUTSIDE
 
 
+def test_a_rate_by_step_is_written_for_each_replay_and_captures_nothing_anew(told):
+    keys = ("schedule=cosine", "schedule.by=step", "schedule.warmup_epochs=1", "teacher=resnet14")
+    (found,) = told("pair", "cuda", "auto", "kd", "adaptive", *keys, "student=resnet8").values()
+    (plain,) = told("pair", "cuda", "auto", "kd", "adaptive", *keys[-1:], "student=resnet8").values()
+    assert found["error"] is None
+    for seen, other in zip(found["steps"], plain["steps"], strict=True):
+        assert_no_fault(seen)
+        assert (seen["waits"], seen["captures"], seen["graphs"]) == (0, 0, 2)
+        assert operations(seen) == operations(other) + 2  # the student's rate and the policy's
+
+
 def test_a_captured_step_has_few_operations_outside_of_its_graphs():
     outside = {name: counts["captured"] for name, counts in known().items()}
     assert max(outside[name] for name, members in COHORTS.items() if len(members) == 1) <= MOST_OUTSIDE

@@ -132,7 +132,6 @@ TYPES = {
     "+sead=1": "sead: no such key; .* Did you mean 'seed'",
     "teacher.checkpoint=3": "teacher.checkpoint: found 3, expected the path of a file",
     "runs=null": "runs: found None, expected the path of a folder",
-    "~schedule": "schedule: found nothing",
     "~dataset.recipe": "dataset.recipe",
     "distiller.losses=null": "distiller.losses: found None",
     "distiller.losses.kd=null": "distiller.losses.kd: found None",

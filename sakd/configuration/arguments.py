@@ -21,17 +21,20 @@ log = logging.getLogger("sakd")
 
 NEEDED = ("dataset", "teacher", "student", "distiller", "spot_mode", "tracking")
 MADE_TO_BE_MERGED = ("experiment",)
+OF_TRAININGS = ("optimizer", "schedule")  # chosen by name, or written as keys and values; of a teacher, too
 
-_CHOICE = re.compile(r"(\+{0,2}[a-z_/]+)=.*", re.DOTALL)
-_WITHIN_A_CHOICE = re.compile(rf"(\+{{0,2}}(?:{'|'.join(NEEDED)})\.[^=]+)=(.+)", re.DOTALL)
+_CHOICE = re.compile(r"(\+{0,2}([a-z_/]+)(?:@[\w.]+)?)=.*", re.DOTALL)
+_WITHIN_A_CHOICE = re.compile(rf"(\+{{0,2}}(?:{'|'.join((*NEEDED, *OF_TRAININGS))})\.[^=]+)=(.+)", re.DOTALL)
+_OF_TEACHERS = re.compile(rf"teacher\.training\.({'|'.join(OF_TRAININGS)})=(.*)", re.DOTALL)
 _ONE_CHOICE = re.compile(r"([^=]+)=choice\((.*)\)", re.DOTALL)
 
 
 def understood(arguments: Sequence[str], multirun: bool = False) -> list[str]:
     """Arguments of a command line as Hydra is to read them.
 
-    ``distiller=kd,[at,sp]`` is ``distiller=kd,at+sp``, and a ``~`` that begins a path the user's home. In a
-    ``multirun`` what is set within a group counts for the cells alone: Hydra would look for it in the
+    ``distiller=kd,[at,sp]`` is ``distiller=kd,at+sp``, and a ``~`` that begins a path the user's home.
+    ``teacher.training.optimizer=adamw`` chooses a file, as ``optimizer=adamw`` does; ``schedule=null`` none.
+    In a ``multirun`` what is set within a group counts for the cells alone: Hydra would look for it in the
     default's file, too.
 
     Raises ConfigError for a group that is chosen by anything but a name, and for a value without a key.
@@ -39,7 +42,7 @@ def understood(arguments: Sequence[str], multirun: bool = False) -> list[str]:
     for argument in arguments:
         if re.match(r"[+~]*[@=]", argument):
             raise ConfigError(f"{argument}: found no key, expected key=value")
-    arguments = [_with_names(_with_home(argument)) for argument in arguments]
+    arguments = [_with_names(_of_trainings(_with_home(argument))) for argument in arguments]
     return [_for_the_cells(argument) for argument in arguments] if multirun else arguments
 
 
@@ -83,9 +86,22 @@ def _with_home(argument: str) -> str:
     return re.sub(r"(?<=[=,])~(?=/)", lambda _: os.path.expanduser("~"), argument)
 
 
+def _of_trainings(argument: str) -> str:
+    """The group in the place of a teacher's key, and a removed choice in that of one that is null."""
+    of_teacher = _OF_TEACHERS.fullmatch(argument)
+    override = _parsed(argument)
+    if override is None or override.type != OverrideType.CHANGE:
+        return argument
+    value = override.value()
+    if of_teacher is not None and not isinstance(value, dict):
+        argument = f"{of_teacher[1]}@teacher.training.{of_teacher[1]}={of_teacher[2]}"
+    key = argument.partition("=")[0]
+    return f"~{key}" if value is None and key.partition("@")[0] == "schedule" else argument
+
+
 def _with_names(argument: str) -> str:
     start = _CHOICE.fullmatch(argument)
-    group = "" if start is None else start[1].lstrip("+")
+    group = "" if start is None else start[2]
     if not group or not folder_of(group).is_dir():
         return argument
     override = _parsed(argument)
@@ -96,11 +112,13 @@ def _with_names(argument: str) -> str:
         return argument  # a range, or glob(*): Hydra knows what is in it
     values = value.list if isinstance(value, ChoiceSweep) else [value]
     chosen = [getattr(each, "text", each) for each in values]
-    names = [_name(group, each) for each in chosen]
+    names = [_name(group, each, start[1].rpartition("@")[2]) for each in chosen]
     return argument if names == chosen else f"{start[1]}={','.join(names)}"
 
 
-def _name(group: str, chosen: Any) -> Any:
+def _name(group: str, chosen: Any, key: str) -> Any:
+    if (group in OF_TRAININGS and isinstance(chosen, dict)) or (group == "schedule" and chosen is None):
+        return chosen
     several = isinstance(chosen, list) and bool(chosen) and all(isinstance(name, str) for name in chosen)
     if several and group == sums.GROUP:
         return sums.PLUS.join(chosen)
@@ -108,7 +126,7 @@ def _name(group: str, chosen: Any) -> Any:
         form = ", or several to sum: [at,sp]" if group == sums.GROUP else ""
         found = f"[{','.join(map(str, chosen))}]" if isinstance(chosen, list) else chosen
         raise ConfigError(
-            f"{group}: found {'null' if chosen is None else found}, expected one of "
+            f"{key}: found {'null' if chosen is None else found}, expected one of "
             f"{', '.join(sorted(choices(group)))}{form}"
         )
     return chosen

@@ -5,6 +5,7 @@ Each ``_target_`` is called with its keys, once they fit its signature. Needs to
 
 import inspect
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,12 +40,19 @@ from sakd.ranges import (
 )
 from sakd.spots import SpotMode
 from sakd.streams import initialising
-from sakd.training import Execution, Pretraining, Task, Teacher, Trainer, spots_of
+from sakd.training import Execution, Pretraining, Schedule, Task, Teacher, Trainer, spots_of
+from sakd.training.schedules import Rates
 
 # What nodes have beside their constructors' keys.
 OF_STUDENTS = (*NAMED, *START_KEYS)
 OF_TEACHERS = (*NAMED, *TEACHER_KEYS)
 OF_SPOT_MODES = (*NAMED, "optimizer")
+OF_SCHEDULES = ("by", "warmup_epochs", "warmup_start")
+# What a schedule takes that is so many of its steps: written in epochs, whatever it goes on by.
+LENGTHS = (
+    *("milestones", "step_size", "step_size_up", "step_size_down"),
+    *("T_max", "T_0", "total_iters", "total_steps"),
+)
 
 
 def make(
@@ -221,12 +229,10 @@ def trainer(
     """
     if teacher is None and built.teacher is not None:
         teacher = Teacher(built.teacher, device=device, execution=execution(config))
-    policy, schedule = config["spot_mode"].get("optimizer"), config["schedule"]
+    policy, paced = config["spot_mode"].get("optimizer"), config["schedule"]
     keys = {
         "optimizer": partial(make, config["optimizer"], f"{within}optimizer", leave=(), kind=Optimizer),
-        "schedule": None
-        if schedule is None
-        else partial(make, schedule, f"{within}schedule", leave=(), kind=LRScheduler),
+        "schedule": None if paced is None else schedule(paced, f"{within}schedule"),
         "seed": config["seed"],
         "device": device,
         "execution": execution(config),
@@ -247,6 +253,21 @@ def trainer(
         record_spots=config["record_spots"],
         **keys,
     )
+
+
+def schedule(node: Config, key: str) -> Schedule:
+    """What learning rates are to do by a schedule's node, of which ``key`` is the path."""
+
+    def built(optimizer: Optimizer, moves: int) -> LRScheduler:
+        scaled = {name: _times(value, moves) if name in LENGTHS else value for name, value in node.items()}
+        return make(scaled, key, optimizer, leave=OF_SCHEDULES, kind=LRScheduler)
+
+    warm_up = {name: node[name] for name in OF_SCHEDULES[1:] if name in node}
+    return Schedule(built, node.get("by") == "step", **warm_up)
+
+
+def _times(length: Any, moves: int) -> Any:
+    return [moves * each for each in length] if isinstance(length, list) else length and moves * length
 
 
 # What constructors of optimizers, schedules and transforms take, whose packages tell no range.
@@ -289,6 +310,7 @@ TRANSFORM_RANGES = {
     "ratio": Annotated[in_order(Positive), MinLen(2), MaxLen(2)],
 }
 TRIED_EPOCHS = 1000  # no more are walked through
+TRIED_STEPS = 3  # an epoch's, where a schedule goes on by step
 
 
 def check_parts(config: Config) -> None:
@@ -370,22 +392,23 @@ def _try_training(nodes: str, epochs: int, key: str = "optimizer", schedule_key:
     optimizer_node, schedule_node = json.loads(nodes)
     check_node(optimizer_node, key, 1, (), TRAINING_RANGES)
     if schedule_node is not None:
-        check_node(schedule_node, schedule_key, 1, (), TRAINING_RANGES)
+        check_node(schedule_node, schedule_key, 1, OF_SCHEDULES, TRAINING_RANGES)
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     weight.grad = torch.zeros(2, 2)
     optimizer = make(optimizer_node, key, [weight], leave=(), kind=Optimizer)
     _check_steps_alone(optimizer, key)
-    schedule = None
-    if schedule_node is not None:
-        schedule = make(schedule_node, schedule_key, optimizer, leave=(), kind=LRScheduler)
-        _check_steps_alone(schedule, schedule_key)
-    for epoch in range(1, 1 + min(epochs, TRIED_EPOCHS)):
+    if schedule_node is None:
         _try_step(optimizer, optimizer_node, key)
-        if schedule is None:
-            return
-        _try_step(schedule, schedule_node, schedule_key)
-        rate = optimizer.param_groups[0]["lr"]
-        if epoch < epochs and not 0 <= rate <= LARGEST_RATE:
+        return
+    rates = Rates(optimizer, schedule(schedule_node, schedule_key), TRIED_STEPS)
+    _check_steps_alone(rates.schedule, schedule_key)
+    moves = TRIED_STEPS if rates.by_step else 1
+    own_keys = {name: value for name, value in schedule_node.items() if name not in OF_SCHEDULES}
+    for move in range(1, 1 + min(epochs, TRIED_EPOCHS) * moves):
+        _try_step(optimizer, optimizer_node, key)
+        _try_step(rates, own_keys, schedule_key)
+        epoch, rate = math.ceil(move / moves), optimizer.param_groups[0]["lr"]
+        if move < epochs * moves and not 0 <= rate <= LARGEST_RATE:
             values = ", ".join(f"{schedule_key}.{name}={value!r}" for name, value in schedule_node.items())
             raise ConfigError(
                 f"{schedule_key}: found {values}, with which {key}.lr is {rate:g} after epoch {epoch}; "
@@ -401,7 +424,7 @@ def _check_steps_alone(part: Optimizer | LRScheduler, key: str) -> None:
         )
 
 
-def _try_step(part: Optimizer | LRScheduler, node: Config, key: str) -> None:
+def _try_step(part: Optimizer | Rates, node: Config, key: str) -> None:
     try:
         part.step()
     except Exception as error:  # any class may be configured

@@ -423,13 +423,17 @@ def _of_cell(error: SakdError, line: Overrides) -> SakdError:
 def _computed_from(cfg: DictConfig, key: str) -> bool:
     """True if an interpolation may read ``key``.
 
-    That is one with the name of its root or its leaf in it, or with a computed name.
+    That is one with the name of its root or its leaf in it, or with a computed name; of one that begins where
+    it stands, any name of the key's.
     """
-    names = (key.partition(".")[0], key.rpartition(".")[2])
+    names = key.split(".")
     texts = [
         str(value) for _, value in flatten(OmegaConf.to_container(cfg, resolve=False)) if "${" in str(value)
     ]
-    return any("${$" in text or "${." in text or any(name in text for name in names) for text in texts)
+    return any(
+        "${$" in text or any(name in text for name in (names if "${." in text else (names[0], names[-1])))
+        for text in texts
+    )
 
 
 def _composed_alone(line: Overrides, shared: Sequence[str]) -> Config:

@@ -328,8 +328,13 @@ def expected_of_target(target: Callable[..., Any], ranges: Mapping[str, Any]) ->
 
 def _expected(takes: Takes) -> dict[str, str]:
     return {
-        name: "" if taken.kind is None else taken.kind.expected for name, taken in takes.parameters.items()
+        name: _expected_node(taken) if taken.kind is None else taken.kind.expected
+        for name, taken in takes.parameters.items()
     }
+
+
+def _expected_node(taken: Parameter) -> str:
+    return "" if taken.schema is None else "keys and values" + (" or null" if taken.optional else "")
 
 
 # ---- kinds

@@ -71,6 +71,11 @@ NEUTRAL = {
     "task.mixup": 0,
     "task.cutmix": 0,
     "task": {},
+    **{
+        f"{node}schedule.{key}": value
+        for node in ("", "teacher.training.", "distiller.pretraining.")
+        for key, value in {"by": "epoch", "warmup_epochs": 0, "warmup_start": 0.01}.items()
+    },
 }
 
 
@@ -121,7 +126,7 @@ def without_effect(config: Config, overrides: Iterable[str]) -> list[str]:
     used."""
     if needs_teacher(config):
         return []
-    return [line for line in overrides if re.match(r"[+~]*(teacher|spot_mode)\b", line)]
+    return [line for line in overrides if re.match(r"[+~]*(teacher|spot_mode|\w+@teacher)\b", line)]
 
 
 def _plain(value: Any) -> Any:

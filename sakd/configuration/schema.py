@@ -79,6 +79,15 @@ class Network(TypedDict):
     pretrained: NotRequired[Text | None]
 
 
+class Scheduled(TypedDict):
+    """``schedule``."""
+
+    _target_: Any
+    by: NotRequired[Literal["epoch", "step"]]
+    warmup_epochs: NotRequired[NotNegative]
+    warmup_start: NotRequired[Share]
+
+
 class Training(TypedDict):
     """``teacher.training``."""
 
@@ -87,7 +96,7 @@ class Training(TypedDict):
     batch_size: BatchSize
     precision: Precision
     optimizer: Node
-    schedule: Node | None
+    schedule: Scheduled | None
     checkpoint: NotRequired[File | None]
     checkpoint_part: NotRequired[Text | None]
     pretrained: NotRequired[Text | None]
@@ -111,7 +120,7 @@ class Pretraining(TypedDict):
     epochs: Epochs
     batch_size: BatchSize
     optimizer: Node
-    schedule: Node | None
+    schedule: Scheduled | None
 
 
 class Reference(TypedDict):
@@ -173,7 +182,7 @@ class Whole(TypedDict):
     epochs: Epochs
     batch_size: BatchSize
     optimizer: Node
-    schedule: Node | None
+    schedule: Scheduled | None
     precision: Precision
     task: NotRequired[Task]
     student: Network

@@ -180,7 +180,7 @@ class Together:
             log.warning("%s", text, extra={"news": ("batch_size", text)})
         for run in runs:
             with self._alone(run):
-                trainers[run.name].prepare(dataset)
+                trainers[run.name].prepare(dataset, shared["batch_size"])
         runs = self._open(runs)
         if teacher is not None and runs:
             self._certify(teacher, runs, dataset)

@@ -7,6 +7,7 @@ from sakd.training.measuring import evaluate
 from sakd.training.pretraining import Pretraining
 from sakd.training.profiling import Profile
 from sakd.training.recording import seen
+from sakd.training.schedules import OneCycle, Schedule
 from sakd.training.task import Task
 from sakd.training.teacher import Certificate, Teacher
 from sakd.training.trainer import Step, Trainer, spots_of
@@ -16,9 +17,11 @@ __all__ = [
     "Cohort",
     "Execution",
     "Measured",
+    "OneCycle",
     "Pretraining",
     "Profile",
     "Progress",
+    "Schedule",
     "SharedClock",
     "Step",
     "Task",

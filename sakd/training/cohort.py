@@ -131,7 +131,7 @@ class Cohort:
         dataset = dataset.to(self.device)
         for member in self._standing(self.members.values()):
             with self._alone(member):
-                member.trainer.prepare(dataset)
+                member.trainer.prepare(dataset, batch_size)
         while waiting := [m for m in self.members.values() if m.trainer.epoch < m.epochs]:
             epoch = min(member.trainer.epoch for member in waiting)
             with on_device(self.device):
@@ -213,6 +213,7 @@ class Cohort:
         for member in self._standing(members):
             with self._alone(member), member.draws():
                 taken[member.name] = member.train_step(*batch, features, mixing)
+                member.trainer.end_step()
         self._put_aside({member: taken[member.name] for member in self._standing(members)}, len(batch.labels))
         return taken
 

@@ -9,21 +9,19 @@ from torch.optim import Optimizer
 
 from sakd.errors import ConfigError
 
+CHANGED_BY_SCHEDULES = ("lr", "momentum", "betas")
 HOW = ("capturable", "foreach", "fused")  # keys of a group that say how a step is carried out, not which
 
 
 class Stepper:
     """Takes an optimizer's steps on a device.
 
-    On CUDA they are fused where PyTorch has them so. Where steps are captured, a fused optimizer reads its
-    learning rates from tensors, which ``fill`` brings up to date: schedules go on with plain numbers. Others
-    have to be captured anew when a rate changes.
+    Where steps are captured, a fused optimizer reads its learning rates from tensors, which ``fill`` brings
+    up to date: schedules go on with plain numbers. Others have to be captured anew when a rate changes.
     """
 
     def __init__(self, optimizer: Optimizer, device: torch.device, captured: bool):
         self.optimizer = optimizer
-        if device.type == "cuda":
-            _fuse(optimizer)
         if captured:
             _make_capturable(optimizer)
         fused = all(group.get("fused") for group in optimizer.param_groups)
@@ -35,9 +33,15 @@ class Stepper:
         self.filled = [group["lr"] for group in optimizer.param_groups]
 
     @property
-    def settings(self) -> tuple[float, ...]:
-        """Values that a captured step has read once and for all."""
-        return () if self.rates else tuple(group["lr"] for group in self.optimizer.param_groups)
+    def settings(self) -> tuple[object, ...]:
+        """Values that a captured step has read once and for all: also a momentum that a schedule changes."""
+        filled = ("lr",) if self.rates else ()
+        return tuple(
+            value
+            for group in self.optimizer.param_groups
+            for key, value in group.items()
+            if key in CHANGED_BY_SCHEDULES and key not in filled
+        )
 
     def fill(self) -> None:
         """Let the next replay see the learning rates as they are now."""
@@ -69,7 +73,7 @@ class Stepper:
         self.optimizer.load_state_dict({**state, "param_groups": groups})
 
 
-def _fuse(optimizer: Optimizer) -> None:
+def fuse(optimizer: Optimizer) -> None:
     """Choose the fused step where the class has one and the user has not chosen.
 
     Not where it has made its state already, as Adagrad does: for a step that is not fused.
@@ -79,8 +83,17 @@ def _fuse(optimizer: Optimizer) -> None:
             group["fused"] = True
 
 
-def check_capturable(optimizer: Optimizer, key: str) -> None:
-    """Raise ConfigError, naming ``key``, if the optimizer's steps cannot be captured."""
+def check_capturable(optimizer: Optimizer, key: str, by_step: bool = False) -> None:
+    """Raise ConfigError, naming ``key``, if the optimizer's steps cannot be captured.
+
+    ``by_step``: its rate changes with each of them, so that it must be one that reads rates from tensors.
+    """
+    if by_step and not all(group.get("fused") for group in optimizer.param_groups):
+        raise ConfigError(
+            f"{key}._target_: found {type(optimizer).__name__}, which is not fused, with schedule.by=step, "
+            "so that each step would be captured anew; expected SGD, Adam or AdamW, schedule.by=epoch, or "
+            "compile=none"
+        )
     if not isinstance(optimizer, torch.optim.SGD) and any(
         "capturable" not in group for group in optimizer.param_groups
     ):

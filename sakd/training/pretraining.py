@@ -12,6 +12,7 @@ from sakd.names import safe
 from sakd.networks import StagedNet
 from sakd.spots import Fixed
 from sakd.training.execution import Execution
+from sakd.training.schedules import Schedule
 from sakd.training.teacher import Teacher
 from sakd.training.trainer import Features, Step, Trainer, spots_of
 
@@ -32,7 +33,7 @@ class Pretraining(Trainer):
         distiller: Distiller,
         *,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        schedule: Callable[[Optimizer], LRScheduler] | None = None,
+        schedule: Schedule | Callable[[Optimizer], LRScheduler] | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         execution: Execution = Execution(),  # noqa: B008, immutable

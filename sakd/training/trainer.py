@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from sakd.data import Dataset, Mix, Mixing
+from sakd.data import Dataset, Mix, Mixing, steps_per_epoch
 from sakd.distillers import Distiller, distinct_spots
 from sakd.errors import CheckpointError, ConfigError, NonFiniteLossError
 from sakd.names import safe
@@ -21,8 +21,9 @@ from sakd.streams import initialising, stream_seed
 from sakd.training.execution import Branch, Execution
 from sakd.training.graphs import say_not_captured
 from sakd.training.measuring import all_finite, broken
-from sakd.training.optimizers import Stepper, check_capturable
+from sakd.training.optimizers import Stepper, check_capturable, fuse
 from sakd.training.recording import KeptTable
+from sakd.training.schedules import Rates, Schedule
 from sakd.training.snapshot import snapshot
 from sakd.training.task import Task
 from sakd.training.teacher import Teacher
@@ -41,10 +42,11 @@ class Step(NamedTuple):
 class Trainer:
     """Trains ``student``; with a teacher, distillers and a spot mode, distils it.
 
-    ``optimizer`` and ``policy_optimizer`` build an optimizer from parameters, ``schedule`` builds a learning
-    rate schedule from an optimizer and is stepped once an epoch, for both. Random numbers come from streams
-    of ``seed``. ``task``: what is learned from labels. With ``record_spots``, ``kept_table`` tells after an
-    epoch who was kept where in it. A ``Cohort``, of this trainer alone or with others, runs it.
+    ``optimizer`` and ``policy_optimizer`` build an optimizer from parameters. ``schedule`` is that of both
+    learning rates; one that is no Schedule builds PyTorch's from an optimizer, and goes on by epoch. Random
+    numbers come from streams of ``seed``. ``task``: what is learned from labels. With ``record_spots``,
+    ``kept_table`` tells after an epoch who was kept where in it. A ``Cohort``, of this trainer alone or with
+    others, runs it.
 
     Raises ConfigError if teacher, distillers and spot mode are not given together, or do not fit together, or
     a distiller does not fit the task.
@@ -60,7 +62,7 @@ class Trainer:
         spot_mode: SpotMode | None = None,
         *,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        schedule: Callable[[Optimizer], LRScheduler] | None = None,
+        schedule: Schedule | Callable[[Optimizer], LRScheduler] | None = None,
         policy_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         task: Task = Task(),  # noqa: B008, immutable
         seed: int = 0,
@@ -104,9 +106,14 @@ class Trainer:
             optimizers["policy"] = policy_optimizer(self.policy_parameters)
             self.routed_student = frozen_alias(self.student, execution.refolds_on(self.device))
         self.optimizer, self.policy_optimizer = optimizers["student"], optimizers.get("policy")
+        self.schedule = _as_schedule(schedule)
+        if self.device.type == "cuda":
+            for own in optimizers.values():
+                fuse(own)
         self.captured = execution.captures_on(self.device) and self._can_be_captured(optimizers)
         self.steppers = {name: Stepper(own, self.device, self.captured) for name, own in optimizers.items()}
-        self.schedules = {} if schedule is None else {n: schedule(own) for n, own in optimizers.items()}
+        self.schedules: dict[str, Rates] = {}
+        self.first_rates: dict[str, float] = {}  # of the epoch under way
         self.streams = {name: torch.Generator(device=self.device) for name in self.plugins}
         self.prepared = False
         self.record_spots = record_spots and spot_mode is not None
@@ -121,7 +128,7 @@ class Trainer:
         keys = {"student": "optimizer", "policy": "spot_mode.optimizer"}
         try:
             for name, optimizer in optimizers.items():
-                check_capturable(optimizer, keys[name])
+                check_capturable(optimizer, keys[name], self.schedule is not None and self.schedule.by_step)
         except ConfigError as error:
             if not self.execution.falls_back:
                 raise
@@ -161,13 +168,14 @@ class Trainer:
         yield from self.student.parameters()
         yield from self.distillers.parameters()
 
-    def prepare(self, dataset: Dataset) -> None:
-        """Let the plug-ins build what depends on the training set, once.
+    def prepare(self, dataset: Dataset, batch_size: int | None = None) -> None:
+        """Let the plug-ins, and the schedules, build what depends on the training set, once.
 
-        A saved state needs it before.
+        A saved state needs it before. Raises ConfigError for a schedule by step without a ``batch_size``.
         """
         if self.prepared:
             return
+        self._begin_schedules(len(dataset.train), batch_size)
         labels = dataset.train.labels.to(self.device)
         self.class_weights = self.task.weights_of_classes(labels, dataset.classes)
         for name, plugin in self.plugins.items():
@@ -178,9 +186,20 @@ class Trainer:
             self.kept_table = KeptTable(len(labels), len(self.spots), self.device)
         self.prepared = True
 
+    def _begin_schedules(self, samples: int, batch_size: int | None) -> None:
+        if self.schedule is None:
+            return
+        if batch_size is None and self.schedule.by_step:
+            raise ConfigError("batch_size: found None, expected the size by which a schedule knows its steps")
+        steps = 1 if batch_size is None else steps_per_epoch(samples, batch_size)
+        self.schedules = {
+            name: Rates(stepper.optimizer, self.schedule, steps) for name, stepper in self.steppers.items()
+        }
+
     def begin_epoch(self) -> None:
         """Start the epoch's random streams; count it, and tell the plug-ins."""
         self.epoch += 1
+        self.first_rates = self.learning_rates()
         if self.kept_table is not None:
             self.kept_table.begin_epoch()
         for name, plugin in self.plugins.items():
@@ -256,12 +275,18 @@ class Trainer:
         self.steppers["policy"].step()
         return loss.detach()
 
+    def end_step(self) -> None:
+        """Go on with schedules by step, behind each step, which may have been replayed."""
+        for rates in self.schedules.values():
+            if rates.by_step:
+                rates.step()
+
     def end_epoch(self) -> dict[str, float]:
-        """Step the schedules; the epoch's learning rates, as ``lr/student`` and ``lr/policy``."""
-        rates = {f"lr/{name}": rate for name, rate in self.learning_rates().items()}
-        for schedule in self.schedules.values():
-            schedule.step()
-        return rates
+        """Go on with schedules by epoch; the epoch's first rates, as ``lr/student`` and ``lr/policy``."""
+        for rates in self.schedules.values():
+            if not rates.by_step:
+                rates.step()
+        return {f"lr/{name}": rate for name, rate in self.first_rates.items()}
 
     def captured_settings(self) -> tuple[object, ...]:
         """Values with which a captured step goes stale when they change."""
@@ -274,8 +299,7 @@ class Trainer:
 
     def learning_rates(self) -> dict[str, float]:
         """Learning rates of the student's optimizer, and of the policy's where there is one."""
-        optimizers = {"student": self.optimizer, "policy": self.policy_optimizer}
-        return {name: own.param_groups[0]["lr"] for name, own in optimizers.items() if own is not None}
+        return {name: stepper.optimizer.param_groups[0]["lr"] for name, stepper in self.steppers.items()}
 
     def check_finite(self, measured: Mapping[str, float]) -> None:
         """Raise NonFiniteLossError if weights or evaluation losses are not finite.
@@ -344,6 +368,12 @@ class Trainer:
             told = " ".join(str(error).split())
             raise CheckpointError(f"the state of {name} is for another trainer: {told}") from error
         self.epoch = state["epoch"]
+
+
+def _as_schedule(schedule: Schedule | Callable[[Optimizer], LRScheduler] | None) -> Schedule | None:
+    if schedule is None or isinstance(schedule, Schedule):
+        return schedule
+    return Schedule(lambda optimizer, moves: schedule(optimizer))
 
 
 def spots_of(student: StagedNet, teacher: StagedNet, distillers: Iterable[Distiller]) -> list[Spot]:

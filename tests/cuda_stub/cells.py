@@ -156,7 +156,7 @@ def cohort_of(configs: Mapping[str, Config]) -> tuple[Cohort, Dataset]:
         parts = build.parts(config, None if teacher is None else teacher.network)
         trainers[name] = build.trainer(config, parts, device, teacher)
         teacher = trainers[name].teacher
-        trainers[name].prepare(dataset)
+        trainers[name].prepare(dataset, config["batch_size"])
     cohort = Cohort(teacher, trainers)
     for member in cohort.members.values():
         member.begin_epoch()
@@ -330,7 +330,8 @@ def resumed_rate(config: Config) -> dict[str, Any]:
     device = build.device(config["device"])
     trainer, saved = (build.trainer(config, build.parts(config), device) for _ in range(2))
     saved.optimizer.param_groups[0]["lr"] = 0.002
-    trainer.prepare(build.dataset(config))
+    for each in (trainer, saved):
+        each.prepare(build.dataset(config))
     trainer.load_state_dict(saved.state_dict())
     next(iter(Cohort(trainer.teacher, {"": trainer}).fit(build.dataset(config), 1, SAMPLES)))
     return {"filled": trainer.steppers["student"].filled}
