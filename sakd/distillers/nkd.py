@@ -26,6 +26,7 @@ class NKD(Distiller):
     """
 
     takes = "vector"
+    uses_labels = True
 
     def __init__(
         self,

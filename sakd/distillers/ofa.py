@@ -81,6 +81,8 @@ class OFA(Distiller):
     Raises ConfigError for a vector that is not the logits.
     """
 
+    uses_labels = True
+
     def __init__(
         self,
         student: StagedNet,

@@ -46,6 +46,7 @@ class SDD(Distiller):
     """
 
     takes = "vector"
+    uses_labels = True
 
     def __init__(
         self,
