@@ -154,6 +154,8 @@ def _lines(known: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield label, known[label]
     for label in ("dataset", "teacher", "student", "distiller", "spot_mode", "seed"):
         yield label, known[label]
+    if (decay := known["configuration"].get("ema")) is not None:
+        yield "weights", f"a running average of the student's, measured and stored (ema={decay:g})"
     if known["accuracy"] is not None:
         yield "accuracy", f"{_percent(known['accuracy'])} % last, {_percent(known['best_accuracy'])} % best"
     if result is not None:

@@ -239,6 +239,7 @@ def trainer(
         built.spot_mode,
         policy_optimizer=policy_optimizer,
         record_spots=config["record_spots"],
+        ema=config.get("ema"),
         **keys,
     )
 

@@ -63,6 +63,7 @@ NEUTRAL = {
     "distiller.pretraining": None,
     "distiller.pretraining.loss": None,
     "distiller.pretraining.schedule": None,
+    "ema": None,
 }
 
 

@@ -11,6 +11,7 @@ from sakd.names import START_KEYS
 Config = dict[str, Any]
 # Keys of the teacher that are not its network's.
 TEACHER_KEYS = ("checkpoint", "checkpoint_part", "pretrained", "min_accuracy", "training")
+OF_STUDENTS_ALONE = {"ema": None}  # what a recipe of a teacher or a pretraining does not have, at its neutral value
 FIXED = {"name": "fixed", "_target_": "sakd.spots.Fixed"}  # of runs in which nobody is distilled
 
 
@@ -76,6 +77,7 @@ def _teacher_run(config: Config) -> Config:
         "dataset": config["dataset"],
         "distiller": {"name": "none", "losses": {}},
         "spot_mode": FIXED,
+        **OF_STUDENTS_ALONE,
         "tracking": tracked_apart(config["tracking"], "teachers"),
         **_as_here(config),
     }
@@ -112,6 +114,7 @@ def _pretraining_run(config: Config) -> Config:
             "pretrains": name,
         },
         "spot_mode": FIXED,
+        **OF_STUDENTS_ALONE,
         "tracking": tracked_apart(config["tracking"], "pretraining"),
         **_as_here(config),
     }

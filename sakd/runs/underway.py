@@ -148,7 +148,7 @@ class UnderWay:
             images = getattr(dataset, split)
             own = {"indices": dataset.places_of(split).numpy(), "labels": images.labels.cpu().numpy()}
             batches = evaluation_batches(images, dataset)
-            own |= seen(trainer.student, trainer.teacher.network, trainer.spot_mode, batches)
+            own |= seen(trainer.evaluated, trainer.teacher.network, trainer.spot_mode, batches)
             arrays |= {f"{split}_{name}": array for name, array in own.items()}
         return arrays
 

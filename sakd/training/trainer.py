@@ -18,6 +18,7 @@ from sakd.networks.folded import refold
 from sakd.plugin import Plugin
 from sakd.spots import Spot, SpotMode, all_spots, frozen_alias
 from sakd.streams import initialising, stream_seed
+from sakd.training.averaging import Average
 from sakd.training.execution import Branch, Execution
 from sakd.training.graphs import say_not_captured
 from sakd.training.measuring import all_finite, broken
@@ -42,8 +43,9 @@ class Trainer:
 
     ``optimizer`` and ``policy_optimizer`` build an optimizer from parameters, ``schedule`` builds a learning
     rate schedule from an optimizer and is stepped once an epoch, for both. Random numbers come from streams
-    of ``seed``. With ``record_spots``, ``kept_table`` tells after an epoch who was kept where in it. A
-    ``Cohort``, of this trainer alone or with others, runs it.
+    of ``seed``. With ``record_spots``, ``kept_table`` tells after an epoch who was kept where in it. With
+    ``ema``, a decay, a running average of the student is what is measured and left. A ``Cohort``, of this
+    trainer alone or with others, runs it.
 
     Raises ConfigError if teacher, distillers and spot mode are not given together, or do not fit together.
     """
@@ -64,6 +66,7 @@ class Trainer:
         device: torch.device | str = "cpu",
         execution: Execution = Execution(),  # noqa: B008, immutable
         record_spots: bool = False,
+        ema: float | None = None,
     ):
         given = [bool(part) for part in (teacher is not None, distillers, spot_mode is not None)]
         if any(given) != all(given):
@@ -80,6 +83,7 @@ class Trainer:
         self.epoch = 0  # epochs done
         self.teacher = teacher
         self.student = self._placed(student).train()
+        self.average = None if ema is None else Average(self.student, ema)
         self.distillers = self._placed(nn.ModuleDict(distillers or {})).train()
         self.spot_mode = None if spot_mode is None else self._placed(spot_mode).train()
         self.spots = spots_of(student, teacher.network, self.distillers.values()) if teacher else []
@@ -141,9 +145,14 @@ class Trainer:
         return ("loss/task", *losses, "train/accuracy", *kept, *policy)
 
     @property
+    def evaluated(self) -> StagedNet:
+        """The network that is measured: the student, or its running average."""
+        return self.student if self.average is None else self.average.network
+
+    @property
     def product(self) -> nn.Module:
         """The module that a finished training leaves."""
-        return self.student
+        return self.evaluated
 
     def learned(self) -> Iterator[nn.Parameter]:
         """Parameters that the optimizer trains, but for those that take no gradients."""
@@ -168,6 +177,8 @@ class Trainer:
 
     def begin_epoch(self) -> None:
         """Start the epoch's random streams; count it, and tell the plug-ins."""
+        if self.average is not None and self.epoch == 0:
+            self.average.begin()  # here: what is pretrained comes into the student once this is built
         self.epoch += 1
         if self.kept_table is not None:
             self.kept_table.begin_epoch()
@@ -212,6 +223,8 @@ class Trainer:
                 measured.append(self._policy_step(images, labels, teacher_features, route, losses["task"]))
             self.policy_branch.join()
         self.steppers["student"].step()
+        if self.average is not None:
+            self.average.update()
         return Step(losses, kept, torch.stack(measured))
 
     def _policy_step(
@@ -283,6 +296,8 @@ class Trainer:
         """Parts that change in training, by name: not the teacher."""
         parts = {"student": self.student, "distillers": self.distillers, "optimizer": self.optimizer}
         parts |= {f"schedule/{name}": schedule for name, schedule in self.schedules.items()}
+        if self.average is not None:
+            parts["average"] = self.average.network
         if self.spot_mode is not None:
             parts["spot_mode"] = self.spot_mode
         if self.policy_optimizer is not None:
