@@ -179,6 +179,8 @@ def _of_result(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "taught by", f"{teacher['name']}  {teacher['accuracy']:.2f} %  {teacher['source']}"
     for name, cost in result.get("cost", {}).items():
         yield f"{name} costs", told_cost(cost)
+    if best := result.get("best"):
+        yield "best weights", f"best.safetensors, of epoch {best['epoch']} by {best['by']}"
     if result["kept"]:
         yield "kept", ", ".join(f"{spot} {100 * share:.1f} %" for spot, share in result["kept"].items())
     together = f", {result['cohort']} runs together" if result.get("cohort", 1) > 1 else ""

@@ -240,6 +240,7 @@ def trainer(
         policy_optimizer=policy_optimizer,
         record_spots=config["record_spots"],
         ema=config.get("ema"),
+        top5=config.get("top5", False),
         **keys,
     )
 

@@ -64,6 +64,9 @@ NEUTRAL = {
     "distiller.pretraining.loss": None,
     "distiller.pretraining.schedule": None,
     "ema": None,
+    "keep_best": False,
+    "top5": False,
+    "early_stop": None,
 }
 
 

@@ -11,7 +11,8 @@ from sakd.names import START_KEYS
 Config = dict[str, Any]
 # Keys of the teacher that are not its network's.
 TEACHER_KEYS = ("checkpoint", "checkpoint_part", "pretrained", "min_accuracy", "training")
-OF_STUDENTS_ALONE = {"ema": None}  # what a recipe of a teacher or a pretraining does not have, at its neutral value
+# What a recipe of a teacher or a pretraining does not have, at its neutral value.
+OF_STUDENTS_ALONE = {"ema": None, "keep_best": False, "top5": False, "early_stop": None}
 FIXED = {"name": "fixed", "_target_": "sakd.spots.Fixed"}  # of runs in which nobody is distilled
 
 

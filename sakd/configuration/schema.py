@@ -176,6 +176,9 @@ class Whole(TypedDict):
     fold_batch_norm: bool
     compile: Literal["auto", "none", "default", "graph"]
     ema: NotRequired[Decay | None]
+    keep_best: NotRequired[bool]
+    top5: NotRequired[bool]
+    early_stop: NotRequired[Epochs | None]
     cohort: Count
     profile: bool
     record_spots: bool

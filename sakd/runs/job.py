@@ -312,10 +312,18 @@ class Together:
                 watch.drop(name, in_one_line(error))
                 self._failed(members[name].run, error, members[name])
 
+            def ended(name: str) -> None:
+                member = members[name]
+                if member.trainer.epoch < epochs[name]:
+                    cohort.drop(name)
+                    best = member.best_epoch.epoch
+                    watch.drop(name, f"stopped: val/accuracy has not risen since epoch {best}")
+                self._end(name, member.finish())
+
             for name, member in members.items():
-                if member.trainer.epoch == epochs[name]:  # killed between its last epoch and its result
+                if member.is_trained:  # killed between its last epoch and its result
                     with self._alone(member.run, member, failed):
-                        self._end(name, member.finish())
+                        ended(name)
             batch_size = first.run.config["batch_size"]
             for name, measured in cohort.fit(
                 first.dataset,
@@ -327,8 +335,8 @@ class Together:
             ):
                 with self._alone(members[name].run, members[name], failed):
                     watch.epoch(name, members[name].keep(measured))
-                    if measured["epoch"] == epochs[name]:
-                        self._end(name, members[name].finish())
+                    if members[name].is_trained:
+                        ended(name)
 
     def _ask(self, name: str, asked: dict[str, float]) -> None:
         """Raise WithdrawnError if a run is to end; the question is put once a second at most."""

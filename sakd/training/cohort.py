@@ -216,7 +216,7 @@ class Cohort:
 
     def _evaluate(self, members: list[Member], images: Images, dataset: Dataset) -> dict[str, Measured]:
         """Accuracies and losses of the members' students, all from the same batches."""
-        scores = {member.name: Score() for member in members}
+        scores = {member.name: Score(member.trainer.top5) for member in members}
         training = {member.name: member.trainer.evaluated.training for member in members}
         for member in self._standing(members):
             member.trainer.evaluated.eval()

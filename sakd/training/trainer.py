@@ -45,7 +45,7 @@ class Trainer:
     rate schedule from an optimizer and is stepped once an epoch, for both. Random numbers come from streams
     of ``seed``. With ``record_spots``, ``kept_table`` tells after an epoch who was kept where in it. With
     ``ema``, a decay, a running average of the student is what is measured and left. A ``Cohort``, of this
-    trainer alone or with others, runs it.
+    trainer alone or with others, runs it. With ``top5``, evaluation measures that, too.
 
     Raises ConfigError if teacher, distillers and spot mode are not given together, or do not fit together.
     """
@@ -67,6 +67,7 @@ class Trainer:
         execution: Execution = Execution(),  # noqa: B008, immutable
         record_spots: bool = False,
         ema: float | None = None,
+        top5: bool = False,
     ):
         given = [bool(part) for part in (teacher is not None, distillers, spot_mode is not None)]
         if any(given) != all(given):
@@ -81,6 +82,7 @@ class Trainer:
                 f"{execution}, as the student"
             )
         self.epoch = 0  # epochs done
+        self.top5 = top5
         self.teacher = teacher
         self.student = self._placed(student).train()
         self.average = None if ema is None else Average(self.student, ema)
@@ -148,6 +150,10 @@ class Trainer:
     def evaluated(self) -> StagedNet:
         """The network that is measured: the student, or its running average."""
         return self.student if self.average is None else self.average.network
+
+    def evaluated_in(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The weights of the network that is measured, in a ``state`` that was saved."""
+        return state["student" if self.average is None else "average"]
 
     @property
     def product(self) -> nn.Module:
