@@ -23,6 +23,7 @@ NOT_IDENTITY = {
     "cohort": "who trains beside it; each trains as if alone",
     "profile": "what is noted of its steps",
     "record_spots": "what is noted of its decisions",
+    "optimized_metric": "what a launch returns of it",
     "runs": "where its folder lies",
     "tracking": "where its metrics are mirrored",
     "dataset.root": "where the images lie; they are told apart by `dataset.name`",

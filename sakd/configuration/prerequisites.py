@@ -12,7 +12,13 @@ Config = dict[str, Any]
 # Keys of the teacher that are not its network's.
 TEACHER_KEYS = ("checkpoint", "checkpoint_part", "pretrained", "min_accuracy", "training")
 # What a recipe of a teacher or a pretraining does not have, at its neutral value.
-OF_STUDENTS_ALONE = {"ema": None, "keep_best": False, "top5": False, "early_stop": None}
+OF_STUDENTS_ALONE = {
+    "ema": None,
+    "keep_best": False,
+    "top5": False,
+    "early_stop": None,
+    "optimized_metric": None,
+}
 FIXED = {"name": "fixed", "_target_": "sakd.spots.Fixed"}  # of runs in which nobody is distilled
 
 

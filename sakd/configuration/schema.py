@@ -179,6 +179,7 @@ class Whole(TypedDict):
     keep_best: NotRequired[bool]
     top5: NotRequired[bool]
     early_stop: NotRequired[Epochs | None]
+    optimized_metric: NotRequired[Text | None]
     cohort: Count
     profile: bool
     record_spots: bool

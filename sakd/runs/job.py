@@ -20,6 +20,7 @@ from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
 from sakd.process import quickest_convolutions, tf32
 from sakd.runs.certificates import certify
 from sakd.runs.logs import OwnLog
+from sakd.runs.optimized import check_optimized
 from sakd.runs.run import Run
 from sakd.runs.tracking import Delivery, concluded, start_mirror
 from sakd.runs.underway import Prepared, Result, UnderWay
@@ -209,6 +210,7 @@ class Together:
                         built[run.name].teacher, device=device, execution=build.execution(shared)
                     )
                 trainers[run.name] = build.trainer(run.config, built[run.name], device, teacher)
+                check_optimized(run.config, trainers[run.name].measurements)
                 _check_pretraining_can_be_built(run.config, device)
                 run.check_saved()
         runs = self._open(runs)
