@@ -18,6 +18,7 @@ from sakd.data import Dataset
 from sakd.errors import CheckpointError, DataError, RunError, RunHeldError, WithdrawnError, in_one_line
 from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
 from sakd.process import quickest_convolutions, tf32
+from sakd.runs.anew import tell_what_is_trained_anew
 from sakd.runs.certificates import certify
 from sakd.runs.logs import OwnLog
 from sakd.runs.optimized import check_optimized
@@ -46,6 +47,7 @@ def execute(config: Config, dataset: Dataset | None = None, leave_failure: bool 
     SIGHUP) ends as KeyboardInterrupt with the run marked KILLED.
     """
     run, delivery = Run(config), Delivery()
+    tell_what_is_trained_anew([run])
     with concluded(delivery, run):
         (outcome,) = Together([run], delivery, dataset, leave_failure).outcomes().values()
     if isinstance(outcome, Exception):
@@ -72,6 +74,7 @@ def execute_together(
     """
     runs = [Run(config) for config in configs]
     own = Delivery()
+    tell_what_is_trained_anew(runs)
     with concluded(own, *runs) if delivery is None else nullcontext():
         return Together(runs, delivery or own, None, leave_failures, withdrawn, ended).outcomes()
 
