@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from yaml import YAMLError
 
-from sakd.configuration import without_effect
+from sakd.configuration import Config, without_effect
 from sakd.configuration.arguments import refuse_merged, understood, warn_of_two_values
 from sakd.configuration.compose import explain, launcher_node, register_plugins, register_resolvers, resolve
 from sakd.configuration.fits import check_node
@@ -22,6 +22,7 @@ from sakd.credentials import hidden, remember_typed
 from sakd.errors import ConfigError, SakdError, in_one_line
 from sakd.process import set_up
 from sakd.runs import Run
+from sakd.runs.optimized import is_share_of_images, optimized
 from sakd.runs.tracking import Delivery, open_command, page_of
 from sakd.signals import ended_in_order, told_if_finished
 from sakd.terminal import show_result, start_logging
@@ -30,11 +31,15 @@ log = logging.getLogger("sakd")
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
-def main(cfg: DictConfig) -> None:
-    """Carry out one run, or show the result of a finished one."""
+def main(cfg: DictConfig) -> float:
+    """Carry out one run, or show the result of a finished one; returns what ``optimized_metric`` names.
+
+    That is for sweepers that look for better values, such as Optuna's.
+    """
     try:
         _check_mode(HydraConfig.get())
         config = resolve(cfg)
+        _check_direction(HydraConfig.get(), config)
         for line in without_effect(config, HydraConfig.get().overrides.task):
             log.warning("%s: without effect, distiller=none learns from no teacher", line)
         run = Run(config)
@@ -48,6 +53,7 @@ def main(cfg: DictConfig) -> None:
                 log.info("finished before")
                 Delivery().catch_up(run)
         epochs = run.metrics()
+        found = optimized(config, result, epochs)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             # By a foreign launcher: Hydra tells of the first failure only, and only at the end.
@@ -60,6 +66,7 @@ def main(cfg: DictConfig) -> None:
     show_result(result, str(run.folder), see_it, epochs, _pictures(run))
     if uri is not None and (address := page_of(run.folder, uri)):
         log.info("its page: %s", address)
+    return found
 
 
 def _pictures(run: Run) -> str | None:
@@ -79,6 +86,16 @@ def _check_mode(hydra_config: DictConfig) -> None:
         found = f"hydra/launcher: found {launcher}" if sweep is None else f"sweeps: found {sweep}"
         raise ConfigError(f"{found} for one run, expected -m before it, for a sweep's cells")
     check_node(launcher_node(hydra_config), "hydra.launcher", leave=())
+
+
+def _check_direction(hydra_config: DictConfig, config: Config) -> None:
+    """Raise ConfigError where a sweeper would look for the worst: Optuna's minimizes unless it is told."""
+    direction = str(hydra_config.get("sweeper", {}).get("direction")).rpartition(".")[2]
+    if direction == "minimize" and is_share_of_images(config):
+        raise ConfigError(
+            f"hydra.sweeper.direction: found minimize, expected maximize for "
+            f"{config.get('optimized_metric') or 'accuracy'}, or another optimized_metric"
+        )
 
 
 def run() -> None:
@@ -101,6 +118,8 @@ def run() -> None:
     except Exception as error:
         if not _is_of_the_command_line(error):
             raise
+        if "'sakd.sweeps." in str(error):  # only our sweeper hands cells over to our launchers
+            sys.exit("error: hydra/launcher: found one for sweeps of hydra/sweeper=sakd, expected basic")
         sys.exit(hidden(f"error: {in_one_line(error)}; found in {' '.join(sys.argv[1:])}"))
 
 

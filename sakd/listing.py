@@ -154,6 +154,8 @@ def _lines(known: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield label, known[label]
     for label in ("dataset", "teacher", "student", "distiller", "spot_mode", "seed"):
         yield label, known[label]
+    if (decay := known["configuration"].get("ema")) is not None:
+        yield "weights", f"a running average of the student's, measured and stored (ema={decay:g})"
     if known["accuracy"] is not None:
         yield "accuracy", f"{_percent(known['accuracy'])} % last, {_percent(known['best_accuracy'])} % best"
     if result is not None:
@@ -177,6 +179,8 @@ def _of_result(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "taught by", f"{teacher['name']}  {teacher['accuracy']:.2f} %  {teacher['source']}"
     for name, cost in result.get("cost", {}).items():
         yield f"{name} costs", told_cost(cost)
+    if best := result.get("best"):
+        yield "best weights", f"best.safetensors, of epoch {best['epoch']} by {best['by']}"
     if result["kept"]:
         yield "kept", ", ".join(f"{spot} {100 * share:.1f} %" for spot, share in result["kept"].items())
     together = f", {result['cohort']} runs together" if result.get("cohort", 1) > 1 else ""

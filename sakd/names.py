@@ -14,6 +14,7 @@ INSTEAD = "_"
 START_KEYS = ("checkpoint", "checkpoint_part", "pretrained")
 HEADLINE = "test/accuracy"  # the measurement by which runs are told and compared: of the last epoch, percent
 BEST = "test/best_accuracy"  # the best of it so far
+VALIDATION = "val/accuracy"  # of images that are held out from training, where there are any
 
 
 def safe(name: str) -> str:

@@ -315,7 +315,10 @@ def show_result(
     if teacher is not None:
         rows.append(("teacher", f"{teacher['name']}  {teacher['accuracy']:.2f} %"))
     last, best = (f"{student[key]:.2f} %" for key in ("accuracy", "best_accuracy"))
-    rows.append(("student", f"{student['name']}  {last} last, {best} best (epoch {student['best_epoch']})"))
+    top5 = f", {student['top5']:.2f} % top-5" if "top5" in student else ""
+    rows.append(
+        ("student", f"{student['name']}  {last} last, {best} best (epoch {student['best_epoch']}){top5}")
+    )
     for number, line in enumerate(_told(shares, result["kept"])):
         rows.append(("" if number else "kept", line))
     if shares and "loss/policy" in epochs[-1]:

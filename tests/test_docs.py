@@ -39,6 +39,10 @@ INSTEAD = {
     "sakd compare dataset=cifar100 teacher=resnet56,vgg13 --metric test/best_accuracy": (
         "sakd compare dataset=digits teacher=wrn_16_2 --metric test/best_accuracy"
     ),
+    "python launch.py -m hydra/sweeper=optuna hydra.sweeper.direction=maximize dataset.val_fraction=0.2 "
+    "'optimizer.lr=tag(log,interval(0.001,0.5))'": (
+        "python launch.py -m dataset.val_fraction=0.2 optimizer.lr=0.1,0.5"  # Optuna: tests/test_optimized.py
+    ),
 }
 FIRST = "python launch.py"  # as it is: docs name the run's folder
 QUICK = ("dataset.train_samples=96", "dataset.test_samples=40", "epochs=3", "tracking=none")

@@ -15,10 +15,16 @@ if TYPE_CHECKING:
 _overrides = click.argument("overrides", nargs=-1, metavar="[dataset=NAME | dataset.KEY=VALUE]...")
 
 
+_best = click.option(
+    "--best", is_flag=True, help="The weights of the best epoch, of a run with keep_best=true."
+)
+
+
 @click.command()
 @click.argument("run", metavar="RUN|FILE")
 @_overrides
 @from_folder
+@_best
 @click.option(
     "--split", type=click.Choice(["train", "val", "test"]), help="The images to look at.  [default: test]"
 )
@@ -29,6 +35,7 @@ def evaluate(
     run: str,
     overrides: tuple[str, ...],
     folder: Path,
+    best: bool,
     split: str | None,
     probes: bool,
     device: str,
@@ -48,7 +55,7 @@ def evaluate(
     with errors_told():
         if probes and split is not None:
             raise ConfigError(f"--split: found {split} beside --linear-probe, which trains and tests")
-        network = trained.read(run, folder)
+        network = trained.read(run, folder, best=best)
         on = build.device(device)
         dataset = images.dataset_of(network, overrides)
         about = " ".join(overrides) or network.about.dataset
@@ -68,6 +75,7 @@ def evaluate(
 @click.argument("run", metavar="RUN|FILE")
 @_overrides
 @from_folder
+@_best
 @click.option(
     "--to",
     type=click.Choice(["torch.export", "onnx", "checkpoint", "safetensors"]),
@@ -86,7 +94,13 @@ def evaluate(
     help="Take images as they are stored, 0 to 255 (the default), or normalised: torch.export, onnx.",
 )
 def export(
-    run: str, overrides: tuple[str, ...], folder: Path, to: str, output: Path | None, normalises: bool | None
+    run: str,
+    overrides: tuple[str, ...],
+    folder: Path,
+    best: bool,
+    to: str,
+    output: Path | None,
+    normalises: bool | None,
 ) -> None:
     """Write a trained network in another format, and say what it costs beside its teacher.
 
@@ -99,7 +113,7 @@ def export(
     from sakd.trained import export as exporting
 
     with errors_told():
-        network = trained.read(run, folder)
+        network = trained.read(run, folder, best=best)
         output = output or exporting.default_output(network, to)
         dataset = images.dataset_of(network, overrides)
         images.check_fits(network, dataset, dataset.test)

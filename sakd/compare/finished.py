@@ -141,7 +141,8 @@ def _finished(
     commit: str | None,
     cost: Mapping[str, Mapping[str, int | None]] = MappingProxyType({}),
 ) -> Finished:
-    if metrics.get("epoch") != int(facts["epochs"]):
+    stops_early = facts.get("early_stop", "None") != "None"
+    if metrics.get("epoch") != int(facts["epochs"]) and not stops_early:
         raise RunError(
             f"{name}: found measurements up to epoch {metrics.get('epoch', 0):g}, expected "
             f"{facts['epochs']} as in its configuration; `sakd sync` sends to MLflow what it lacks"

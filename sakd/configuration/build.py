@@ -251,6 +251,8 @@ def trainer(
         policy_optimizer=policy_optimizer,
         task=task(config),
         record_spots=config["record_spots"],
+        ema=config.get("ema"),
+        top5=config.get("top5", False),
         **keys,
     )
 

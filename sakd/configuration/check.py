@@ -110,7 +110,22 @@ def check(config: Config) -> None:
                 raise ConfigError(
                     f"{network}.{key}: found {found!r}, expected dataset.{of_data}, which is {expected!r}"
                 )
+    _check_measured(config)
     _check_files(config)
+
+
+def _check_measured(config: Config) -> None:
+    """Check that there is what is to be measured."""
+    dataset, patience = config["dataset"], config.get("early_stop")
+    if patience is not None and not dataset["val_fraction"]:
+        raise ConfigError(
+            f"early_stop: found {patience}, but dataset.val_fraction is 0; expected images held out to stop "
+            "by, as with dataset.val_fraction=0.1"
+        )
+    if config.get("top5") and dataset["classes"] <= 5:
+        raise ConfigError(
+            f"top5: found true, but dataset.classes is {dataset['classes']}; expected more classes than five"
+        )
 
 
 def _check_files(config: Config) -> None:

@@ -23,6 +23,7 @@ NOT_IDENTITY = {
     "cohort": "who trains beside it; each trains as if alone",
     "profile": "what is noted of its steps",
     "record_spots": "what is noted of its decisions",
+    "optimized_metric": "what a launch returns of it",
     "runs": "where its folder lies",
     "tracking": "where its metrics are mirrored",
     "dataset.root": "where the images lie; they are told apart by `dataset.name`",
@@ -76,6 +77,10 @@ NEUTRAL = {
         for node in ("", "teacher.training.", "distiller.pretraining.")
         for key, value in {"by": "epoch", "warmup_epochs": 0, "warmup_start": 0.01}.items()
     },
+    "ema": None,
+    "keep_best": False,
+    "top5": False,
+    "early_stop": None,
 }
 
 

@@ -11,8 +11,15 @@ from sakd.names import START_KEYS
 Config = dict[str, Any]
 # Keys of the teacher that are not its network's.
 TEACHER_KEYS = ("checkpoint", "checkpoint_part", "pretrained", "min_accuracy", "training")
-# What a teacher learns from labels, whatever a student does.
-PLAIN_TASK = {"weight": 1.0, "label_smoothing": 0.0, "class_weights": None, "mixup": 0.0, "cutmix": 0.0}
+# What a recipe of a teacher or a pretraining does not have, at its neutral value.
+OF_STUDENTS_ALONE = {
+    "task": {"weight": 1.0, "label_smoothing": 0.0, "class_weights": None, "mixup": 0.0, "cutmix": 0.0},
+    "ema": None,
+    "keep_best": False,
+    "top5": False,
+    "early_stop": None,
+    "optimized_metric": None,
+}
 FIXED = {"name": "fixed", "_target_": "sakd.spots.Fixed"}  # of runs in which nobody is distilled
 
 
@@ -72,13 +79,13 @@ def _teacher_run(config: Config) -> Config:
         "optimizer": training["optimizer"],
         "schedule": training["schedule"],
         "precision": training["precision"],
-        "task": PLAIN_TASK,
         "student": _network(config["teacher"])
         | {key: training[key] for key in START_KEYS if key in training},
         "teacher": config["teacher"],
         "dataset": config["dataset"],
         "distiller": {"name": "none", "losses": {}},
         "spot_mode": FIXED,
+        **OF_STUDENTS_ALONE,
         "tracking": tracked_apart(config["tracking"], "teachers"),
         **_as_here(config),
     }
@@ -106,7 +113,6 @@ def _pretraining_run(config: Config) -> Config:
         "optimizer": pretraining["optimizer"],
         "schedule": pretraining["schedule"],
         "precision": config["precision"],
-        "task": PLAIN_TASK,
         "student": student,
         "teacher": teacher,
         "dataset": config["dataset"],
@@ -116,6 +122,7 @@ def _pretraining_run(config: Config) -> Config:
             "pretrains": name,
         },
         "spot_mode": FIXED,
+        **OF_STUDENTS_ALONE,
         "tracking": tracked_apart(config["tracking"], "pretraining"),
         **_as_here(config),
     }

@@ -5,7 +5,7 @@ A key that is not here is refused, with ``+`` as well; a node with a ``_target_`
 
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from annotated_types import Ge, Le, MinLen, doc
+from annotated_types import Ge, Gt, Le, Lt, MinLen, doc
 
 from sakd.ranges import (
     BatchSize,
@@ -32,6 +32,7 @@ Channels = Annotated[int, Ge(1), Le(2**16)]
 Pixels = Annotated[int, Ge(1), Le(2**14)]  # of a side
 Classes = Annotated[int, Ge(2), Le(10**7)]
 Store = Annotated[str, MinLen(1), doc("a store such as sqlite:///mlflow.db or http://host:5000")]
+Decay = Annotated[float, Gt(0), Lt(1)]
 Part = Annotated[int, Ge(2), Le(2**31 - 1)]  # of a data set's images
 
 
@@ -195,6 +196,11 @@ class Whole(TypedDict):
     memory_format: Literal["auto", "contiguous", "channels_last"]
     fold_batch_norm: bool
     compile: Literal["auto", "none", "default", "graph"]
+    ema: NotRequired[Decay | None]
+    keep_best: NotRequired[bool]
+    top5: NotRequired[bool]
+    early_stop: NotRequired[Epochs | None]
+    optimized_metric: NotRequired[Text | None]
     cohort: Count
     profile: bool
     record_spots: bool

@@ -18,8 +18,10 @@ from sakd.data import Dataset
 from sakd.errors import CheckpointError, DataError, RunError, RunHeldError, WithdrawnError, in_one_line
 from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
 from sakd.process import quickest_convolutions, tf32
+from sakd.runs.anew import tell_what_is_trained_anew
 from sakd.runs.certificates import certify
 from sakd.runs.logs import OwnLog
+from sakd.runs.optimized import check_optimized
 from sakd.runs.run import Run
 from sakd.runs.tracking import Delivery, concluded, start_mirror
 from sakd.runs.underway import Prepared, Result, UnderWay
@@ -45,6 +47,7 @@ def execute(config: Config, dataset: Dataset | None = None, leave_failure: bool 
     SIGHUP) ends as KeyboardInterrupt with the run marked KILLED.
     """
     run, delivery = Run(config), Delivery()
+    tell_what_is_trained_anew([run])
     with concluded(delivery, run):
         (outcome,) = Together([run], delivery, dataset, leave_failure).outcomes().values()
     if isinstance(outcome, Exception):
@@ -71,6 +74,7 @@ def execute_together(
     """
     runs = [Run(config) for config in configs]
     own = Delivery()
+    tell_what_is_trained_anew(runs)
     with concluded(own, *runs) if delivery is None else nullcontext():
         return Together(runs, delivery or own, None, leave_failures, withdrawn, ended).outcomes()
 
@@ -209,6 +213,7 @@ class Together:
                         built[run.name].teacher, device=device, execution=build.execution(shared)
                     )
                 trainers[run.name] = build.trainer(run.config, built[run.name], device, teacher)
+                check_optimized(run.config, trainers[run.name].measurements)
                 _check_pretraining_can_be_built(run.config, device)
                 run.check_saved()
         runs = self._open(runs)
@@ -312,10 +317,18 @@ class Together:
                 watch.drop(name, in_one_line(error))
                 self._failed(members[name].run, error, members[name])
 
+            def ended(name: str) -> None:
+                member = members[name]
+                if member.trainer.epoch < epochs[name]:
+                    cohort.drop(name)
+                    best = member.best_epoch.epoch
+                    watch.drop(name, f"stopped: val/accuracy has not risen since epoch {best}")
+                self._end(name, member.finish())
+
             for name, member in members.items():
-                if member.trainer.epoch == epochs[name]:  # killed between its last epoch and its result
+                if member.is_trained:  # killed between its last epoch and its result
                     with self._alone(member.run, member, failed):
-                        self._end(name, member.finish())
+                        ended(name)
             batch_size = first.run.config["batch_size"]
             for name, measured in cohort.fit(
                 first.dataset,
@@ -327,8 +340,8 @@ class Together:
             ):
                 with self._alone(members[name].run, members[name], failed):
                     watch.epoch(name, members[name].keep(measured))
-                    if measured["epoch"] == epochs[name]:
-                        self._end(name, members[name].finish())
+                    if members[name].is_trained:
+                        ended(name)
 
     def _ask(self, name: str, asked: dict[str, float]) -> None:
         """Raise WithdrawnError if a run is to end; the question is put once a second at most."""

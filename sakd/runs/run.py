@@ -1,7 +1,8 @@
 """A run is its resolved configuration: its digest names its folder, where all lies that it leaves.
 
 ``config.yaml``, ``metrics.jsonl`` (a line per epoch, the truth), ``last.pt`` (resume from here),
-``spots.npz`` (``sakd.runs.record``), ``student.safetensors``, ``result.json`` (only once finished),
+``spots.npz`` (``sakd.runs.record``), ``student.safetensors``, ``best.safetensors`` (with ``keep_best``),
+``result.json`` (only once finished),
 ``run.log``, ``code.diff`` (if the code is not its commit's). Files appear whole or not at all; what
 a run goes on from, or answers from, has a checksum.
 """
@@ -15,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -25,6 +26,9 @@ from sakd.errors import CheckpointError, RunError, RunHeldError
 from sakd.files import append, explained, is_sealed, read_whole, refuse_link, seal, with_checksum, write_whole
 from sakd.runs import code
 from sakd.runs.stored import Metrics, read_metrics, read_result
+
+if TYPE_CHECKING:
+    from sakd.runs.best import BestWeights  # with torch, which most looks at a run do without
 
 ENDED_EARLY = "ended early: "
 START_ANEW = "move it away to train from the start"
@@ -44,6 +48,10 @@ class Run:
     @property
     def weights(self) -> Path:
         return self.folder / "student.safetensors"
+
+    @property
+    def best_weights(self) -> Path:
+        return self.folder / "best.safetensors"
 
     def result(self) -> dict[str, Any] | None:
         """The result that a finished run stored; None while it is not finished.
@@ -66,7 +74,9 @@ class Run:
                 f"{self.folder / 'result.json'}: found accuracies {accuracies}, expected a network's, or "
                 "None of a pretraining; move the file away to finish the run again"
             )
-        self._check_weights(result["student_sha256"])
+        self._check_weights(self.weights, result["student_sha256"])
+        if "best" in result:
+            self._check_weights(self.best_weights, result["best"]["sha256"])
         if result["teacher"] is not None:
             configuration.require_accuracy(
                 self.config["teacher"]["min_accuracy"],
@@ -75,20 +85,20 @@ class Run:
             )
         return result
 
-    def _check_weights(self, expected: str) -> None:
+    def _check_weights(self, path: Path, expected: str) -> None:
         """Raise CheckpointError unless the weights have the checksum that the result expects."""
         try:
-            status = self.weights.lstat()
+            status = path.lstat()
             found = "a link or folder"
             if stat.S_ISREG(status.st_mode):
-                found = f"checksum {configuration.sha256_as_of(self.weights, status)}"
+                found = f"checksum {configuration.sha256_as_of(path, status)}"
         except FileNotFoundError:
             found = "no such file"
         except OSError as error:
-            raise CheckpointError(f"cannot read {self.weights}: {error.strerror}") from error
+            raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
         if found != f"checksum {expected}":
             raise CheckpointError(
-                f"{self.weights}: found {found}, expected checksum {expected} as in result.json beside it; "
+                f"{path}: found {found}, expected checksum {expected} as in result.json beside it; "
                 "the file was changed or taken away. Bring it back, or move result.json away: the same "
                 "command then stores the weights again, from last.pt"
             )
@@ -248,22 +258,31 @@ class Run:
             raise CheckpointError(f"{path}: is not this run's checkpoint; {START_ANEW}")
         return saved
 
-    def finish(self, weights: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
-        """Store the student's weights, then the result, which marks the run as finished.
+    def finish(
+        self, weights: Mapping[str, Any], result: Mapping[str, Any], best: "BestWeights | None" = None
+    ) -> dict[str, Any]:
+        """Store the student's weights, and those of its best epoch, then the result, which marks the run as
+        finished.
 
-        Returns the result with the weights' checksum.
+        Returns the result with the weights' checksums.
         """
         from safetensors.torch import save
 
         from sakd.networks.described import described  # here, since the package needs torch
 
-        own = {name: tensor.contiguous() for name, tensor in weights.items()}
         is_network = "pretrains" not in self.config["distiller"]
         about = described(self.config, result).metadata() if is_network else None
-        write_whole(self.weights, save(own, about))
-        result = {**result, "student_sha256": configuration.sha256_of(self.weights)}
-        stored = json.dumps(with_checksum(result), indent=2) + "\n"
-        write_whole(self.folder / "result.json", stored.encode())
+
+        def stored(path: Path, weights: Mapping[str, Any]) -> str:
+            own = {name: tensor.contiguous() for name, tensor in weights.items()}
+            write_whole(path, save(own, about))
+            return configuration.sha256_of(path)
+
+        result = {**result, "student_sha256": stored(self.weights, weights)}
+        if best is not None:
+            result["best"] = best.about() | {"sha256": stored(self.best_weights, best.weights)}
+        text = json.dumps(with_checksum(result), indent=2) + "\n"
+        write_whole(self.folder / "result.json", text.encode())
         return result
 
 

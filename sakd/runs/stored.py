@@ -29,6 +29,9 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         for key, (fits, expected) in _PRETRAINING.items():
             if result.get("pretraining") is not None:
                 _require(result, f"pretraining.{key}", fits, expected, path)
+        for key, (fits, expected) in _BEST.items():
+            if "best" in result:
+                _require(result, f"best.{key}", fits, expected, path)
         if "cost" in result:
             _require(result, "cost", _are_costs, "counts by network", path)
     return result
@@ -136,5 +139,6 @@ _RESULT = {
     "epochs": _EPOCH,
     "code.commit": (lambda value: value is None or isinstance(value, str), "a commit"),
 }
+_BEST = {"epoch": _EPOCH, "by": _NAME, "accuracy": _PERCENT, "sha256": _CHECKSUM}
 _PRETRAINING = {"run": _NAME, "sha256": _CHECKSUM}
 _TEACHER = {"name": _NAME, "accuracy": _PERCENT, "sha256": _CHECKSUM, "source": _NAME}

@@ -12,14 +12,16 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sakd.configuration import short_names
 from sakd.data import Dataset, evaluation_batches
 from sakd.errors import CheckpointError, in_one_line
 from sakd.files import explained, write_whole
-from sakd.names import BEST, HEADLINE
+from sakd.names import BEST, HEADLINE, VALIDATION
 from sakd.networks.cost import Cost, cost
 from sakd.runs import code, record
+from sakd.runs.best import BestEpoch, BestWeights
 from sakd.runs.logs import OwnLog
 from sakd.runs.run import START_ANEW, Run
 from sakd.runs.tracking import Delivery, Mirror, start_mirror
@@ -71,6 +73,8 @@ class UnderWay:
         self.recording = _recording(prepared) if self.trainer.record_spots else None
         self.recorded: dict[str, Any] | None = None  # what the checkpoint says of the record
         self.best = 0.0  # test accuracy so far, percent
+        self.best_epoch: BestEpoch | None = None  # once it has begun
+        self.best_weights: dict[str, Tensor] | None = None  # with keep_best
         self.together = 1  # members of its cohort
         self.over = False  # it has said how it ended
 
@@ -82,6 +86,7 @@ class UnderWay:
         state = run.load_checkpoint(self.prepared.sources)
         if state is not None:
             self.recorded = state.pop("record", None)
+            self.best_weights = state.pop("best", None)
             try:
                 self.trainer.load_state_dict(state)
             except CheckpointError as error:
@@ -94,6 +99,14 @@ class UnderWay:
             self.recording.go_on(run.folder / record.FILE, self.recorded)
         run.keep_metrics(self.trainer.epoch)
         self.best = max((line.get(HEADLINE, 0.0) for line in run.metrics()), default=0.0)
+        self.best_epoch = BestEpoch.of(self.prepared.dataset.val is not None, run.metrics())
+
+    @property
+    def is_trained(self) -> bool:
+        """True if no epoch is left, or ``early_stop`` says so: validation accuracy has not risen for long."""
+        patience, epoch = self.run.config.get("early_stop"), self.trainer.epoch
+        stops_early = patience is not None and epoch - self.best_epoch.epoch >= patience
+        return epoch == self.run.config["epochs"] or stops_early
 
     def keep(self, measured: Measured) -> Measured:
         """Store an epoch; its measurements with what is known of the run beside.
@@ -106,13 +119,14 @@ class UnderWay:
         if HEADLINE in measured:
             self.best = max(self.best, measured[HEADLINE])
             measured[BEST] = self.best
+        is_best = self.best_epoch.is_raised_by(measured)
         if self.prepared.certificate is not None:
             measured["teacher/accuracy"] = self.prepared.certificate.accuracy
         recorded = [] if self.recording is None else [self._record_epoch()]
         self.writer.submit(
             partial(self.run.append_metrics, measured),
             *recorded,
-            partial(self._save_checkpoint, self.trainer.snapshot()),
+            partial(self._save_checkpoint, self.trainer.snapshot(), is_best),
             *([] if self.mirror is None else [self.mirror.notify]),
         )
         return measured
@@ -128,15 +142,22 @@ class UnderWay:
 
         return store
 
-    def _save_checkpoint(self, state: Callable[[], dict[str, Any]]) -> None:
-        self.run.save_checkpoint({**state(), "record": self.recorded}, self.prepared.sources)
+    def _save_checkpoint(self, state: Callable[[], dict[str, Any]], is_best: bool) -> None:
+        """Save the state, with the weights of the best epoch: a kill may not part them from its metrics."""
+        saved = {**state(), "record": self.recorded}
+        if self.run.config.get("keep_best"):
+            if is_best:
+                self.best_weights = self.trainer.evaluated_in(saved)
+            saved["best"] = self.best_weights
+        self.run.save_checkpoint(saved, self.prepared.sources)
 
     def finish(self) -> Result:
         """Store what the spot mode decided, weights and result, once all epochs are on the disk."""
         self.writer.wait()
         if self.recording is not None:
             write_whole(self.run.folder / record.FILE, self.recording.content(self._seen()))
-        result = self.run.finish(self.trainer.product.state_dict(), self._result())
+        best = None if self.best_weights is None else BestWeights(self.best_epoch, self.best_weights)
+        result = self.run.finish(self.trainer.product.state_dict(), self._result(), best)
         self.end("FINISHED")
         return result
 
@@ -148,7 +169,7 @@ class UnderWay:
             images = getattr(dataset, split)
             own = {"indices": dataset.places_of(split).numpy(), "labels": images.labels.cpu().numpy()}
             batches = evaluation_batches(images, dataset)
-            own |= seen(trainer.student, trainer.teacher.network, trainer.spot_mode, batches)
+            own |= seen(trainer.evaluated, trainer.teacher.network, trainer.spot_mode, batches)
             arrays |= {f"{split}_{name}": array for name, array in own.items()}
         return arrays
 
@@ -199,7 +220,7 @@ class UnderWay:
         return {
             "run": run.name,
             **short_names(run.config),
-            "epochs": run.config["epochs"],
+            "epochs": last["epoch"],
             "teacher": None if certificate is None else certificate.as_dict(),
             "pretraining": self.prepared.pretraining,
             "data_sha256": self.prepared.dataset.checksum,
@@ -209,7 +230,8 @@ class UnderWay:
                 "accuracy": last.get(HEADLINE),
                 "best_accuracy": best.get(HEADLINE),
                 "best_epoch": best["epoch"],
-                "val_accuracy": last.get("val/accuracy"),
+                "val_accuracy": last.get(VALIDATION),
+                **({"top5": last["test/top5"]} if "test/top5" in last else {}),
             },
             "cost": self._cost(),
             "device": self.trainer.device.type,

@@ -153,7 +153,7 @@ def _measured(cell: PlannedRun) -> tuple[str, str, str, str]:
     result = read_result(cell.run.folder)
     if result is not None:
         student = result["student"]
-        done, last, best = epochs, student["accuracy"], student["best_accuracy"]
+        done, last, best = result["epochs"], student["accuracy"], student["best_accuracy"]
         seconds = result["seconds"]
     else:
         lines = read_metrics(cell.run.folder)

@@ -15,7 +15,7 @@ from sakd.files import write_whole
 from sakd.networks import StagedNet
 from sakd.networks.checkpoints import shared_weights
 from sakd.trained.images import batches
-from sakd.trained.load import Trained, built
+from sakd.trained.load import BEST_WEIGHTS, Trained, built
 
 TOLERANCE = 1e-4  # of the largest logit: by how much outputs may differ
 EXAMPLES = 2  # images in an example; with one, an export would take no other number
@@ -67,7 +67,8 @@ def export(trained: Trained, to: str, output: Path, normalises: bool | None, tes
 
 
 def default_output(trained: Trained, to: str) -> Path:
-    return trained.path.parent / FORMATS[to].file
+    file = FORMATS[to].file
+    return trained.path.parent / (f"best_{file}" if trained.path.name == BEST_WEIGHTS else file)
 
 
 def _programs() -> str:
@@ -113,7 +114,7 @@ def _write_checkpoint(trained: Trained, inside: bool) -> bytes:
         )
     own = {"model": weights, "name": trained.name}
     if trained.result is not None:
-        own |= {"epoch": trained.result["epochs"], "accuracy": trained.result["student"]["accuracy"]}
+        own |= {"epoch": trained.epoch, "accuracy": trained.accuracy}
     content = io.BytesIO()
     torch.save(own, content)
     return content.getvalue()

@@ -19,6 +19,7 @@ from sakd.runs import read_result
 from sakd.streams import initialising
 
 WEIGHTS = "student.safetensors"
+BEST_WEIGHTS = "best.safetensors"
 # Networks that a weights file may name: a file is read as numbers, and runs nobody's code.
 OWN = re.compile(r"sakd\.networks\.\w+")
 FOREIGN = "sakd.networks.foreign"
@@ -41,6 +42,17 @@ class Trained:
     result: Mapping[str, Any] | None = None
 
     @property
+    def epoch(self) -> int:
+        """Of its run, after which it was stored."""
+        return self.result["best"]["epoch"] if self.path.name == BEST_WEIGHTS else self.result["epochs"]
+
+    @property
+    def accuracy(self) -> float:
+        """On its run's test images, percent."""
+        best = self.path.name == BEST_WEIGHTS
+        return self.result["best"]["accuracy"] if best else self.result["student"]["accuracy"]
+
+    @property
     def name(self) -> str:
         return self.about.network["name"]
 
@@ -54,12 +66,16 @@ class Trained:
         return Normalising(self.network, self.about.mean, self.about.std).eval()
 
 
-def load(run: str | Path, runs: str | Path = "runs", trusted: bool = False) -> Normalising:
+def load(
+    run: str | Path, runs: str | Path = "runs", trusted: bool = False, best: bool = False
+) -> Normalising:
     """The student of a finished run, or the network of its own, as a plain module in eval.
 
     ``run``: a run's folder, its name in ``runs``, the beginning of that, or a weights file
     (``student.safetensors``, or what `sakd export --to safetensors` writes). The module takes images as they
     are stored, uint8 [B, C, H, W], normalises them itself, and gives logits [B, classes].
+
+    ``best``: with the weights of its best epoch, of a run that had ``keep_best=true``.
 
     A run's folder names code in its configuration, which is run; a file may name networks of sakd,
     torchvision and timm alone, unless it is ``trusted``.
@@ -67,18 +83,22 @@ def load(run: str | Path, runs: str | Path = "runs", trusted: bool = False) -> N
     Raises RunError if there is no such run or it is not finished, CheckpointError for weights that are not
     what the run stored, or a file that does not say what network it is.
     """
-    return read(run, runs, trusted).module()
+    return read(run, runs, trusted, best).module()
 
 
-def read(run: str | Path, runs: str | Path = "runs", trusted: bool = False) -> Trained:
+def read(run: str | Path, runs: str | Path = "runs", trusted: bool = False, best: bool = False) -> Trained:
     """The network of a run or a weights file, with what is known of it. Raises as ``load`` does."""
     path = Path(run)
     if path.is_file():
+        if best:
+            raise RunError(
+                f"{path}: found a file, expected a run, which says which of its epochs was the best"
+            )
         return _of_file(path, trusted)
-    return of_run(find_run(str(run), Path(runs)))
+    return of_run(find_run(str(run), Path(runs)), best)
 
 
-def of_run(folder: Path) -> Trained:
+def of_run(folder: Path, best: bool = False) -> Trained:
     """The network of the finished run in a folder. Raises as ``load`` does."""
     result = read_result(folder)
     if result is None:
@@ -92,14 +112,18 @@ def of_run(folder: Path) -> Trained:
             f"{folder}: found a pretraining ({config['distiller']['name']}), expected the run of a student "
             "or a teacher"
         )
-    path = folder / WEIGHTS
+    if best and "best" not in result:
+        raise RunError(f"{folder}: found the last weights alone, expected a run that had keep_best=true")
+    path, expected = folder / WEIGHTS, result["student_sha256"]
+    if best:
+        path, expected = folder / BEST_WEIGHTS, result["best"]["sha256"]
     raw = read_whole(path)
     if raw is None:
         raise CheckpointError(f"{path}: no such file; expected the run's weights")
     sha256 = hashlib.sha256(raw).hexdigest()
-    if sha256 != result["student_sha256"]:
+    if sha256 != expected:
         raise CheckpointError(
-            f"{path}: expected checksum {result['student_sha256']}, as in result.json; the file was changed"
+            f"{path}: expected checksum {expected}, as in result.json; the file was changed"
         )
     about = described(config, result)
     return Trained(built(about, raw, path), about, path, sha256, config, result)

@@ -230,18 +230,18 @@ class Cohort:
 
     def _evaluate(self, members: list[Member], images: Images, dataset: Dataset) -> dict[str, Measured]:
         """Accuracies and losses of the members' students, all from the same batches."""
-        scores = {member.name: Score() for member in members}
-        training = {member.name: member.trainer.student.training for member in members}
+        scores = {member.name: Score(member.trainer.top5) for member in members}
+        training = {member.name: member.trainer.evaluated.training for member in members}
         for member in self._standing(members):
-            member.trainer.student.eval()
+            member.trainer.evaluated.eval()
         batches: Generator[Batch, None, None] = evaluation_batches(images, dataset)
         with closing(batches), torch.no_grad():
             for batch in batches:
                 for member in self._standing(members):
                     with self._alone(member):
-                        scores[member.name].add(member.trainer.student(batch.images), batch.labels)
+                        scores[member.name].add(member.trainer.evaluated(batch.images), batch.labels)
         for member in self._standing(members):
-            member.trainer.student.train(training[member.name])
+            member.trainer.evaluated.train(training[member.name])
         return {member.name: scores[member.name].compute() for member in self._standing(members)}
 
     def _standing(self, members: Iterable[Member]) -> Iterator[Member]:

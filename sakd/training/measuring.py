@@ -67,22 +67,30 @@ class RunningMeans:
 
 
 class Score:
-    """Counts images that a network gets right, and sums its cross-entropy, on the device."""
+    """Counts images that a network gets right, and sums its cross-entropy, on the device.
 
-    def __init__(self):
-        self.correct = self.loss = self.samples = 0
+    With ``top5`` also images whose class is among the five likeliest.
+    """
+
+    def __init__(self, top5: bool = False):
+        self.top5 = top5
+        self.correct = self.in_first = self.loss = self.samples = 0
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Take in a batch. ``logits``: [B, classes]; ``labels``: int64 [B]."""
         logits = logits.float()
         self.correct += (logits.argmax(1) == labels).sum()
+        if self.top5:
+            self.in_first += (logits.topk(5, dim=1).indices == labels[:, None]).sum()
         self.loss += F.cross_entropy(logits, labels, reduction="sum")
         self.samples += len(labels)
 
     def compute(self) -> dict[str, float]:
-        """The ``accuracy`` in percent and mean cross-entropy ``loss``; waits for the device."""
-        return {"accuracy": 100 * int(self.correct) / self.samples, "loss": float(self.loss) / self.samples}
+        """``accuracy`` (and ``top5``) in percent and mean cross-entropy ``loss``; waits for the device."""
+        accuracy, loss = 100 * int(self.correct) / self.samples, float(self.loss) / self.samples
+        top5 = {"top5": 100 * int(self.in_first) / self.samples} if self.top5 else {}
+        return {"accuracy": accuracy, "loss": loss, **top5}
 
 
 @torch.no_grad()

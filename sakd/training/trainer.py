@@ -18,6 +18,7 @@ from sakd.networks.folded import refold
 from sakd.plugin import Plugin
 from sakd.spots import Spot, SpotMode, all_spots, frozen_alias
 from sakd.streams import initialising, stream_seed
+from sakd.training.averaging import Average
 from sakd.training.execution import Branch, Execution
 from sakd.training.graphs import say_not_captured
 from sakd.training.measuring import all_finite, broken
@@ -45,8 +46,9 @@ class Trainer:
     ``optimizer`` and ``policy_optimizer`` build an optimizer from parameters. ``schedule`` is that of both
     learning rates; one that is no Schedule builds PyTorch's from an optimizer, and goes on by epoch. Random
     numbers come from streams of ``seed``. ``task``: what is learned from labels. With ``record_spots``,
-    ``kept_table`` tells after an epoch who was kept where in it. A ``Cohort``, of this trainer alone or with
-    others, runs it.
+    ``kept_table`` tells after an epoch who was kept where in it. With ``ema``, a decay, a running average of
+    the student is what is measured and left; with ``top5``, evaluation measures that, too. A ``Cohort``, of
+    this trainer alone or with others, runs it.
 
     Raises ConfigError if teacher, distillers and spot mode are not given together, or do not fit together, or
     a distiller does not fit the task.
@@ -69,6 +71,8 @@ class Trainer:
         device: torch.device | str = "cpu",
         execution: Execution = Execution(),  # noqa: B008, immutable
         record_spots: bool = False,
+        ema: float | None = None,
+        top5: bool = False,
     ):
         task.check_distillers(distillers or {})
         given = [bool(part) for part in (teacher is not None, distillers, spot_mode is not None)]
@@ -86,8 +90,10 @@ class Trainer:
         self.task = task
         self.class_weights: Tensor | None = None  # once prepared
         self.epoch = 0  # epochs done
+        self.top5 = top5
         self.teacher = teacher
         self.student = self._placed(student).train()
+        self.average = None if ema is None else Average(self.student, ema)
         self.distillers = self._placed(nn.ModuleDict(distillers or {})).train()
         self.spot_mode = None if spot_mode is None else self._placed(spot_mode).train()
         self.spots = spots_of(student, teacher.network, self.distillers.values()) if teacher else []
@@ -159,9 +165,18 @@ class Trainer:
         return ("loss/task", *losses, "train/accuracy", *kept, *policy)
 
     @property
+    def evaluated(self) -> StagedNet:
+        """The network that is measured: the student, or its running average."""
+        return self.student if self.average is None else self.average.network
+
+    def evaluated_in(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The weights of the network that is measured, in a ``state`` that was saved."""
+        return state["student" if self.average is None else "average"]
+
+    @property
     def product(self) -> nn.Module:
         """The module that a finished training leaves."""
-        return self.student
+        return self.evaluated
 
     def learned(self) -> Iterator[nn.Parameter]:
         """Parameters that the optimizer trains, but for those that take no gradients."""
@@ -198,6 +213,8 @@ class Trainer:
 
     def begin_epoch(self) -> None:
         """Start the epoch's random streams; count it, and tell the plug-ins."""
+        if self.average is not None and self.epoch == 0:
+            self.average.begin()  # here: what is pretrained comes into the student once this is built
         self.epoch += 1
         self.first_rates = self.learning_rates()
         if self.kept_table is not None:
@@ -253,6 +270,8 @@ class Trainer:
                 measured.append(self._policy_step(images, targets, teacher_features, route, plain.detach()))
             self.policy_branch.join()
         self.steppers["student"].step()
+        if self.average is not None:
+            self.average.update()
         return Step(losses, kept, torch.stack(measured))
 
     def _policy_step(
@@ -331,6 +350,8 @@ class Trainer:
         """Parts that change in training, by name: not the teacher."""
         parts = {"student": self.student, "distillers": self.distillers, "optimizer": self.optimizer}
         parts |= {f"schedule/{name}": schedule for name, schedule in self.schedules.items()}
+        if self.average is not None:
+            parts["average"] = self.average.network
         if self.spot_mode is not None:
             parts["spot_mode"] = self.spot_mode
         if self.policy_optimizer is not None:

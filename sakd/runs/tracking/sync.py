@@ -114,9 +114,9 @@ def _send(folder: Path, status: str | None = None) -> int:
     result = read_result(folder)
     status = "FINISHED" if result is not None else status or state["status"]
     config, lines = read_config(folder), _metrics(folder)
-    if result is not None and len(lines) != config["epochs"]:
+    if result is not None and len(lines) != result["epochs"]:
         raise RunError(
-            f"{folder / 'metrics.jsonl'}: found {len(lines)} whole lines, expected {config['epochs']}, one "
+            f"{folder / 'metrics.jsonl'}: found {len(lines)} whole lines, expected {result['epochs']}, one "
             "for each epoch of a finished run; bring it back, or move the folder away"
         )
     made, prepared = None, status in ENDS and state.get("delivered") != status
