@@ -49,9 +49,17 @@ def test_without_splits_a_fixed_stratified_part_is_held_out(root):
     assert first.test.paths.tolist() == again.test.paths.tolist()
     assert not {*first.test.paths} & {*first.train.paths}
     with pytest.raises(
-        ConfigError, match=r"^dataset\.test_fraction: found 0, but .*labels\.csv has no column"
+        ConfigError,
+        match=r"^dataset\.test_fraction: found none, and no test split \(column split in .*labels\.csv\)",
     ):
         read(root)
+
+
+def test_a_part_to_hold_out_beside_a_column_of_splits_is_refused(root):
+    with pytest.raises(
+        ConfigError, match=r"^dataset\.test_fraction: found 0\.4 beside the test split \(column split in"
+    ):
+        read(root, "dataset.test_fraction=0.4")
 
 
 WRONG = {

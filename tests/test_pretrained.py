@@ -71,7 +71,7 @@ def test_a_teacher_is_brought_by_name_or_trained_from_published_weights(tiny, st
         (
             "torchvision.models.shufflenet_v2_x1_0",
             "IMAGENET1K_V1",
-            r"cannot fetch IMAGENET1K_V1 .* network\?",
+            r"cannot fetch IMAGENET1K_V1 .* network\? Without one, .* give it as teacher\.checkpoint$",
         ),
         ("sakd.networks.resnet56", "IMAGENET1K_V1", r"neither torchvision's nor timm's"),
     ],
@@ -82,14 +82,21 @@ def test_what_is_not_published_or_cannot_be_fetched_is_told_by_key(hub, network,
     assert not (hub / FILE).exists()
 
 
-def test_timm_s_tags_are_known_and_fetched_from_their_place(hub, monkeypatch):
+def test_timm_s_tags_are_known_and_fetched_from_their_place(hub, monkeypatch, capfd):
     pytest.importorskip("timm")
     arguments = {"model_name": "resnet18"}
     with pytest.raises(CheckpointError, match=r"^student\.pretrained: found a9_in1k, of resnet18 .*a1_in1k"):
         published("timm.create_model", arguments, "a9_in1k", "student.pretrained")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
     with pytest.raises(CheckpointError, match=r"^student\.pretrained: cannot fetch a1_in1k of resnet18"):
         published("timm.create_model", arguments, "a1_in1k", "student.pretrained")
+    assert capfd.readouterr().err == ""  # the one line is all: no word of attempts
+    weights = hub / "models--timm--resnet18.a1_in1k/snapshots/abc/model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    (weights.parents[2] / "refs").mkdir()
+    (weights.parents[2] / "refs/main").write_text("abc")
+    assert published("timm.create_model", arguments, "a1_in1k", "student.pretrained") == weights
 
 
 @pytest.mark.parametrize("node", ["teacher", "student"])

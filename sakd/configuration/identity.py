@@ -60,6 +60,7 @@ NEUTRAL = {
     "dataset.val_fraction": 0,
     "dataset.train_samples": None,
     "dataset.test_samples": None,
+    "dataset.test_fraction": None,
     "distiller.losses.cc.teacher_embedding": "learned",
     "distiller.losses.kd.standardise": False,
     "distiller.losses.dkd.standardise": False,

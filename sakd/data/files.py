@@ -22,10 +22,11 @@ from torchvision.transforms import v2
 
 from sakd.data.checked import are_remembered, fingerprints, remember
 from sakd.data.folders import images_of, subfolders, told
+from sakd.data.held_out import check_test_fraction, with_test_images
 from sakd.data.pictures import MODES, decode
 from sakd.data.sets import Counting, in_files
 from sakd.errors import ConfigError, DataError
-from sakd.ranges import Folder, Processes
+from sakd.ranges import BelowOne, Folder, Processes
 from sakd.streams import drawing_from
 
 log = logging.getLogger("sakd")
@@ -262,7 +263,7 @@ def _size(image: Image.Image) -> str:
 def image_folder(
     root: Folder,
     train: Folder,
-    test: Folder,
+    test: Folder | None,
     classes: int,
     channels: int,
     image_size: int,
@@ -270,17 +271,19 @@ def image_folder(
     evaluation: Mapping[str, Transform],
     workers: Processes,
     pin_memory: bool,
+    test_fraction: BelowOne | None = None,  # stored configurations may be without it
 ) -> tuple[ImageFiles, ImageFiles]:
     """Images in ``root/train/<class>/…`` and ``root/test/<class>/…``, as torchvision's ImageFolder has it.
 
     Classes are in the order of their folders' names. Images may differ in size. Transforms are applied in
-    their order.
+    their order. Where there is no folder ``test``, a fixed stratified ``test_fraction`` is held out.
 
     Raises ConfigError for values that cannot be used, DataError if folders or classes are missing, empty or
     too many.
     """
     how = how_read(channels, image_size, augmentation, evaluation, workers, pin_memory)
-    return tuple(ImageFiles(*which, *how) for which in found_in(root, train, test, classes))
+    found = found_in(root, train, test, test_fraction, classes)
+    return with_test_images([ImageFiles(*which, *how) for which in found], test_fraction, root)
 
 
 def how_read(
@@ -298,17 +301,28 @@ def how_read(
     return shape, *transforms, workers, pin_memory
 
 
-def found_in(root: str, train: str, test: str, classes: int) -> list[tuple[str, np.ndarray, Tensor]]:
+def found_in(
+    root: str, train: str, test: str | None, test_fraction: float | None, classes: int
+) -> list[tuple[str, np.ndarray, Tensor]]:
     """Folder, paths and labels of training and test images, as ``ImageFiles`` has them, and a word of them.
 
-    Raises DataError if folders or classes are missing, empty or too many.
+    Of the training images alone where the test images are a part of them.
+
+    Raises ConfigError for a test folder beside a ``test_fraction``, or neither, DataError if folders or
+    classes are missing, empty or too many.
     """
-    folders = [Path(root) / own for own in (train, test)]
+    own = [train]
+    if test is None or test_fraction:
+        split = "dataset.test" if test is None else f"folder {Path(root) / test}"
+        check_test_fraction(test_fraction, split, is_there=test is not None and (Path(root) / test).is_dir())
+    else:
+        own.append(test)
+    folders = [Path(root) / name for name in own]
     for folder in folders:
         if not folder.is_dir():
             raise DataError(
-                f"dataset.root={root}: no folder {folder}; expected {train} and {test}, with a folder "
-                f"for each class{_other_name(Path(root), folder.name) if folder is folders[1] else ''}"
+                f"dataset.root={root}: no folder {folder}; expected {' and '.join(own)}, with a folder for "
+                f"each class{_instead(Path(root), test) if folder is not folders[0] else ''}"
             )
     names = subfolders(folders[0])
     if len(names) != classes:
@@ -321,11 +335,11 @@ def found_in(root: str, train: str, test: str, classes: int) -> list[tuple[str, 
         relative = np.array([os.fsencode(os.path.relpath(path, folder)) for path in paths])
         parts.append((str(folder), relative, labels))
         left_out += left_out_here
-    _say_once(
-        f"images of {root}",
-        f"{root}: {len(parts[0][2]):,} images to train on and {len(parts[1][2]):,} test images of {classes} "
-        f"classes{told(left_out)}",
+    trained_on, *tested = (f"{len(labels):,}" for *_, labels in parts)
+    counted = (
+        f"{trained_on} images to train on and {tested[0]} test images" if tested else f"{trained_on} images"
     )
+    _say_once(f"images of {root}", f"{root}: {counted} of {classes} classes{told(left_out)}")
     return parts
 
 
@@ -340,10 +354,12 @@ def checked_reading(channels: int, workers: int, pin_memory: bool) -> int:
     return _at_most_cores(workers)
 
 
-def _other_name(root: Path, test: str) -> str:
-    """A hint at a folder that may hold the test images under another name, or the empty string."""
+def _instead(root: Path, test: str) -> str:
+    """What else may give test images: a folder of another name that is there, or a part of the images."""
     there = [name for name in TEST_NAMES if name != test and (root / name).is_dir()]
-    return f" (dataset.test={there[0]} takes {there[0]}, which is there)" if there else ""
+    if there:
+        return f" (dataset.test={there[0]} takes {there[0]}, which is there)"
+    return " (dataset.test_fraction=0.2 holds out a fixed part of the others)"
 
 
 def _at_most_cores(workers: int) -> int:

@@ -9,9 +9,10 @@ import torchvision
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from sakd.data.held_out import check_test_fraction, with_test_images
 from sakd.data.memory import ImageSet
 from sakd.data.pictures import MODES
-from sakd.data.sets import calling, stratified
+from sakd.data.sets import calling
 from sakd.errors import ConfigError, DataError, did_you_mean
 from sakd.ranges import BelowOne, Folder, Text
 
@@ -26,10 +27,7 @@ def _calls(
         raise ConfigError(
             f"dataset.source: found {source!r}, expected a class of torchvision.datasets.{near}"
         )
-    if test is None and test_fraction == 0:
-        raise ConfigError(
-            "dataset.test_fraction: found 0, but dataset.test is null; expected a share above 0"
-        )
+    check_test_fraction(test_fraction, "dataset.test", is_there=test is not None)
     target = {"_target_": f"torchvision.datasets.{source}"}
     return {key: target | dict(own) for key, own in (("train", train), ("test", test)) if own is not None}
 
@@ -55,15 +53,12 @@ def torchvision_images(
     if channels not in MODES:
         raise ConfigError(f"dataset.channels: found {channels}, expected 1 (grey) or 3 (RGB)")
     _calls(source, train, test, test_fraction)
-    made, read = getattr(torchvision.datasets, source), {}
+    made, parts = getattr(torchvision.datasets, source), []
     for key, arguments in (("train", train), ("test", test)):
         if arguments is not None:
             opened = _opened(made, f"dataset.{key}", root, download, arguments)
-            read[key] = _in_memory(opened, source, channels, image_size)
-    if test is not None:
-        return read["train"], read["test"]
-    held_out = stratified(read["train"].labels, round(test_fraction * len(read["train"])))
-    return read["train"][~held_out], read["train"][held_out]
+            parts.append(_in_memory(opened, source, channels, image_size))
+    return with_test_images(parts, test_fraction, source)
 
 
 def _opened(made: type, key: str, root: str, download: bool, arguments: Mapping[str, Any]) -> Any:

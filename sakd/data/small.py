@@ -16,11 +16,12 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from sakd import data
 from sakd.data.files import CHECKED_AT_ONCE, ImageFiles, checked_reading, found_in
+from sakd.data.held_out import with_test_images
 from sakd.data.memory import Augmentation, ImageSet, changed
 from sakd.data.pictures import decode
 from sakd.data.sets import Counting, in_files
 from sakd.errors import ConfigError, DataError
-from sakd.ranges import Folder, Processes
+from sakd.ranges import BelowOne, Folder, Processes
 
 log = logging.getLogger("sakd")
 
@@ -115,18 +116,20 @@ def small_images(
     name: str,
     root: Folder,
     train: Folder,
-    test: Folder,
+    test: Folder | None,
     classes: int,
     channels: int,
     image_size: int,
     in_memory: Literal["auto"] | bool,
     workers: Processes,
     pin_memory: bool,
+    test_fraction: BelowOne | None = None,  # stored configurations may be without it
 ) -> tuple[SmallImages, SmallImages]:
     """Images of ``image_size`` x ``image_size`` in ``root/train/<class>/…`` and ``root/test/<class>/…``.
 
     They are held in memory if ``in_memory`` is true, or ``"auto"`` and all together take at most 2 GiB there.
-    Classes are in the order of their folders' names.
+    Classes are in the order of their folders' names. Where there is no folder ``test``, a fixed stratified
+    ``test_fraction`` is held out.
 
     Raises ConfigError for values that cannot be used, DataError if folders or classes are missing, empty or
     too many.
@@ -137,8 +140,8 @@ def small_images(
         )
     workers = checked_reading(channels, workers, pin_memory)
     shape = (channels, image_size, image_size)
-    found = found_in(root, train, test, classes)
+    found = found_in(root, train, test, test_fraction, classes)
     count = sum(len(labels) for *_, labels in found)
     held = count * channels * image_size**2 <= MOST_BYTES if in_memory == "auto" else in_memory
     how = (shape, Identity(), Identity(), workers, pin_memory, held)
-    return tuple(SmallImages(*which, *how) for which in found)
+    return with_test_images([SmallImages(*which, *how) for which in found], test_fraction, root)

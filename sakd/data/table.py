@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from sakd.data.files import ImageFiles, Transform, how_read
-from sakd.data.sets import in_files, stratified
-from sakd.errors import ConfigError, DataError
+from sakd.data.held_out import check_test_fraction, with_test_images
+from sakd.data.sets import in_files
+from sakd.errors import DataError
 from sakd.ranges import BelowOne, File, Folder, Processes
 
 SPLITS = ("train", "test")
@@ -46,15 +47,11 @@ def image_table(
     labels = torch.tensor([names.index(row["label"]) for row in rows], dtype=torch.int64)
     files = np.array([os.fsencode(row["file"]) for row in rows])
     everything = ImageFiles(root, files, labels, *how)
-    if "split" in rows[0]:
-        is_test = torch.tensor([row["split"] == "test" for row in rows])
-    elif test_fraction > 0:
-        is_test = stratified(labels, round(test_fraction * len(rows)))
-    else:
-        raise ConfigError(
-            f"dataset.test_fraction: found 0, but {path} has no column split; expected one, or a share "
-            "above 0"
-        )
+    has_splits = "split" in rows[0]
+    check_test_fraction(test_fraction, f"column split in {path}", is_there=has_splits)
+    if not has_splits:
+        return with_test_images([everything], test_fraction, str(path))
+    is_test = torch.tensor([row["split"] == "test" for row in rows])
     for split, chosen in zip(SPLITS, (~is_test, is_test), strict=True):
         if not chosen.any():
             raise DataError(f"{path}: found no images to {split}, expected some")

@@ -44,14 +44,19 @@ def _torchvision(network: str, name: str, key: str) -> Path:
 
 
 def _timm(network: str, tag: str, key: str) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from timm.models import get_pretrained_cfg, list_pretrained
 
     tags = [each.partition(".")[2] for each in list_pretrained(f"{network}.*")]
     if tag not in tags:
         raise _unknown(network, tag, tags, key)
+    where = get_pretrained_cfg(f"{network}.{tag}").hf_hub_id, "model.safetensors"
+    stored = try_to_load_from_cache(*where)
+    if isinstance(stored, str):
+        return Path(stored)
     try:
-        return Path(hf_hub_download(get_pretrained_cfg(f"{network}.{tag}").hf_hub_id, "model.safetensors"))
+        get_hf_file_metadata(hf_hub_url(*where))  # without a network the download tries for half a minute
+        return Path(hf_hub_download(*where))
     except Exception as error:  # its errors of many kinds share no class
         raise _unfetched(network, tag, error, key) from error
 
@@ -64,6 +69,6 @@ def _unknown(network: str, name: str, known: list[str], key: str) -> CheckpointE
 def _unfetched(network: str, name: str, error: Exception, key: str) -> CheckpointError:
     reason = " ".join(str(error).split())[:200]
     return CheckpointError(
-        f"{key}: cannot fetch {name} of {network} ({type(error).__name__}: {reason}); is there a network? A "
-        "file that was brought is given as checkpoint"
+        f"{key}: cannot fetch {name} of {network} ({type(error).__name__}: {reason}); is there a network? "
+        f"Without one, fetch the file elsewhere and give it as {key.removesuffix('pretrained')}checkpoint"
     )
