@@ -13,16 +13,19 @@ from sakd.distillers import (
     AT,
     CC,
     CRD,
+    CTKD,
     DIST,
     DKD,
     FSP,
     FT,
     KD,
+    NKD,
     NST,
     PKT,
     RKD,
     SP,
     VID,
+    WTTM,
     FitNet,
     ReviewKD,
     SemCKD,
@@ -31,7 +34,7 @@ from sakd.networks import resnet8, wrn_16_1
 from sakd.networks.folded import cast_weights
 from sakd.networks.fused import FusedConv2d, fuse_activations
 from sakd.process import quickest_convolutions, tf32
-from sakd.spots import Adaptive, Fixed, frozen_alias
+from sakd.spots import Adaptive, Fixed, Soft, frozen_alias
 from sakd.streams import initialising, stream
 from sakd.training import Cohort, Execution, Teacher, Trainer, spots_of
 from sakd.training.execution import Branch
@@ -59,6 +62,9 @@ def dataset() -> Dataset:
     images = torch.randint(0, 256, (200, 1, 8, 8), generator=noise, dtype=torch.uint8)
     part = ImageSet(images, torch.randint(0, 10, (200,), generator=noise))
     return Dataset(part, part, None, 10, 8, (0.5,), (0.25,), Augmentation(crop_padding=2, flip=True))
+
+
+LEARNED = {"adaptive": Adaptive, "soft": Soft}
 
 
 def trainer(
@@ -89,6 +95,21 @@ def trainer(
             "dist": DIST(
                 student, teacher, "logits", 1.0, inter_weight=1.0, intra_weight=1.0, temperature=4.0
             ),
+            "kd_standardised": KD(student, teacher, "logits", 1.0, 2.0, standardise=True),
+            "nkd": NKD(
+                student, teacher, "logits", 1.0, target_weight=1.0, others_weight=1.5, temperature=1.0
+            ),
+            "wttm": WTTM(student, teacher, "logits", 1.0, power=0.2),
+            "ctkd": CTKD(
+                student,
+                teacher,
+                "logits",
+                1.0,
+                least_temperature=1.0,
+                temperature_span=20.0,
+                initial_logit=1.0,
+                curriculum_epochs=2,
+            ),
             "reviewkd": ReviewKD(student, teacher, ["stages", "embedding"], 1.0, max_width=64, ramp_epochs=2),
             "cc": CC(student, teacher, "embedding", 0.02, embedding_width=16, teacher_embedding="learned"),
             "rkd": RKD(student, teacher, "embedding", 1.0, distance_weight=25.0, angle_weight=50.0),
@@ -100,8 +121,8 @@ def trainer(
         }
         spots = spots_of(student, teacher, distillers.values())
         spot_mode = Fixed(spots, student, teacher)
-        if mode == "adaptive":
-            spot_mode = Adaptive(
+        if mode in LEARNED:
+            spot_mode = LEARNED[mode](
                 spots, student, teacher, 5.0, 2.0, same_family_bias=10.0, other_family_bias=0.0
             )
     sgd = partial(SGD, lr=0.01, momentum=0.9)
@@ -121,7 +142,7 @@ def trainer(
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
-@pytest.mark.parametrize("mode", ["fixed", "adaptive"])
+@pytest.mark.parametrize("mode", ["fixed", *LEARNED])
 def test_a_step_never_waits_for_the_device(mode):
     part = dataset().to(torch.device("cuda"))
     batches = list(train_batches(part, 64, stream(0, "data")))
@@ -163,7 +184,7 @@ def test_the_order_of_memory_is_what_is_quicker_in_a_precision(precision):
     assert Execution(precision, "auto").arrange(image).is_contiguous(memory_format=order)
 
 
-@pytest.mark.parametrize("mode", ["fixed", "adaptive"])
+@pytest.mark.parametrize("mode", ["fixed", *LEARNED])
 def test_a_replayed_graph_takes_the_steps_that_are_launched_one_by_one(mode):
     """Also for the smaller last batch, and once the learning rates have fallen."""
     eager, graphed = trainer(mode), trainer(mode, Execution(compile="graph"))

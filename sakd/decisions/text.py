@@ -84,7 +84,7 @@ def of_one(run: Recorded, last: int) -> str:
     head = (
         f"{run.name}\nspot_mode={run.names['spot_mode']}, {run.progress}, "
         f"{len(record.labels):,} training samples of {len(classes)} classes. "
-        "Kept: distilled at the spot."
+        "Kept: distilled at the spot, or by a weight above one half."
     )
     window = min(last, len(record.epochs))
     return page(
