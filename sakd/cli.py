@@ -12,7 +12,7 @@ from click.shell_completion import BashComplete
 
 from sakd.commands import folder as of_folder
 from sakd.commands import trained as of_trained
-from sakd.commands.shared import errors_told, from_folder
+from sakd.commands.shared import FOLDER, FORM, check_output, errors_told, from_folder
 from sakd.credentials import hidden, remember, remember_typed
 from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.names import BEST, HEADLINE
@@ -84,7 +84,8 @@ def launch(overrides: tuple[str, ...]) -> None:
 def completion() -> None:
     """Print what bash needs to complete `sakd`, its overrides, and `python launch.py` at the tab key.
 
-    To be evaluated: eval "$(sakd completion)".
+    To be evaluated: eval "$(sakd completion)". zsh and fish complete `sakd` by
+    _SAKD_COMPLETE=zsh_source sakd and _SAKD_COMPLETE=fish_source sakd.
     """
     from sakd.launch import run
 
@@ -94,7 +95,7 @@ def completion() -> None:
 
 
 @main.command()
-@click.argument("runs", type=click.Path(exists=True, file_okay=False, path_type=Path), default="runs")
+@click.argument("runs", type=FOLDER, default="runs", metavar="[RUNS]")
 @click.option("--uri", help="A server that may be sent to, beside the configured one.")
 @click.option("--untracked", is_flag=True, help="Runs that finished with tracking=none, too.")
 def sync(runs: Path, uri: str | None, untracked: bool) -> None:
@@ -111,6 +112,8 @@ def sync(runs: Path, uri: str | None, untracked: bool) -> None:
     start_logging()
     remember(uri or "")
     with errors_told():
+        if not runs.is_dir():
+            raise ConfigError(f"{runs}: found no such folder, expected a folder of runs")
         tracking = compose_one(("tracking=mlflow",))["tracking"]  # its store is known from here on
     if untracked:
         adopt(runs, tracking)
@@ -154,9 +157,7 @@ def _named_sweep(command: Callable) -> Callable:
 
 @main.command()
 @click.argument("overrides", nargs=-1, metavar="[OVERRIDE]...", shell_complete=_as_hydra_completes)
-@click.option(
-    "--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True
-)
+@click.option("--format", "form", type=FORM, default="terminal", show_default=True)
 @click.option("--cells", "each", is_flag=True, help="A line for each cell.")
 @click.option(
     "--from",
@@ -299,6 +300,9 @@ def compare(
     with errors_told():
         if plot is not None:
             plots.check_plot(plot)
+            check_output(plot, "--plot")
+        if output is not None:
+            check_output(output)
         figures = read_published(published or FIGURES)
         runs, expected = _compared(source, filters)
         comparison = compare.compare(runs, metric, figures, expected, with_costs)
@@ -337,7 +341,7 @@ def _compared(source: str, filters: tuple[str, ...]) -> "tuple[list[Finished], l
 @click.option("--spot", help="The spot of the list.")
 @click.option("--skipped/--kept", "skipped", default=None, help="Those sent past the spot, or the others.")
 @click.option("--never/--always", "never", default=None, help="Those distilled in no epoch, or in all.")
-@click.option("--format", "form", type=click.Choice(["text", "csv", "json"]), help="Of the list.")
+@click.option("--format", "form", type=click.Choice(["terminal", "csv", "json"]), help="Of the list.")
 def spots(
     runs: tuple[str, ...],
     folder: Path,
@@ -375,7 +379,7 @@ def spots(
             found = [run.within(*_span(epochs)) for run in found]
         if asked is not None:
             listed = chosen.choose(found[0], asked)
-            click.echo(chosen.FORMATS[form or "text"](listed, _files(found[0], asked.split)), nl=False)
+            click.echo(chosen.FORMATS[form or "terminal"](listed, _files(found[0], asked.split)), nl=False)
         elif len(found) == 1 and not across:
             click.echo(text.of_one(found[0], last), nl=False)
             if output is not None:
@@ -468,7 +472,7 @@ def report(words: tuple[str, ...], output: Path, source: Path | None) -> None:
     RUN is a run's folder, its name, or the beginning of it; KEY=VALUE chooses as in `sakd compare`. With
     sweeps=NAME the arguments are a sweep's, as they launch it.
     """
-    from sakd.report import check_output, of_folder, of_sweep, write_report
+    from sakd.report import of_folder, of_sweep, write_report
 
     with errors_told():
         check_output(output)
@@ -484,9 +488,7 @@ def report(words: tuple[str, ...], output: Path, source: Path | None) -> None:
 @click.argument("overrides", nargs=-1, metavar="[OVERRIDE]...", shell_complete=_as_hydra_completes)
 @click.option("--only", multiple=True, metavar="NAME", help="This check alone; may be given again.")
 @click.option("--slurm", "canary", is_flag=True, help="Let a job of one minute examine a node, too.")
-@click.option(
-    "--format", "form", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True
-)
+@click.option("--format", "form", type=FORM, default="terminal", show_default=True)
 def doctor(overrides: tuple[str, ...], only: tuple[str, ...], canary: bool, form: str) -> None:
     """Look whether this machine can do what OVERRIDE... ask for.
 

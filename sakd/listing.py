@@ -134,8 +134,13 @@ def shown(folder: Path) -> dict[str, Any]:
 
 def shown_as_text(known: dict[str, Any]) -> str:
     """What is known of a run in lines, as `launch.py` ends with them."""
-    configuration = [(key, str(value)) for key, value in flatten(known["configuration"])]
+    configuration = [(key, _typed(value)) for key, value in flatten(known["configuration"])]
     return hidden(f"{_aligned(list(_lines(known)))}\n{_aligned(configuration)}")
+
+
+def _typed(value: object) -> str:
+    """A value as it is typed on a command line: null and true, not None and True."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def shown_as_json(known: dict[str, Any]) -> str:

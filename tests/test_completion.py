@@ -8,7 +8,9 @@ import sys
 import time
 
 import pytest
+from click.testing import CliRunner
 
+from sakd.cli import main
 from sakd.configuration.compose import completions
 from tests.conftest import ROOT
 
@@ -17,6 +19,20 @@ def test_overrides_are_completed_by_what_there_is():
     assert completions([], "student=wrn_28") == ["student=wrn_28_10"]
     assert completions(["-m", "seed=0,1"], "optimizer.l") == ["optimizer.lr="]
     assert completions(["student=no_such"], "optimizer.l") == []
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_get_a_script_and_completions_by_the_documented_variable(shell):
+    assert f"_SAKD_COMPLETE={shell}_source sakd" in (ROOT / "docs/command_line.md").read_text()
+
+    def said(what: str, **variables: str) -> str:
+        environment = {"_SAKD_COMPLETE": f"{shell}_{what}", **variables}
+        return CliRunner().invoke(main, env=environment, prog_name="sakd").output
+
+    assert f"_SAKD_COMPLETE={shell}_complete" in said("source")
+    place = {"zsh": "2", "fish": "distiller=fsp_"}[shell]  # fish gives the word itself
+    completed = said("complete", COMP_WORDS="sakd launch distiller=fsp_", COMP_CWORD=place)
+    assert "distiller=fsp_init" in completed
 
 
 @pytest.fixture

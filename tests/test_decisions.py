@@ -549,7 +549,7 @@ def test_the_images_that_a_policy_sends_past_a_spot_are_listed(tmp_path, which):
     content = json.loads(command(*asked, "json"))
     assert (content["kept"], content["of"]) == (which == "kept", SAMPLES)
     assert [image["index"] for image in content["images"]] == expected.tolist()
-    assert f"{len(expected)} of 240 test images" in command(*asked, "text")
+    assert f"{len(expected)} of 240 test images" in command(*asked, "terminal")
 
 
 @pytest.mark.slow

@@ -94,6 +94,45 @@ def test_a_run_is_shown_in_full(runs, finished):
     assert "found no such run" in sakd("show", "nothing", "--from", runs).output
 
 
+def test_values_are_shown_as_they_are_typed(runs, finished):
+    lines = sakd("show", "--from", runs, finished.name).output.splitlines()
+    shown = dict(line.split(maxsplit=1) for line in lines if " " in line)
+    assert (shown["student.checkpoint"], shown["profile"], shown["dataset.mean"]) == (
+        "null",
+        "false",
+        "[0.3051]",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["sync", "nowhere"], "nowhere: found no such folder"),
+        (["gc", "nowhere"], "nowhere: found no such folder"),
+        (["compare", "--output", "nowhere/table.tex"], "--output: found no folder 'nowhere'"),
+        (["compare", "--plot", "nowhere/plot.svg"], "--plot: found no folder 'nowhere'"),
+        (
+            ["export", "any", "--to", "onnx", "--output", "nowhere/x.onnx"],
+            "--output: found no folder 'nowhere'",
+        ),
+    ],
+)
+def test_folders_that_are_not_there_are_told_in_one_line_before_any_work(words, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = sakd(*words)
+    assert (done.exit_code, done.output.count("\n")) == (1, 1)
+    assert done.output.startswith(f"Error: {told}, expected")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_terminal_shows_has_one_name_in_every_command():
+    formats = [
+        option for command in main.commands.values() for option in command.params if option.name == "form"
+    ]
+    assert len(formats) == 7
+    assert all("terminal" in option.type.choices for option in formats)
+
+
 def test_all_sweeps_of_a_folder_are_told_once_each(runs, finished):
     def submit(number: int, overrides: list[str], job: list[str], needs: dict[str, list[str]]) -> Submission:
         launcher = {"_target_": "sakd.sweeps.LocalLauncher", "processes": 1}

@@ -408,7 +408,9 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_written(finished, tmp_p
         export(tmp_path / "none"), tmp_path, f"{tmp_path}/none: found no such run, expected a run's folder"
     )
     assert_refused(
-        export(folder, "--output", tmp_path / "no/such.pth"), tmp_path, f"cannot write {tmp_path}/no/such.pth"
+        export(folder, "--output", tmp_path / "no/such.pth"),
+        tmp_path,
+        f"--output: found no folder '{tmp_path}/no', expected one for such.pth",
     )
     with monkeypatch.context() as patched:
         patched.setattr(StagedNet, "shared_names", lambda network: {})

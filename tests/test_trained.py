@@ -297,7 +297,7 @@ def test_what_gives_other_numbers_than_the_network_is_refused_and_not_written(ta
     for arguments, told in (
         (("--to", "checkpoint", "--normalise"), "--normalise: checkpoint holds weights alone"),
         (("--to", "safetensors", "--output", taught.weights), "is the run's own file"),
-        (("--to", "safetensors", "--output", tmp_path / "no" / "a"), "cannot write"),
+        (("--to", "safetensors", "--output", tmp_path / "no" / "a"), "--output: found no folder"),
         (("--to", "safetensors", "dataset.root=3"), "dataset.root: no such key of digits"),
     ):
         done = sakd_cli("export", taught.folder, *arguments)

@@ -4,10 +4,8 @@ from pathlib import Path
 
 import click
 
-from sakd.commands.shared import FOLDER, errors_told, from_folder
+from sakd.commands.shared import FOLDER, FORM, errors_told, from_folder
 from sakd.credentials import hidden
-
-FORM = click.Choice(["terminal", "json"])
 
 
 @click.command("list")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sakd.commands.shared import errors_told, from_folder
+from sakd.commands.shared import FORM, check_output, errors_told, from_folder
 from sakd.credentials import hidden
 from sakd.errors import ConfigError, SakdError
 
@@ -30,7 +30,7 @@ _best = click.option(
 )
 @click.option("--linear-probe", "probes", is_flag=True, help="Learn a linear classifier on frozen features.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--format", "form", type=FORM, default="terminal", show_default=True)
 def evaluate(
     run: str,
     overrides: tuple[str, ...],
@@ -113,6 +113,8 @@ def export(
     from sakd.trained import export as exporting
 
     with errors_told():
+        if output is not None:
+            check_output(output)
         network = trained.read(run, folder, best=best)
         output = output or exporting.default_output(network, to)
         dataset = images.dataset_of(network, overrides)

@@ -143,7 +143,10 @@ def _counted(run: Recorded, places: np.ndarray, of: int, split: str) -> str:
 
 
 def as_text(chosen: Chosen, files: Sequence[str] | None) -> str:
-    lines: Lines = [list(map(str, line)) for line in _table(chosen, files)]
+    lines: Lines = [
+        [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in line]
+        for line in _table(chosen, files)
+    ]
     return page([chosen.told, lines] if len(lines) > 1 else [chosen.told])
 
 
@@ -160,7 +163,7 @@ def as_json(chosen: Chosen, files: Sequence[str] | None) -> str:
 
 
 FORMATS: dict[str, Callable[[Chosen, Sequence[str] | None], str]] = {
-    "text": as_text,
+    "terminal": as_text,
     "csv": as_csv,
     "json": as_json,
 }

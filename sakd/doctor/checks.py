@@ -60,7 +60,7 @@ def _data(asked: Asked) -> Told:
     config = asked.config | {"dataset": node | ({"download": False} if "download" in node else {})}
     dataset = build.dataset(config)
     dataset.ready(Path(config["runs"]) / ".checked_images", counting)
-    images = f"{len(dataset.train)} training and {len(dataset.test)} test images"
+    images = f"{len(dataset.train):,} training and {len(dataset.test):,} test images"
     return "ok", f"{node['name']}: {images}, {dataset.classes} classes"
 
 

@@ -65,7 +65,7 @@ def check_torch() -> tuple[str, str]:
     gradient = _gradient(torch.device("cpu"))
     torch.from_numpy(gradient.numpy())
     cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-    return "ok", f"{torch.__version__}, {cuda}; {torch.get_num_threads()} threads"
+    return "ok", f"{torch.__version__}, {cuda}; threads: {torch.get_num_threads()}"
 
 
 def check_cuda(asked: str) -> tuple[str, str]:

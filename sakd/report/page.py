@@ -67,12 +67,6 @@ def write_report(selection: Selection, path: Path) -> None:
     write_whole(path, _page(selection).encode())
 
 
-def check_output(path: Path) -> None:
-    """Raise ConfigError where there is no folder for the file at ``path``."""
-    if not path.parent.is_dir():
-        raise ConfigError(f"--output: found no folder {str(path.parent)!r}, expected one for {path.name}")
-
-
 def _page(selection: Selection) -> str:
     left_out: Counter[str] = Counter()
     told = cards(selection.runs, left_out)

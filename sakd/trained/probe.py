@@ -112,4 +112,4 @@ def as_json(name: str, about: str, found: Probed) -> str:
     return json.dumps({"network": name, "on": about} | asdict(found), indent=2, allow_nan=False) + "\n"
 
 
-FORMATS = {"text": as_text, "json": as_json}
+FORMATS = {"terminal": as_text, "json": as_json}
