@@ -28,6 +28,7 @@ from sakd.distillers.reviewkd import ReviewKD
 from sakd.distillers.rkd import RKD
 from sakd.distillers.sdd import SDD
 from sakd.distillers.semckd import SemCKD
+from sakd.distillers.simkd import SimKD
 from sakd.distillers.sp import SP
 from sakd.distillers.vid import VID
 from sakd.distillers.vkd import VkD
@@ -57,6 +58,7 @@ __all__ = [
     "FitNet",
     "ReviewKD",
     "SemCKD",
+    "SimKD",
     "VkD",
     "at_least_float32",
     "distinct_spots",

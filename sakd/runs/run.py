@@ -259,7 +259,8 @@ class Run:
 
         own = {name: tensor.contiguous() for name, tensor in weights.items()}
         is_network = "pretrains" not in self.config["distiller"]
-        about = described(self.config, result).metadata() if is_network else None
+        network = configuration.product_node(self.config)
+        about = described(network, self.config, result).metadata() if is_network else None
         write_whole(self.weights, save(own, about))
         result = {**result, "student_sha256": configuration.sha256_of(self.weights)}
         stored = json.dumps(with_checksum(result), indent=2) + "\n"
