@@ -20,6 +20,7 @@ from sakd.distillers.fitnet import FitNet
 from sakd.distillers.fsp import FSP
 from sakd.distillers.ft import FT
 from sakd.distillers.kd import KD
+from sakd.distillers.matched import Matched
 from sakd.distillers.nst import NST
 from sakd.distillers.ofa import OFA
 from sakd.distillers.ofd import OFD
@@ -56,6 +57,7 @@ __all__ = [
     "Distiller",
     "Features",
     "FitNet",
+    "Matched",
     "ReviewKD",
     "SemCKD",
     "SimKD",
