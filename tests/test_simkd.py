@@ -27,8 +27,13 @@ def built(body=resnet8, head=resnet8x4):
     return student, teacher, distiller
 
 
-@pytest.mark.parametrize("kept", ["all", "some", "none"])
-@pytest.mark.parametrize("pair", [(resnet8, resnet8x4), (resnet8, vgg8), (vgg8, wrn_16_1)])
+@pytest.mark.parametrize(
+    ("pair", "kept"),
+    [
+        *(((resnet8, resnet8x4), kept) for kept in ("all", "some", "none")),
+        *(((body, head), "some") for body, head in ((resnet8, vgg8), (vgg8, wrn_16_1))),
+    ],
+)
 def test_the_loss_is_the_kept_share_of_the_published_one_of_the_kept_rows(pair, kept):
     student, teacher, distiller = built(*pair)
     images, rows = torch.randn(BATCH, 1, 8, 8, dtype=torch.float64), torch.tensor(KEEPS[kept])
@@ -103,6 +108,7 @@ def test_a_product_that_takes_other_keys_is_refused_by_name():
         build.check_parts(compose_config("distiller=simkd", "distiller.product.narrowing=0"))
 
 
+@pytest.mark.slow
 def test_it_stands_beside_others_in_a_sum():
     summed, alone = (compose_one([f"distiller={name}"])["distiller"] for name in ("simkd+at", "simkd"))
     assert set(summed["losses"]) == {"simkd", "kd", "at"}
