@@ -10,7 +10,9 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from sakd.data import Augmentation, Dataset, ImageSet, train_batches
 from sakd.distillers import (
+    AFD,
     AT,
+    CATKD,
     CC,
     CRD,
     CTKD,
@@ -21,14 +23,19 @@ from sakd.distillers import (
     KD,
     NKD,
     NST,
+    OFA,
+    OFD,
     PKT,
     RKD,
+    SDD,
     SP,
     VID,
     WTTM,
     FitNet,
+    Matched,
     ReviewKD,
     SemCKD,
+    VkD,
 )
 from sakd.networks import resnet8, wrn_16_1
 from sakd.networks.folded import cast_weights
@@ -118,6 +125,15 @@ def trainer(
             "fsp": FSP(student, teacher, "stages", 1.0),
             "ft": FT(student, teacher, "last_stage", 1.0, factor_share=0.5),
             "semckd": SemCKD(student, teacher, "stages", 1.0, batch_size=64, reduction=4, widening=0.5),
+            "afd": AFD(student, teacher, "stages", 1.0, width=16),
+            "catkd": CATKD(student, teacher, "last_stage", 1.0, size=2, normalised=True),
+            "matched": Matched(student, teacher, "stages", 1.0, matching="reversed"),
+            "ofa": OFA(student, teacher, ["stages", "logits"], 1.0, temperature=1.0, exponent=1.0),
+            "ofd": OFD(student, teacher, "stages", 1e-3),
+            "sdd": SDD(
+                student, teacher, "logits", 1.0, temperature=4.0, sizes=[1, 2], complementary_weight=2.0
+            ),
+            "vkd": VkD(student, teacher, "embedding", 1.0),
         }
         spots = spots_of(student, teacher, distillers.values())
         spot_mode = Fixed(spots, student, teacher)

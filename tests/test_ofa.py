@@ -64,8 +64,10 @@ def plain_ofa(distiller, student, teacher, keep):
     return 2.5 * total / BATCH
 
 
-@pytest.mark.parametrize("kept", ["all", "some", "one"])
-@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize(
+    ("pair", "kept"),
+    [*(("wider-teacher", kept) for kept in ("all", "some", "one")), ("deeper-student", "some")],
+)
 def test_each_exits_term_is_the_kept_share_of_the_published_one_of_its_kept_rows(pair, kept):
     distiller = build(*PAIRS[pair])
     (student, teacher), keep = features(distiller), masks(distiller, kept)

@@ -24,6 +24,7 @@ from sakd.configuration.prerequisites import (
     Prerequisites,
     needs_teacher,
     prerequisites,
+    product_node,
     teacher_of,
     tracked_apart,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "needs_teacher",
     "parameters",
     "prerequisites",
+    "product_node",
     "read_config",
     "require_accuracy",
     "run_name",

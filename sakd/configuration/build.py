@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sakd.configuration.fits import NAMED, check_node, target_of
-from sakd.configuration.prerequisites import TEACHER_KEYS, Config, needs_teacher
+from sakd.configuration.prerequisites import TEACHER_KEYS, Config, needs_teacher, product_node
 from sakd.data import PROMISES, PROMISES_IN_MEMORY, Dataset, assemble, check_promises, check_reader
 from sakd.distillers import Distiller
 from sakd.errors import ConfigError, SakdError, did_you_mean
@@ -141,13 +141,18 @@ def parts(config: Config, teacher: StagedNet | None = None, start: str = "studen
     """
     seed = config["seed"]
     with initialising(seed, "student"):
-        student = student_network(config)
+        student = make(config["student"], "student", leave=OF_STUDENTS, kind=StagedNet)
     _start(student, config["student"], start)
     if not needs_teacher(config):
         return Parts(student, None, {}, None)
     if teacher is None:
         with initialising(seed, "teacher"):
             teacher = make(config["teacher"], "teacher", leave=OF_TEACHERS, kind=StagedNet)
+    product = config["distiller"].get("product")
+    if product is not None:
+        with initialising(seed, "product"):
+            head = make(config["teacher"], "teacher", leave=OF_TEACHERS, kind=StagedNet)
+            student = make(product, "distiller.product", student, head, leave=(), kind=StagedNet)
     distillers = {}
     for name, node in config["distiller"]["losses"].items():
         with initialising(seed, f"distiller/{name}"):
@@ -162,8 +167,11 @@ def parts(config: Config, teacher: StagedNet | None = None, start: str = "studen
 
 
 def student_network(config: Config) -> StagedNet:
-    """The student's network, with weights drawn from the global generator. Raises ConfigError as ``make``."""
-    return make(config["student"], "student", leave=OF_STUDENTS, kind=StagedNet)
+    """The network that a run leaves, with weights drawn from the global generator.
+
+    Raises ConfigError as ``make``.
+    """
+    return make(product_node(config), "student", leave=OF_STUDENTS, kind=StagedNet)
 
 
 def _start(student: StagedNet, node: Config, key: str) -> None:
@@ -200,7 +208,10 @@ def shared_stages(student: Config, teacher: Config, loss: Config, key: str) -> l
     All are given as nodes; ``key`` is the loss's.
     """
     with initialising(0, "shared_stages"):
-        networks = student_network({"student": student}), make(teacher, "teacher", kind=StagedNet)
+        networks = (
+            make(student, "student", leave=OF_STUDENTS, kind=StagedNet),
+            make(teacher, "teacher", kind=StagedNet),
+        )
         built = make(loss, key, *networks, leave=(), kind=Distiller)
     return [spot.teacher for spot in built.spots] if built.pretraining_shared else None
 
@@ -327,7 +338,9 @@ def check_parts(config: Config) -> None:
     pretraining = config["distiller"].get("pretraining")
     if pretraining is not None and pretraining.get("loss") is not None:
         losses["distiller.pretraining.loss"] = pretraining["loss"]
-    for key, node in losses.items():
+    if config["distiller"].get("product") is not None:
+        losses["distiller.product"] = config["distiller"]["product"]
+    for key, node in losses.items():  # all are called with student and teacher
         _check_once(json.dumps(node), key, 2, ())
     distillers = {
         n: target_of(node, f"distiller.losses.{n}") for n, node in config["distiller"]["losses"].items()
@@ -353,6 +366,8 @@ def check_networks(config: Config) -> None:
     _try_network(json.dumps(config["student"]), "student", OF_STUDENTS)
     if needs_teacher(config):
         _try_network(json.dumps(config["teacher"]), "teacher", OF_TEACHERS)
+        if config["distiller"].get("product") is not None:
+            _try_network(json.dumps(product_node(config)), "distiller.product", OF_STUDENTS)
 
 
 @lru_cache(maxsize=4096)

@@ -189,6 +189,10 @@ def _check_distiller(distiller: Config) -> None:
             f"distiller.losses: found none, expected some for distiller={distiller['name']}, or "
             "distiller=none"
         )
+    if pretraining is not None and distiller.get("product") is not None:
+        raise ConfigError(
+            "distiller.product: found one beside distiller.pretraining, expected one of the two"
+        )
     if pretraining is not None and pretraining.get("loss") is None and pretraining["name"] not in losses:
         near = did_you_mean(pretraining["name"], losses)
         raise ConfigError(

@@ -66,6 +66,24 @@ def needs_teacher(config: Config) -> bool:
     return bool(config["distiller"]["losses"])
 
 
+def product_node(config: Config) -> Config:
+    """Node of the network that a run of this configuration trains and leaves.
+
+    It is the student, or what ``distiller.product`` makes of the student and the teacher, ``body`` and
+    ``head``.
+    """
+    student, product = config["student"], config["distiller"].get("product")
+    if product is None:
+        return student
+    networks = {"body": student, "head": _network(config["teacher"])}
+    left = ("name", *START_KEYS)
+    bare = {
+        role: {key: value for key, value in node.items() if key not in left}
+        for role, node in networks.items()
+    }
+    return {"name": student["name"], **product, **bare}
+
+
 def _teacher_run(config: Config) -> Config:
     """Configuration of the teacher's run.
 

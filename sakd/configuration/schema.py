@@ -142,6 +142,7 @@ class Losses(TypedDict):
     reference: NotRequired[Reference | None]
     alpha: NotRequired[Annotated[float, Ge(0), Le(1e9)]]  # what losses take their weights from
     beta: NotRequired[Annotated[float, Ge(0), Le(1e9)]]
+    product: NotRequired[Node | None]  # what is made of the student and the teacher, in the student's place
     pretraining: NotRequired[Pretraining | None]
     pretrains: NotRequired[Text]  # in a pretraining's own run: which of the losses
 

@@ -66,13 +66,19 @@ def sum_of(path: str, load: Load, options: Sequence[str]) -> Node:
     ]
     if len(pretrainings) > 1:
         raise ConfigError(f"{whole}: found {len(pretrainings)} with a pretraining, expected at most one")
+    products = [node["product"] for node in parts if node.get("product") is not None]
+    if len(products) > 1:
+        raise ConfigError(f"{whole}: found {len(products)} with a product, expected at most one")
     summed: Node = {
         "name": PLUS.join(str(node["name"]) for node in own.values()),
         "reference": None,  # each has its own
     }
     for node in shared.values():  # their keys, as distiller.alpha, act on all
-        summed |= {key: value for key, value in node.items() if key not in (*summed, "pretraining")}
+        summed |= {
+            key: value for key, value in node.items() if key not in (*summed, "pretraining", "product")
+        }
     summed["losses"] = losses
+    summed |= {"product": products[0]} if products else {}
     return summed | ({"pretraining": pretrainings[0]} if pretrainings else {})
 
 
@@ -113,8 +119,9 @@ def _inlined(node: Node, name: str, bases: dict[str, Node], whole: str) -> Node:
             raise ConfigError(
                 f"{whole}: {name} changes {base}'s {', '.join(changed)}, so it cannot be summed"
             )
-    keys = {key: value for key, value in node.items() if key not in ("losses", "pretraining")}
-    own = {key: _with_keys(node[key], keys) for key in ("losses", "pretraining") if key in node}
+    nodes = ("losses", "pretraining", "product")
+    keys = {key: value for key, value in node.items() if key not in nodes}
+    own = {key: _with_keys(node[key], keys) for key in nodes if key in node}
     return {"name": node["name"], **own}
 
 

@@ -25,6 +25,7 @@ from sakd.distillers.fitnet import FitNet
 from sakd.distillers.fsp import FSP
 from sakd.distillers.ft import FT
 from sakd.distillers.kd import KD
+from sakd.distillers.matched import Matched
 from sakd.distillers.nkd import NKD
 from sakd.distillers.nst import NST
 from sakd.distillers.ofa import OFA
@@ -34,6 +35,7 @@ from sakd.distillers.reviewkd import ReviewKD
 from sakd.distillers.rkd import RKD
 from sakd.distillers.sdd import SDD
 from sakd.distillers.semckd import SemCKD
+from sakd.distillers.simkd import SimKD
 from sakd.distillers.sp import SP
 from sakd.distillers.vid import VID
 from sakd.distillers.vkd import VkD
@@ -65,8 +67,10 @@ __all__ = [
     "Distiller",
     "Features",
     "FitNet",
+    "Matched",
     "ReviewKD",
     "SemCKD",
+    "SimKD",
     "VkD",
     "at_least_float32",
     "distinct_spots",

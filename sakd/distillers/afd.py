@@ -93,7 +93,8 @@ class AFD(Distiller):
             [embed(student_features[stage].mean((2, 3))) for stage, embed in self.keys.items()], dim=1
         )
         keys = self.key_of_each(keys.flatten(0, 1)).view(len(keys), len(self.keys), len(self.queries), -1)
-        scores = torch.einsum("bstw,btw->bts", keys, queries) + self.teacher_places @ self.student_places.T
+        scores = (keys * queries[:, None]).sum(dim=3).transpose(1, 2)  # [B, T, S]
+        scores = scores + self.teacher_places @ self.student_places.T
         return (scores / sqrt(self.width)).softmax(dim=2)
 
     def loss(

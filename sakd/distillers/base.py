@@ -17,7 +17,8 @@ Features = Mapping[str, Tensor]
 class Distiller(Plugin):
     """*What* to distil: a published loss at each spot of a kind, over the rows kept there.
 
-    A distiller sees features and masks; never labels' cross-entropy, optimizers, the policy or the networks.
+    A distiller sees features and masks; never labels' cross-entropy, optimizers, the policy or the networks,
+    but for what a ``Classifier`` reads of them.
     A new one gives ``spot_loss``; a method that compares spots with each other overrides ``loss``. Modules
     that a spot needs are built in ``__init__`` from ``self.spots``; what depends on the training set (a
     memory bank) is built in ``prepare``. The teacher's features need no detaching: it runs without gradients.

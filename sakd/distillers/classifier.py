@@ -52,6 +52,7 @@ def _is_mean(network: StagedNet) -> bool:
     """True if a network of whichever make pools its last map by its mean."""
     shape = network.shapes[network.maps[-1]]
     example = torch.arange(prod(shape)).sin().reshape(1, *shape)
+    example = example.to(next(network.parameters()))  # a teacher of several students may be placed already
     training = network.training
     with torch.no_grad():
         embedding = network.eval().between(network.maps[-1], "embedding")(example)

@@ -23,6 +23,7 @@ from sakd.networks.resnet import (
     resnet110,
     resnet110a,
 )
+from sakd.networks.reused import with_head_of
 from sakd.networks.shufflenet import ShuffleNetV1, ShuffleNetV2
 from sakd.networks.staged import Shape, StagedNet
 from sakd.networks.vgg import (
@@ -76,6 +77,7 @@ __all__ = [
     "vgg16_imagenet",
     "vgg19",
     "vgg19_imagenet",
+    "with_head_of",
     "wrn_16_1",
     "wrn_16_2",
     "wrn_28_10",

@@ -34,14 +34,19 @@ class Description:
         return {KEY: json.dumps(asdict(self), sort_keys=True)}
 
 
-def described(config: Mapping[str, Any], result: Mapping[str, Any]) -> Description:
-    """The network of a run's configuration; its result has the moments that the configuration leaves open."""
-    node, data = config["student"], {**config["dataset"], **result.get("moments", {})}
-    size = node["image_size"]
+def described(
+    network: Mapping[str, Any], config: Mapping[str, Any], result: Mapping[str, Any]
+) -> Description:
+    """A network of a run, as its node, and what images it gets by the run's configuration.
+
+    The run's result has the moments that the configuration leaves open.
+    """
+    student, data = config["student"], {**config["dataset"], **result.get("moments", {})}
+    size = student["image_size"]
     return Description(
-        {key: value for key, value in node.items() if key not in START_KEYS},
-        node["num_classes"],
-        [node["in_channels"], size, size],
+        {key: value for key, value in network.items() if key not in START_KEYS},
+        student["num_classes"],
+        [student["in_channels"], size, size],
         list(data["mean"]),
         list(data["std"]),
         data["name"],

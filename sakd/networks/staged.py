@@ -41,7 +41,7 @@ class StagedNet(nn.Sequential):
     ):
         super().__init__(OrderedDict(stages))
         self.layouts: dict[str, ChannelsLast | Tokens] = {}
-        self._named_layouts = dict(layouts or {})
+        self.named_layouts = dict(layouts or {})
         self.family = family
         self.renames = tuple(renames)
         self.input_shape = tuple(input_shape)
@@ -116,7 +116,7 @@ class StagedNet(nn.Sequential):
         try:
             with torch.no_grad():
                 x = torch.zeros(1, *self.input_shape)
-                for stage, layout in self._named_layouts.items():
+                for stage, layout in self.named_layouts.items():
                     raw = nn.Sequential(*list(self.eval())[: self.index(stage) + 1])(x)
                     found = layout_of(layout, raw, f"layouts.{stage}")
                     self.layouts |= {} if found is None else {stage: found}

@@ -271,7 +271,8 @@ class Run:
         from sakd.networks.described import described  # here, since the package needs torch
 
         is_network = "pretrains" not in self.config["distiller"]
-        about = described(self.config, result).metadata() if is_network else None
+        network = configuration.product_node(self.config)
+        about = described(network, self.config, result).metadata() if is_network else None
 
         def stored(path: Path, weights: Mapping[str, Any]) -> str:
             own = {name: tensor.contiguous() for name, tensor in weights.items()}

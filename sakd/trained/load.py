@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sakd.configuration import Config, build, find_run, flatten, read_config
+from sakd.configuration import Config, build, find_run, flatten, product_node, read_config
 from sakd.configuration.fits import NAMED
 from sakd.data.normalising import Normalising
 from sakd.errors import CheckpointError, RunError
@@ -125,7 +125,7 @@ def of_run(folder: Path, best: bool = False) -> Trained:
         raise CheckpointError(
             f"{path}: expected checksum {expected}, as in result.json; the file was changed"
         )
-    about = described(config, result)
+    about = described(product_node(config), config, result)
     return Trained(built(about, raw, path), about, path, sha256, config, result)
 
 
@@ -146,7 +146,7 @@ def teacher_of(student: Trained) -> Trained | None:
         raise CheckpointError(
             f"{path}: found checksum {sha256}, expected the teacher's, {certificate['sha256']}"
         )
-    about = described({**student.config, "student": student.config["teacher"]}, student.result)
+    about = described(student.config["teacher"], student.config, student.result)
     return Trained(built(about, raw, path, build.OF_TEACHERS), about, path, sha256)
 
 
@@ -174,7 +174,11 @@ def _stranger(node: Mapping[str, Any]) -> str | None:
         return f"_target_ {target:.80}"
     if target == FOREIGN and not KNOWN_BUILDERS.fullmatch(str(node.get("build"))):
         return f"build {node.get('build')!s:.80}"
-    for key, value in flatten(node):
+    inner = {key: value for key, value in node.items() if isinstance(value, dict) and "_target_" in value}
+    for of_network in inner.values():
+        if (stranger := _stranger(of_network)) is not None:
+            return stranger
+    for key, value in flatten({key: value for key, value in node.items() if key not in inner}):
         if key.endswith("._target_") or not _is_plain(value):
             return f"{key} {value!s:.80}"
     return None

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sakd.configuration import Config, parameters, read_config, teacher_of, tracked_apart
+from sakd.configuration import Config, parameters, product_node, read_config, teacher_of, tracked_apart
 from sakd.errors import RunError
 from sakd.files import explained
 from sakd.runs.run import Run
@@ -97,7 +97,7 @@ def _model(folder: Path, config: Config, own: bool) -> Path | None:
         return None
     if not (folder / "result.json").exists():
         return None
-    if not (own or model.is_made(folder) or model.is_of_sakd(config["student"])):
+    if not (own or model.is_made(folder) or model.is_of_sakd(product_node(config))):
         return None
     try:
         return model.make(folder)
