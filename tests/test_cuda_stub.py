@@ -121,10 +121,10 @@ def test_a_captured_step_in_bfloat16_waits_for_nothing_either(name, told):
         assert operations(seen) <= MOST_OUTSIDE
 
 
-def test_changed_and_mixed_images_wait_for_nothing_and_are_captured(told):
+def test_mixed_images_wait_for_nothing_and_are_captured(told):
     task = ("task.mixup=0.4", "task.cutmix=1", "task.class_weights=balanced")
-    images = ("dataset.rand_augment={operations:2,magnitude:9}", "dataset.erasing=0.5")
-    found = told("pair", "cuda:1", "graph", "kd,at", "adaptive", *task, *images, "dataset.train_samples=40")
+    images = ("dataset.erasing=0.5", "dataset.train_samples=40")
+    found = told("pair", "cuda:1", "graph", "kd", "adaptive", *task, *images)
     for seen in found.values():
         assert seen["error"] is None
         for part in (*seen["captures"], *seen["steps"], seen["batches"]):

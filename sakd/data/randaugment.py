@@ -29,7 +29,8 @@ class RandAugment:
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Change each image by what it drew. ``images``: uint8 [B, C, H, W]; ``drawn``: on the CPU.
 
-        The groups are known on the CPU, so that nothing waits for the images' device.
+        The groups are known on the CPU: nothing but torchvision's own copies of small matrices waits for the
+        images' device, outside of steps.
         """
         for own in drawn.unbind(1):
             order = own.argsort(stable=True)
