@@ -8,8 +8,8 @@ from tests.conftest import compose_config
 
 # Weights of cross-entropy, of KD, and of the method's own loss.
 
-# github.com/HobbitLong/RepDistiller at b84f547, scripts/run_cifar_distill.sh: -r (1 where it is not given),
-# -a, -b; of --distill fsp nothing uses its -b 50: its stages learn first, alone.
+# github.com/HobbitLong/RepDistiller at b84f547, scripts/run_cifar_distill.sh: -r (1 where not given), -a, -b;
+# of --distill fsp nothing uses its -b 50: its stages learn first, alone.
 REPDISTILLER = {
     "kd": (0.1, 0.9, 0.0),
     "fitnet": (1.0, 0.0, 100.0),

@@ -132,6 +132,18 @@ def test_a_rate_by_step_is_written_for_each_replay_and_captures_nothing_anew(tol
         assert operations(seen) == operations(other) + 2  # the student's rate and the policy's
 
 
+def test_mixed_images_wait_for_nothing_and_are_captured(told):
+    task = ("task.mixup=0.4", "task.cutmix=1", "task.class_weights=balanced")
+    images = ("dataset.erasing=0.5", "dataset.train_samples=40")
+    found = told("pair", "cuda:1", "graph", "kd", "adaptive", *task, *images)
+    for seen in found.values():
+        assert seen["error"] is None
+        for part in (*seen["captures"], *seen["steps"], seen["batches"]):
+            assert_no_fault(part)
+            assert part["waits"] == 0 or part in seen["captures"]
+        assert [step["graphs"] for step in seen["steps"]] == [2, 2]
+
+
 def test_a_captured_step_has_few_operations_outside_of_its_graphs():
     outside = {name: counts["captured"] for name, counts in known().items()}
     assert max(outside[name] for name, members in COHORTS.items() if len(members) == 1) <= MOST_OUTSIDE

@@ -20,7 +20,15 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from sakd.configuration.fits import NAMED, check_node, target_of
 from sakd.configuration.prerequisites import TEACHER_KEYS, Config, needs_teacher, product_node
-from sakd.data import PROMISES, PROMISES_IN_MEMORY, Dataset, assemble, check_promises, check_reader
+from sakd.data import (
+    OPTIONAL_IN_MEMORY,
+    PROMISES,
+    PROMISES_IN_MEMORY,
+    Dataset,
+    assemble,
+    check_promises,
+    check_reader,
+)
 from sakd.distillers import Distiller
 from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.names import START_KEYS
@@ -460,8 +468,10 @@ def promises(config: Config) -> dict[str, Any]:
     """
     node = config["dataset"]
     reads = _read_keys(node)
-    promised = PROMISES if "augmentation" in reads else (*PROMISES, *PROMISES_IN_MEMORY)
-    for key in promised:
+    in_memory = "augmentation" not in reads
+    needed = (*PROMISES, *PROMISES_IN_MEMORY) if in_memory else PROMISES
+    promised = (*needed, *OPTIONAL_IN_MEMORY) if in_memory else needed
+    for key in needed:
         if key not in node:
             raise ConfigError(
                 f"dataset.{key}: found nothing, every data set needs it whose dataset.reads names no "
@@ -475,7 +485,7 @@ def promises(config: Config) -> dict[str, Any]:
                 f"dataset.reads names ({', '.join(reads) or 'none'}).{did_you_mean(key, known)}"
                 f" (~dataset.{key} removes it)"
             )
-    own = {key: node[key] for key in promised}
+    own = {key: node[key] for key in promised if key in node}
     check_promises(**own)
     reader = _reader(node)
     check_node(reader, "dataset", leave=(), ranges=TRANSFORM_RANGES)

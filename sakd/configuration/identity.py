@@ -67,6 +67,8 @@ NEUTRAL = {
     "distiller.pretraining": None,
     "distiller.pretraining.loss": None,
     "distiller.pretraining.schedule": None,
+    "dataset.rand_augment": None,
+    "dataset.erasing": 0,
     "task.weight": 1,
     "task.label_smoothing": 0,
     "task.class_weights": None,

@@ -47,6 +47,13 @@ class Recipe(TypedDict):
     gamma: NotRequired[Positive]
 
 
+class RandAugment(TypedDict):
+    """``dataset.rand_augment``."""
+
+    operations: Annotated[int, Ge(1), Le(14)]  # of each image
+    magnitude: Annotated[int, Ge(0), Le(30)]
+
+
 class Data(TypedDict):
     """``dataset``: what it promises of its images, and what is said of its reader."""
 
@@ -59,6 +66,8 @@ class Data(TypedDict):
     std: Annotated[list[Deviation], MinLen(1)] | None
     crop_padding: NotRequired[Annotated[int, Ge(0), Le(2**14)]]
     flip: NotRequired[bool]
+    rand_augment: NotRequired[RandAugment | None]
+    erasing: NotRequired[Share]
     val_fraction: BelowOne
     train_samples: Part | None
     test_samples: Part | None

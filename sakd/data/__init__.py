@@ -7,6 +7,7 @@ from sakd.data.batches import Batch, evaluation_batches, steps_per_epoch, train_
 from sakd.data.memory import Augmentation, ImageSet
 from sakd.data.mixing import Mix, Mixing, mixed
 from sakd.data.sets import (
+    OPTIONAL_IN_MEMORY,
     PROMISES,
     PROMISES_IN_MEMORY,
     Dataset,
@@ -31,6 +32,7 @@ READERS = {
 }
 
 __all__ = [
+    "OPTIONAL_IN_MEMORY",
     "PROMISES",
     "PROMISES_IN_MEMORY",
     "READERS",

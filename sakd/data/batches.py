@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sakd.data.erasing import erase, rectangles
 from sakd.data.sets import Dataset, Images
 
 
@@ -30,9 +31,17 @@ def train_batches(dataset: Dataset, batch_size: int, stream: torch.Generator) ->
     order = torch.randperm(len(train), generator=stream)
     if len(train) % batch_size == 1 < min(batch_size, len(train)):
         order = order[:-1]
-    yield from _batches(
-        train, dataset, order, batch_size, train.augmented(order, batch_size, stream, dataset.augmentation)
-    )
+    share = dataset.augmentation.erasing
+    drawn = rectangles(len(train), share, dataset.image_size, stream) if share else None
+    images = train.augmented(order, batch_size, stream, dataset.augmentation)
+    batches = _batches(train, dataset, order, batch_size, images)
+    if drawn is None:
+        yield from batches
+        return
+    for batch, own in zip(
+        batches, drawn.to(train.labels.device, non_blocking=True).split(batch_size), strict=False
+    ):
+        yield batch._replace(images=erase(batch.images, own))
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:

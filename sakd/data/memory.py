@@ -13,16 +13,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sakd.data.randaugment import RandAugment
+
 
 @dataclass(frozen=True)
 class Augmentation:
     """Random crop after zero-padding by ``crop_padding`` pixels (0: none), and horizontal flip.
 
-    ``flip``: with probability ½, or never.
+    ``flip``: with probability ½, or never. ``rand_augment`` comes after both; ``erasing``, the share of the
+    images of which a rectangle is erased, once they are normalised.
     """
 
     crop_padding: int = 0
     flip: bool = False
+    rand_augment: RandAugment | None = None
+    erasing: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,15 +80,19 @@ def changed(
     augmentation: Augmentation,
     device: torch.device,
 ) -> Iterator[Tensor]:
-    """Batches of an epoch of ``count`` samples, in their order, cropped and flipped by draws from ``stream``.
+    """Batches of an epoch of ``count`` samples, in their order, changed by draws from ``stream``.
 
     Batches: uint8 [B, C, H, W], on the ``device``; the last may be missing, where it has a single sample.
     """
     shifts = torch.randint(0, 2 * augmentation.crop_padding + 1, (count, 2), generator=stream)
     flips = torch.rand(count, generator=stream) < 0.5
     draws = (draw.to(device, non_blocking=True).split(batch_size) for draw in (shifts, flips))
-    for images, *own in zip(batches, *draws, strict=False):
-        yield augment(images, augmentation, *own)
+    augmented = (augment(images, augmentation, *own) for images, *own in zip(batches, *draws, strict=False))
+    if augmentation.rand_augment is None:
+        yield from augmented
+        return
+    drawn = augmentation.rand_augment.draw(count, stream).split(batch_size)
+    yield from map(augmentation.rand_augment, augmented, drawn)
 
 
 def augment(images: Tensor, augmentation: Augmentation, shifts: Tensor, flips: Tensor) -> Tensor:

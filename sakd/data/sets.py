@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sakd.data.memory import Augmentation
 from sakd.data.moments import Counting, remembered_moments
+from sakd.data.randaugment import CHANNELS, RandAugment
 from sakd.errors import ConfigError, DataError, check_number
 from sakd.streams import stream
 
@@ -137,6 +138,7 @@ PROMISES = (
 )
 # And what those do whose reader does not augment them itself.
 PROMISES_IN_MEMORY = ("crop_padding", "flip")
+OPTIONAL_IN_MEMORY = ("rand_augment", "erasing")
 
 
 def always(**facts: int) -> Callable[[Reader], Reader]:
@@ -192,6 +194,8 @@ def check_promises(
     test_samples: int | None,
     crop_padding: int = 0,
     flip: bool = False,
+    rand_augment: Mapping[str, int] | None = None,
+    erasing: float = 0.0,
 ) -> None:
     """Raise ConfigError for values that no images could satisfy. Keys as in ``assemble``."""
     for key, count, least in (
@@ -219,6 +223,12 @@ def check_promises(
         check_number("dataset.std", value, least=0, above=True)
     if not isinstance(flip, bool):
         raise ConfigError(f"dataset.flip: found {flip!r}, expected true or false")
+    if rand_augment is not None and channels not in CHANNELS:
+        raise ConfigError(
+            f"dataset.rand_augment: found {dict(rand_augment)} with dataset.channels={channels}, expected "
+            "null: its operations are of images in grey or RGB"
+        )
+    check_number("dataset.erasing", erasing, least=0)
     check_number("dataset.val_fraction", val_fraction, least=0)
     if val_fraction >= 1:
         raise ConfigError(f"dataset.val_fraction: found {val_fraction}, expected a number from 0 to below 1")
@@ -241,6 +251,8 @@ def assemble(
     std: Sequence[float] | None,
     crop_padding: int = 0,
     flip: bool = False,
+    rand_augment: Mapping[str, int] | None = None,
+    erasing: float = 0.0,
     val_fraction: float = 0.0,
     train_samples: int | None = None,
     test_samples: int | None = None,
@@ -273,7 +285,8 @@ def assemble(
         places |= {"val": places["train"][chosen], "train": places["train"][~chosen]}
     train, places["train"] = _part(train, places["train"], train_samples, "dataset.train_samples")
     test, places["test"] = _part(test, places["test"], test_samples, "dataset.test_samples")
-    augmentation = Augmentation(crop_padding, flip)
+    operations = None if rand_augment is None else RandAugment(**rand_augment)
+    augmentation = Augmentation(crop_padding, flip, operations, erasing)
     moments = [values if values is None else tuple(values) for values in (mean, std)]
     return Dataset(train, test, val, classes, image_size, *moments, augmentation, places)
 

@@ -46,8 +46,8 @@ class Task:
         if self.class_weights is None:
             return None
         if self.class_weights == "balanced":
-            counts = labels.bincount(minlength=classes)
-            return (len(labels) / (counts > 0).sum() / counts).where(counts > 0, 0)
+            counts = labels.cpu().bincount(minlength=classes)
+            return (len(labels) / (counts > 0).sum() / counts).where(counts > 0, 0).to(labels.device)
         return torch.tensor(self.class_weights, dtype=torch.float32, device=labels.device)
 
     def loss(

@@ -17,7 +17,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from benchmarks import gpu, step
 from sakd.configuration import Config, build, prerequisites
-from sakd.data import Batch, Dataset, train_batches
+from sakd.data import Batch, Dataset, Mixing, mixed, train_batches
 from sakd.process import quickest_convolutions
 from sakd.runs import job
 from sakd.runs.run import Run
@@ -164,22 +164,30 @@ def cohort_of(configs: Mapping[str, Config]) -> tuple[Cohort, Dataset]:
 
 
 def steps_of(configs: Mapping[str, Config]) -> dict[str, Any]:
-    """What a cohort launches: for ``captures`` of two batch sizes, if it captures, and in ``steps`` then."""
+    """What a cohort launches: for ``captures`` of two batch sizes, if it captures, and in ``steps`` then.
+
+    And what is launched for the second and third of its ``batches``.
+    """
     cohort, dataset = cohort_of(configs)
     with on_device(cohort.device), quickest_convolutions():
-        full, other, rest = islice(train_batches(dataset, BATCH, stream(0, "data", 1)), 3)
-        captures = [watched_step(cohort, batch) for batch in (full, other, rest)][1:]
+        batches = train_batches(dataset, BATCH, stream(0, "data", 1))
+        mixtures = mixed(batches, cohort.mix, 3, dataset.image_size, seed=0)
+        full = next(mixtures)
+        with stub.watched() as later:
+            other, rest = mixtures
+        captures = [watched_step(cohort, *batch) for batch in (full, other, rest)][1:]
         torch.cuda.set_sync_debug_mode("error")
         try:
-            steps = [watched_step(cohort, batch) for batch in (full, rest)]
+            steps = [watched_step(cohort, *batch) for batch in (full, rest)]
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return {"captures": captures if cohort.execution.captures_on(cohort.device) else [], "steps": steps}
+    captures = captures if cohort.execution.captures_on(cohort.device) else []
+    return {"captures": captures, "steps": steps, "batches": later}
 
 
-def watched_step(cohort: Cohort, batch: Batch) -> dict[str, Any]:
+def watched_step(cohort: Cohort, batch: Batch, mixing: Mixing | None = None) -> dict[str, Any]:
     with stub.watched() as seen:
-        cohort.take_step(list(cohort.members.values()), batch)
+        cohort.take_step(list(cohort.members.values()), batch, mixing)
     return seen
 
 
