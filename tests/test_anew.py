@@ -47,3 +47,8 @@ def test_a_teacher_that_is_held_is_not_spoken_of(told):
 )
 def test_nothing_is_said_of_a_run_that_differs_in_more_or_is_there(overrides, told):
     assert told(overrides) == []
+
+
+def test_nothing_is_said_of_a_run_that_goes_on(told, tiny):
+    Run(tiny("distiller=kd", "epochs=30")).folder.mkdir(parents=True)
+    assert told(("epochs=30",)) == []

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from sakd.configuration import TEACHER_KEYS, Config, build, digest, prerequisites
 from sakd.configuration.compose import resolve
 from sakd.data import digits, stand_in
+from sakd.networks.cost import warn_of_memory
 from sakd.runs.job import execute
 from tests.conftest import ROOT, compose_config, compose_lazily
 from tests.test_every_config import DISTILLING
@@ -175,7 +176,59 @@ def test_there_is_a_file_for_every_published_pair_and_no_other():
         "debug.yaml",
         *("repdistiller.yaml", "mdistiller.yaml"),  # of any pair: tests/test_baselines.py
         *(f"{dataset}/{teacher}_{student}.yaml" for dataset, teacher, student in CELLS),
+        *(f"imagenet/{pair}.yaml" for pair in IMAGENET),
     }
+
+
+# ImageNet's two standard pairs: what the field trains them with.
+
+IMAGENET = {
+    "ResNet34_ResNet18": ("torchvision_resnet34", "torchvision_resnet18"),
+    "ResNet50_MobileNetV1": ("torchvision_resnet50", "MobileNetV1"),
+}
+
+
+@pytest.mark.parametrize("pair", IMAGENET)
+def test_imagenet_s_pairs_have_the_published_recipe_of_100_epochs(pair):
+    config = compose_config(f"experiment=imagenet/{pair}")
+    sgd = {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
+    assert (config["teacher"]["name"], config["student"]["name"]) == IMAGENET[pair]
+    assert (config["dataset"]["name"], config["dataset"]["image_size"]) == ("imagenet", 224)
+    for recipe in (config, config["teacher"]["training"]):
+        assert (recipe["epochs"], recipe["batch_size"], recipe["optimizer"]) == (100, 256, sgd)
+        assert recipe["schedule"] == {
+            "_target_": "torch.optim.lr_scheduler.MultiStepLR",
+            "milestones": [30, 60, 90],
+            "gamma": 0.1,
+        }
+    assert config["teacher"]["pretrained"] == "IMAGENET1K_V1"
+    assert config["top5"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", IMAGENET)
+def test_debug_tries_imagenet_s_pairs(pair, tmp_path):
+    result = tried(
+        f"experiment=[imagenet/{pair},debug]", "dataset.image_size=64", "distiller=at", tmp_path=tmp_path
+    )
+    assert (result["teacher"]["name"], result["student"]["name"]) == IMAGENET[pair]
+    assert "top5" in result["student"]
+
+
+@pytest.mark.parametrize(
+    ("network", "told"), [("ResNet18", True), ("torchvision_resnet18", False), ("MobileNetV1", False)]
+)
+def test_a_stem_for_small_images_is_named_where_it_takes_tens_of_gigabytes(network, told, caplog):
+    node = compose_config("dataset=imagenet", f"student={network}")["student"]
+    with torch.device("meta"):
+        built = build.student_network({"student": node})
+    warn_of_memory("student", network, built, 256)
+    assert [
+        message.startswith(f"student: found {network}, whose first maps of 224")
+        for message in caplog.messages
+    ] == [True] * told
+    warn_of_memory("student", network, built, 16)
+    assert len(caplog.messages) == told
 
 
 # What an experiment leaves to the command line

@@ -36,6 +36,7 @@ COUNTED = {
     "ResNet101": (100, 42_697_380),
     "ResNet152": (100, 58_341_028),
     "MobileNetV2_half": (100, 812_836),
+    "MobileNetV1": (1000, 4_231_976),
     "resnet20a": (10, 269_722),  # these as in the README of akamaster's pytorch_resnet_cifar10, in thousands
     "resnet32a": (10, 464_154),
     "resnet44a": (10, 658_586),

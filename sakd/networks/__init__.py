@@ -2,6 +2,7 @@
 
 from sakd.networks.cut import foreign
 from sakd.networks.mobilenet import MobileNetV2, MobileNetV2_half
+from sakd.networks.mobilenet_v1 import MobileNetV1
 from sakd.networks.resnet import (
     ResNet18,
     ResNet34,
@@ -41,6 +42,7 @@ from sakd.networks.vgg import (
 from sakd.networks.wrn import wrn_16_1, wrn_16_2, wrn_28_10, wrn_40_1, wrn_40_2
 
 __all__ = [
+    "MobileNetV1",
     "MobileNetV2",
     "MobileNetV2_half",
     "ResNet18",

@@ -1,10 +1,35 @@
 """What a network costs: its parameters, and the multiply-adds of an image."""
 
+import logging
+import math
+
 import torch
 
 from sakd.networks.staged import StagedNet
 
 Cost = dict[str, int | None]
+FLOAT = 4  # bytes
+MUCH = 4e9  # bytes of stages' outputs; training takes several times that, for what lies between them
+
+
+log = logging.getLogger("sakd")
+
+
+def warn_of_memory(key: str, name: str, network: StagedNet, batch_size: int) -> None:
+    """Say in one line where a batch takes tens of GB, as with the stems that the field made for small images.
+
+    ``key`` and ``name``: the network's.
+    """
+    needed = FLOAT * batch_size * sum(math.prod(shape) for shape in network.shapes.values())
+    if needed > MUCH:
+        height = network.shapes["stem" if "stem" in network.shapes else network.maps[0]][1]
+        text = (
+            f"{key}: found {name}, whose first maps of {network.input_shape[1]} pixels are {height} wide: a "
+            f"batch of {batch_size} has {needed / 1e9:.1f} GB in stages' outputs alone, and training takes "
+            "several times that. Networks for large images (torchvision_…) halve theirs first; or take a "
+            "smaller batch_size"
+        )
+        log.warning("%s", text, extra={"news": (f"memory of {name}", text)})
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from sakd.configuration import Config, build, prerequisites, require_accuracy
 from sakd.data import Dataset
 from sakd.errors import CheckpointError, DataError, RunError, RunHeldError, WithdrawnError, in_one_line
 from sakd.networks.checkpoints import load_weights, parse_weights, read_weights
+from sakd.networks.cost import warn_of_memory
 from sakd.process import quickest_convolutions, tf32
 from sakd.runs.anew import tell_what_is_trained_anew
 from sakd.runs.certificates import certify
@@ -208,6 +209,7 @@ class Together:
             with self._alone(run):
                 build.check_parts(run.config)
                 built[run.name] = build.parts(run.config, None if teacher is None else teacher.network)
+                _warn_of_memory(run.config, built[run.name])
                 if teacher is None and built[run.name].teacher is not None:
                     teacher = Teacher(
                         built[run.name].teacher, device=device, execution=build.execution(shared)
@@ -406,6 +408,12 @@ class Together:
                 f"{self.dataset.checksum} now. Two data sets of one name count as one: give the other "
                 "another dataset.name, or move that folder away"
             )
+
+
+def _warn_of_memory(config: Config, built: build.Parts) -> None:
+    for key, network in (("student", built.student), ("teacher", built.teacher)):
+        if network is not None:
+            warn_of_memory(key, config[key]["name"], network, config["batch_size"])
 
 
 def _status(error: BaseException, together: int = 1) -> str:
