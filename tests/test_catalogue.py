@@ -139,7 +139,7 @@ def test_every_key_of_conf_has_a_row_with_what_it_may_be(tables):
         "percent, from 0 to 100",
         "percent on the test images; a teacher below is refused",
     ]
-    assert found["precision"][1] == "one of fp32, tf32, bf16"
+    assert found["precision"][1] == "one of fp32, tf32, bf16, fp16"
     for group, key, kind in (
         ("dataset", "dataset.val_fraction", "a number from 0 to below 1"),
         ("distiller", "distiller.losses.crd.momentum", "a number from 0 to below 1"),

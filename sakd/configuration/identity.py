@@ -68,6 +68,11 @@ NEUTRAL = {
         for node in ("", "teacher.training.", "distiller.pretraining.")
         for key, value in {"by": "epoch", "warmup_epochs": 0, "warmup_start": 0.01}.items()
     },
+    **{
+        f"{node}{key}": value
+        for node in ("", "teacher.training.", "distiller.pretraining.")
+        for key, value in {"clip_gradients": None, "accumulate": 1}.items()
+    },
 }
 
 
