@@ -144,7 +144,7 @@ def test_every_key_of_conf_has_a_row_with_what_it_may_be(tables):
         ("dataset", "dataset.val_fraction", "a number from 0 to below 1"),
         ("distiller", "distiller.losses.crd.momentum", "a number from 0 to below 1"),
         ("spot_mode", "spot_mode.temperature", "a number above 0"),
-        ("optimizer", "optimizer.lr", "a number of at least 0"),
+        ("optimizer", "optimizer.weight_decay", "a number of at least 0"),
         ("schedule", "schedule.by", "one of epoch, step"),
         ("hydra_launcher", "hydra.launcher.mem_gb", "a number above 0 or null"),
         ("tracking", "tracking.model", "true or false"),
