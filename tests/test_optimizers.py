@@ -13,7 +13,7 @@ from sakd.data import Dataset
 from sakd.errors import ConfigError
 from sakd.networks import StagedNet
 from sakd.streams import initialising
-from sakd.training import Execution, Trainer
+from sakd.training import Execution, Schedule, Trainer
 from sakd.training.loss_scale import LossScale
 from sakd.training.optimizers import Stepper
 from tests.conftest import compose_config, fit
@@ -70,9 +70,10 @@ def test_an_epoch_has_as_many_steps_as_that_comes_to_and_schedules_by_step_count
     assert_close(seen["policy"], [rate / 2 for rate in seen["student"]])
 
 
-def test_accumulation_needs_the_size_of_batches():
-    with pytest.raises(ConfigError, match="batch_size: found None"):
-        Trainer(without_batch_norm(), optimizer=SGD_AT, accumulate=2).prepare(images())
+def test_what_counts_steps_needs_the_size_of_batches():
+    for keys in ({"accumulate": 2}, {"schedule": Schedule(lambda optimizer, moves: None, by_step=True)}):
+        with pytest.raises(ConfigError, match="batch_size: found None"):
+            Trainer(without_batch_norm(), optimizer=SGD_AT, **keys).prepare(images())
 
 
 # ---- clipping
