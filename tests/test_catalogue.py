@@ -139,12 +139,12 @@ def test_every_key_of_conf_has_a_row_with_what_it_may_be(tables):
         "percent, from 0 to 100",
         "percent on the test images; a teacher below is refused",
     ]
-    assert found["precision"][1] == "one of fp32, tf32, bf16"
+    assert found["precision"][1] == "one of fp32, tf32, bf16, fp16"
     for group, key, kind in (
         ("dataset", "dataset.val_fraction", "a number from 0 to below 1"),
         ("distiller", "distiller.losses.crd.momentum", "a number from 0 to below 1"),
         ("spot_mode", "spot_mode.temperature", "a number above 0"),
-        ("optimizer", "optimizer.lr", "a number of at least 0"),
+        ("optimizer", "optimizer.weight_decay", "a number of at least 0"),
         ("schedule", "schedule.by", "one of epoch, step"),
         ("hydra_launcher", "hydra.launcher.mem_gb", "a number above 0 or null"),
         ("tracking", "tracking.model", "true or false"),

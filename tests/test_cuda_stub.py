@@ -108,10 +108,11 @@ def test_a_step_waits_for_nothing_and_launches_what_is_written_down(name, how, d
         assert (seen["waits"], seen["graphs"], seen["captures"]) == (0, graphs, 0)
 
 
+@pytest.mark.parametrize("more", [("precision=bf16",), ("precision=fp16", "clip_gradients=1")], ids=" ".join)
 @pytest.mark.parametrize("name", ["kd adaptive", "at adaptive", "crd adaptive"])
-def test_a_captured_step_in_bfloat16_waits_for_nothing_either(name, told):
+def test_a_captured_step_in_half_precision_waits_for_nothing_either(name, more, told):
     """Its convolutions are carried out in another way here than on a device, so that they are not counted."""
-    keys = ("precision=bf16", "teacher=resnet14", "student=resnet8")
+    keys = (*more, "teacher=resnet14", "student=resnet8")
     found = told("pair", "cuda:1", "auto", "kd,at,crd", "adaptive", *keys)[name]
     assert found["error"] is None
     for seen in (*found["captures"], *found["steps"]):
@@ -142,6 +143,16 @@ def test_mixed_images_wait_for_nothing_and_are_captured(told):
             assert_no_fault(part)
             assert part["waits"] == 0 or part in seen["captures"]
         assert [step["graphs"] for step in seen["steps"]] == [2, 2]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_batches_that_add_up_are_launched_operation_by_operation_and_wait_for_nothing(optimizer, told):
+    keys = ("accumulate=2", "precision=fp16", f"optimizer={optimizer}", "teacher=resnet14", "student=resnet8")
+    (found,) = told("pair", "cuda", "auto", "kd", "adaptive", *keys).values()
+    assert found["error"] is None
+    for seen in found["steps"]:
+        assert_no_fault(seen)
+        assert (seen["waits"], seen["graphs"]) == (0, 1)  # the teacher's
 
 
 def test_a_captured_step_has_few_operations_outside_of_its_graphs():

@@ -100,7 +100,7 @@ def test_bfloat16_is_for_the_networks_alone(tiny):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("precision=fp16", "precision: found 'fp16', expected one of fp32, tf32, bf16"),
+        ("precision=fp8", "precision: found 'fp8', expected one of fp32, tf32, bf16, fp16"),
         ("teacher.training.precision=bf32", "teacher.training.precision: found 'bf32'.*Did you mean"),
         ("memory_format=channel_last", "memory_format: found 'channel_last'.*Did you mean 'channels_last'"),
         ("compile=graphs", "compile: found 'graphs'.*Did you mean 'graph'"),

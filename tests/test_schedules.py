@@ -11,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from sakd.configuration import build, compose, digest
-from sakd.errors import ConfigError, SakdError
+from sakd.errors import SakdError
 from sakd.training import Schedule
 from sakd.training.schedules import Rates
 from tests.conftest import compose_config, fit
@@ -100,6 +100,7 @@ def test_null_is_no_schedule_also_in_a_sweep(of):
     assert nodes[2]["_target_"].endswith("CosineAnnealingLR")
 
 
+@pytest.mark.slow
 def test_sweeps_within_a_schedule_compose_as_each_alone():
     line = ("schedule=cosine", "schedule.warmup_epochs=0,1.5", "epochs=2,3", "teacher.training.epochs=4")
     cells = compose.sweep([*line, "teacher.training.optimizer=sgd,adamw"]).cells
@@ -138,15 +139,10 @@ def test_a_mistake_is_told_by_its_key(line, message):
         build.check_parts(compose.compose_one(line))
 
 
-def test_a_schedule_by_step_needs_the_size_of_batches():
-    config = small("distiller=none", "schedule=cosine", "schedule.by=step")
-    with pytest.raises(ConfigError, match="batch_size: found None"):
-        build.trainer(config, build.parts(config), CPU).prepare(build.dataset(config))
-
-
 BY_STEP = ("schedule=cosine", "schedule.by=step", *WARM, "batch_size=20", "distiller=kd")
 
 
+@pytest.mark.slow
 def test_rates_by_step_go_on_where_they_were_and_in_a_cohort_as_alone():
     """Three batches of 48 images, the last of 8."""
     configs = {

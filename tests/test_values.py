@@ -68,6 +68,7 @@ LEGITIMATE = (  # kinds and keys that pass the checks, and why
 SMALL = {"teacher": "resnet8", "student": "resnet8"}
 SCHEDULE = "torch.optim.lr_scheduler"
 TRAININGS = {
+    "one cycle": ("optimizer=adamw", "schedule=onecycle"),
     "SGD": ("+optimizer.nesterov=true", "+optimizer.dampening=0"),
     "AdamW": (
         "optimizer._target_=torch.optim.AdamW",

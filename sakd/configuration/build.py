@@ -252,6 +252,8 @@ def trainer(
     keys = {
         "optimizer": partial(make, config["optimizer"], f"{within}optimizer", leave=(), kind=Optimizer),
         "schedule": None if paced is None else schedule(paced, f"{within}schedule"),
+        "clip_gradients": config.get("clip_gradients"),
+        "accumulate": config.get("accumulate", 1),
         "seed": config["seed"],
         "device": device,
         "execution": execution(config),

@@ -84,6 +84,11 @@ NEUTRAL = {
     "keep_best": False,
     "top5": False,
     "early_stop": None,
+    **{
+        f"{node}{key}": value
+        for node in ("", "teacher.training.", "distiller.pretraining.")
+        for key, value in {"clip_gradients": None, "accumulate": 1}.items()
+    },
 }
 
 

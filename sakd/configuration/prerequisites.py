@@ -97,6 +97,7 @@ def _teacher_run(config: Config) -> Config:
         "optimizer": training["optimizer"],
         "schedule": training["schedule"],
         "precision": training["precision"],
+        **_of_steps(training),
         "student": _network(config["teacher"])
         | {key: training[key] for key in START_KEYS if key in training},
         "teacher": config["teacher"],
@@ -131,6 +132,7 @@ def _pretraining_run(config: Config) -> Config:
         "optimizer": pretraining["optimizer"],
         "schedule": pretraining["schedule"],
         "precision": config["precision"],
+        **_of_steps(pretraining),
         "student": student,
         "teacher": teacher,
         "dataset": config["dataset"],
@@ -144,6 +146,10 @@ def _pretraining_run(config: Config) -> Config:
         "tracking": tracked_apart(config["tracking"], "pretraining"),
         **_as_here(config),
     }
+
+
+def _of_steps(training: Config) -> Config:
+    return {key: training[key] for key in ("clip_gradients", "accumulate") if key in training}
 
 
 def _as_here(config: Config) -> Config:

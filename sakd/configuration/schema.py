@@ -27,7 +27,7 @@ from sakd.ranges import (
 )
 
 Node = dict[str, Any]  # with a _target_
-Precision = Literal["fp32", "tf32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Channels = Annotated[int, Ge(1), Le(2**16)]
 Pixels = Annotated[int, Ge(1), Le(2**14)]  # of a side
 Classes = Annotated[int, Ge(2), Le(10**7)]
@@ -107,6 +107,8 @@ class Training(TypedDict):
     precision: Precision
     optimizer: Node
     schedule: Scheduled | None
+    clip_gradients: NotRequired[Positive | None]
+    accumulate: NotRequired[Count]
     checkpoint: NotRequired[File | None]
     checkpoint_part: NotRequired[Text | None]
     pretrained: NotRequired[Text | None]
@@ -131,6 +133,8 @@ class Pretraining(TypedDict):
     batch_size: BatchSize
     optimizer: Node
     schedule: Scheduled | None
+    clip_gradients: NotRequired[Positive | None]
+    accumulate: NotRequired[Count]
 
 
 class Reference(TypedDict):
@@ -194,6 +198,8 @@ class Whole(TypedDict):
     batch_size: BatchSize
     optimizer: Node
     schedule: Scheduled | None
+    clip_gradients: NotRequired[Positive | None]
+    accumulate: NotRequired[Count]
     precision: Precision
     task: NotRequired[Task]
     student: Network

@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 from sakd.errors import ConfigError
 
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 @dataclass(frozen=True)
 class Execution:
     """Choices that change a step's speed, and its numbers by rounding at most."""
 
-    precision: str = "fp32"  # of the networks: fp32, tf32 (on GPUs that have it), bf16; all else is float32
+    # Of the networks: fp32, tf32 (on GPUs that have it), bf16, fp16 (on CUDA); all else is float32.
+    precision: str = "fp32"
     # Of images and of convolutions' weights: contiguous, channels_last, or auto: the quicker of the two.
     memory_format: str = "contiguous"
     # graph: passes and steps are captured as CUDA graphs; auto: so on CUDA, where they can be; default:
@@ -29,6 +32,15 @@ class Execution:
                 "compile: found graph, which is for CUDA devices; expected auto, none or default on "
                 f"{device.type}"
             )
+        if self.scales_losses and device.type != "cuda":
+            raise ConfigError(
+                f"precision: found fp16, which is for CUDA devices; expected fp32 or bf16 on {device.type}"
+            )
+
+    @property
+    def scales_losses(self) -> bool:
+        """True if gradients would vanish in the networks' precision without a scale."""
+        return self.precision == "fp16"
 
     def captures_on(self, device: torch.device) -> bool:
         """True if steps are captured once and replayed there, where they can be."""
@@ -70,14 +82,14 @@ class Execution:
     @property
     def kept_as(self) -> torch.dtype | None:
         """What weights that no step changes are kept as; None: as they are."""
-        return torch.bfloat16 if self.precision == "bf16" else None
+        return HALVES.get(self.precision)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
         """Context in which the networks' passes run, in their precision."""
-        if self.precision != "bf16":
+        if self.kept_as is None:
             return nullcontext()
         # Weights cast once would be stale when a captured step is replayed.
-        return torch.autocast(device.type, torch.bfloat16, cache_enabled=not self.captures_on(device))
+        return torch.autocast(device.type, self.kept_as, cache_enabled=not self.captures_on(device))
 
     def compiled(self, function: Callable) -> Callable:
         """Compile a part of a step where that is asked for."""

@@ -1,13 +1,16 @@
 """Optimizers as a device wants them: fused where it can, and such that captured steps see new rates."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sakd.errors import ConfigError
+from sakd.training.graphs import tensors_of
+from sakd.training.loss_scale import LossScale
 
 CHANGED_BY_SCHEDULES = ("lr", "momentum", "betas")
 HOW = ("capturable", "foreach", "fused")  # keys of a group that say how a step is carried out, not which
@@ -18,10 +21,22 @@ class Stepper:
 
     Where steps are captured, a fused optimizer reads its learning rates from tensors, which ``fill`` brings
     up to date: schedules go on with plain numbers. Others have to be captured anew when a rate changes.
+
+    Backward passes add up until a step: it takes their mean over all images. The gradient's norm is at most
+    ``clip`` then, where that is given. With a ``loss_scale``, a step whose gradients are not finite changes
+    nothing.
     """
 
-    def __init__(self, optimizer: Optimizer, device: torch.device, captured: bool):
-        self.optimizer = optimizer
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        device: torch.device,
+        captured: bool,
+        clip: float | None = None,
+        loss_scale: LossScale | None = None,
+    ):
+        self.optimizer, self.clip, self.loss_scale = optimizer, clip, loss_scale
+        self.images: list[int] = []  # in the batches since the last step
         if captured:
             _make_capturable(optimizer)
         fused = all(group.get("fused") for group in optimizer.param_groups)
@@ -50,9 +65,47 @@ class Stepper:
                 rate.fill_(group["lr"])
                 self.filled[place] = group["lr"]
 
+    def backward(self, loss: Tensor, images: int, parameters: Sequence[nn.Parameter] | None = None) -> None:
+        """Add the gradients of a batch's mean ``loss``; with ``parameters`` nothing else gets any."""
+        if not self.images:
+            self.optimizer.zero_grad()
+        self.images.append(images)
+        if images != self.images[0]:
+            loss = loss * (images / self.images[0])
+        if self.loss_scale is not None:
+            loss = self.loss_scale.scaled(loss)
+        if parameters is None:
+            loss.backward()
+            return
+        gradients = torch.autograd.grad(loss, parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
     def step(self) -> None:
+        """Let the optimizer go a step by what backward passes have added up."""
+        parameters = [own for group in self.optimizer.param_groups for own in group["params"]]
+        gradients = [own.grad for own in parameters if own.grad is not None]
+        if len(self.images) > 1:
+            torch._foreach_mul_(gradients, self.images[0] / sum(self.images))
+        self.images.clear()
+        is_first = not self.optimizer.state
+        if self.loss_scale is not None:
+            self.optimizer.found_inf = self.loss_scale.unscale(gradients)  # a fused step looks for it
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(parameters, self.clip)
         with self._rates_in_tensors():
             self.optimizer.step()
+        if self.loss_scale is not None:
+            self.loss_scale.update(self.optimizer.found_inf)
+            if is_first:
+                self._clear_where(self.optimizer.found_inf)
+            del self.optimizer.found_inf
+
+    @torch.no_grad()
+    def _clear_where(self, skipped: Tensor) -> None:
+        """Make the state zero if ``skipped``: SGD's of a first step that is left out is what memory held."""
+        for value in tensors_of(list(self.optimizer.state.values())):
+            value.copy_(torch.where(skipped > 0, torch.zeros_like(value), value))
 
     @contextmanager
     def _rates_in_tensors(self) -> Iterator[None]:
@@ -90,8 +143,8 @@ def check_capturable(optimizer: Optimizer, key: str, by_step: bool = False) -> N
     """
     if by_step and not all(group.get("fused") for group in optimizer.param_groups):
         raise ConfigError(
-            f"{key}._target_: found {type(optimizer).__name__}, which is not fused, with schedule.by=step, "
-            "so that each step would be captured anew; expected SGD, Adam or AdamW, schedule.by=epoch, or "
+            f"{key}._target_: found {type(optimizer).__name__}, which is not fused, with schedule.by=step: "
+            "each step would be captured anew; expected SGD, Adam or AdamW, or schedule.by=epoch, or "
             "compile=none"
         )
     if not isinstance(optimizer, torch.optim.SGD) and any(
@@ -100,6 +153,16 @@ def check_capturable(optimizer: Optimizer, key: str, by_step: bool = False) -> N
         raise ConfigError(
             f"{key}._target_: found {type(optimizer).__name__}, whose steps cannot be captured; expected SGD "
             "or one that takes `capturable`, or compile=none"
+        )
+
+
+def check_skips(optimizer: Optimizer, key: str) -> None:
+    """Raise ConfigError, naming ``key``, unless the optimizer leaves a step out without a wait."""
+    if not all(group.get("fused") for group in optimizer.param_groups):
+        raise ConfigError(
+            f"{key}._target_: found {type(optimizer).__name__}, which is not fused, with precision=fp16: a "
+            "step whose gradients are not finite could not be left out; expected SGD, Adam or AdamW, or "
+            "another precision"
         )
 
 

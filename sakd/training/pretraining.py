@@ -34,6 +34,8 @@ class Pretraining(Trainer):
         *,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         schedule: Schedule | Callable[[Optimizer], LRScheduler] | None = None,
+        clip_gradients: float | None = None,
+        accumulate: int = 1,
         seed: int = 0,
         device: torch.device | str = "cpu",
         execution: Execution = Execution(),  # noqa: B008, immutable
@@ -48,6 +50,8 @@ class Pretraining(Trainer):
             everything,
             optimizer=optimizer,
             schedule=schedule,
+            clip_gradients=clip_gradients,
+            accumulate=accumulate,
             seed=seed,
             device=device,
             execution=execution,
@@ -75,7 +79,7 @@ class Pretraining(Trainer):
         images = self.execution.arrange(images)
         with self.execution.autocast(self.device):
             loss = self.distiller.pretraining_loss(self.student, images, teacher_features)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.steppers["student"].step()
+        self.steppers["student"].backward(loss, len(images))
+        if self.steps_now:
+            self.steppers["student"].step()
         return Step({self.name: loss.detach()}, None, loss.detach().reshape(1))

@@ -1,5 +1,6 @@
 """One student's training, step by step: alone, or from a teacher at spots that a spot mode chooses."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -21,8 +22,9 @@ from sakd.streams import initialising, stream_seed
 from sakd.training.averaging import Average
 from sakd.training.execution import Branch, Execution
 from sakd.training.graphs import say_not_captured
+from sakd.training.loss_scale import LossScale
 from sakd.training.measuring import all_finite, broken
-from sakd.training.optimizers import Stepper, check_capturable, fuse
+from sakd.training.optimizers import Stepper, check_capturable, check_skips, fuse
 from sakd.training.recording import KeptTable
 from sakd.training.schedules import Rates, Schedule
 from sakd.training.snapshot import snapshot
@@ -30,6 +32,7 @@ from sakd.training.task import Task
 from sakd.training.teacher import Teacher
 
 Features = Mapping[str, Tensor]
+KEYS = {"student": "optimizer", "policy": "spot_mode.optimizer"}  # where optimizers are configured
 
 
 class Step(NamedTuple):
@@ -44,11 +47,12 @@ class Trainer:
     """Trains ``student``; with a teacher, distillers and a spot mode, distils it.
 
     ``optimizer`` and ``policy_optimizer`` build an optimizer from parameters. ``schedule`` is that of both
-    learning rates; one that is no Schedule builds PyTorch's from an optimizer, and goes on by epoch. Random
-    numbers come from streams of ``seed``. ``task``: what is learned from labels. With ``record_spots``,
-    ``kept_table`` tells after an epoch who was kept where in it. With ``ema``, a decay, a running average of
-    the student is what is measured and left; with ``top5``, evaluation measures that, too. A ``Cohort``, of
-    this trainer alone or with others, runs it.
+    learning rates; one that is no Schedule builds PyTorch's from an optimizer, and goes on by epoch. The
+    student's gradients have a norm of at most ``clip_gradients``, and optimizers step by the mean gradient of
+    ``accumulate`` batches, or those that are left in an epoch. Random numbers come from streams of ``seed``.
+    ``task``: what is learned from labels. With ``record_spots``, ``kept_table`` tells after an epoch who was
+    kept where in it. With ``ema``, a decay, a running average of the student is what is measured and left;
+    with ``top5``, evaluation measures that, too. A ``Cohort``, of this trainer alone or with others, runs it.
 
     Raises ConfigError if teacher, distillers and spot mode are not given together, or do not fit together, or
     a distiller does not fit the task.
@@ -66,6 +70,8 @@ class Trainer:
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         schedule: Schedule | Callable[[Optimizer], LRScheduler] | None = None,
         policy_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        clip_gradients: float | None = None,
+        accumulate: int = 1,
         task: Task = Task(),  # noqa: B008, immutable
         seed: int = 0,
         device: torch.device | str = "cpu",
@@ -112,12 +118,27 @@ class Trainer:
             optimizers["policy"] = policy_optimizer(self.policy_parameters)
             self.routed_student = frozen_alias(self.student, execution.refolds_on(self.device))
         self.optimizer, self.policy_optimizer = optimizers["student"], optimizers.get("policy")
-        self.schedule = _as_schedule(schedule)
-        if self.device.type == "cuda":
-            for own in optimizers.values():
+        self.schedule, self.accumulate = _as_schedule(schedule), accumulate
+        self.batches, self.last_batch = 0, 0  # of the epoch: done; the number of them, where it is known
+        for name, own in optimizers.items():
+            if self.device.type == "cuda":
                 fuse(own)
+            if execution.scales_losses:
+                check_skips(own, KEYS[name])
         self.captured = execution.captures_on(self.device) and self._can_be_captured(optimizers)
-        self.steppers = {name: Stepper(own, self.device, self.captured) for name, own in optimizers.items()}
+        self.loss_scales = (
+            {name: LossScale(self.device) for name in optimizers} if execution.scales_losses else {}
+        )
+        self.steppers = {
+            name: Stepper(
+                own,
+                self.device,
+                self.captured,
+                clip_gradients if name == "student" else None,
+                self.loss_scales.get(name),
+            )
+            for name, own in optimizers.items()
+        }
         self.schedules: dict[str, Rates] = {}
         self.first_rates: dict[str, float] = {}  # of the epoch under way
         self.streams = {name: torch.Generator(device=self.device) for name in self.plugins}
@@ -131,10 +152,14 @@ class Trainer:
 
     def _can_be_captured(self, optimizers: Mapping[str, Optimizer]) -> bool:
         """Raise ConfigError for an optimizer whose steps cannot be captured, or say so and return False."""
-        keys = {"student": "optimizer", "policy": "spot_mode.optimizer"}
         try:
+            if self.accumulate > 1:
+                raise ConfigError(
+                    f"accumulate: found {self.accumulate}, with which steps are not captured; expected 1, or "
+                    "compile=none"
+                )
             for name, optimizer in optimizers.items():
-                check_capturable(optimizer, keys[name], self.schedule is not None and self.schedule.by_step)
+                check_capturable(optimizer, KEYS[name], self.schedule is not None and self.schedule.by_step)
         except ConfigError as error:
             if not self.execution.falls_back:
                 raise
@@ -186,11 +211,12 @@ class Trainer:
     def prepare(self, dataset: Dataset, batch_size: int | None = None) -> None:
         """Let the plug-ins, and the schedules, build what depends on the training set, once.
 
-        A saved state needs it before. Raises ConfigError for a schedule by step without a ``batch_size``.
+        A saved state needs it before. A schedule by step and ``accumulate`` need the ``batch_size``: else
+        ConfigError is raised.
         """
         if self.prepared:
             return
-        self._begin_schedules(len(dataset.train), batch_size)
+        self._count_steps(len(dataset.train), batch_size)
         labels = dataset.train.labels.to(self.device)
         self.class_weights = self.task.weights_of_classes(labels, dataset.classes)
         for name, plugin in self.plugins.items():
@@ -201,21 +227,26 @@ class Trainer:
             self.kept_table = KeptTable(len(labels), len(self.spots), self.device)
         self.prepared = True
 
-    def _begin_schedules(self, samples: int, batch_size: int | None) -> None:
-        if self.schedule is None:
-            return
-        if batch_size is None and self.schedule.by_step:
-            raise ConfigError("batch_size: found None, expected the size by which a schedule knows its steps")
-        steps = 1 if batch_size is None else steps_per_epoch(samples, batch_size)
-        self.schedules = {
-            name: Rates(stepper.optimizer, self.schedule, steps) for name, stepper in self.steppers.items()
-        }
+    def _count_steps(self, samples: int, batch_size: int | None) -> None:
+        """Learn how many batches and steps an epoch has, and begin the schedules, which depend on it."""
+        by_step = self.schedule is not None and self.schedule.by_step
+        if batch_size is not None:
+            self.last_batch = steps_per_epoch(samples, batch_size)
+        elif by_step or self.accumulate > 1:
+            raise ConfigError("batch_size: found None, expected the size by which steps are counted")
+        steps = math.ceil(self.last_batch / self.accumulate)
+        if self.schedule is not None:
+            self.schedules = {
+                name: Rates(stepper.optimizer, self.schedule, steps)
+                for name, stepper in self.steppers.items()
+            }
 
     def begin_epoch(self) -> None:
         """Start the epoch's random streams; count it, and tell the plug-ins."""
         if self.average is not None and self.epoch == 0:
             self.average.begin()  # here: what is pretrained comes into the student once this is built
         self.epoch += 1
+        self.batches = 0
         self.first_rates = self.learning_rates()
         if self.kept_table is not None:
             self.kept_table.begin_epoch()
@@ -249,7 +280,7 @@ class Trainer:
             plain = losses["task"] if self.task.is_plain else F.cross_entropy(logits.detach(), targets)
         route = kept = None
         if self.teacher is not None:
-            with torch.autocast(self.device.type, enabled=False):  # only networks may run in bfloat16
+            with torch.autocast(self.device.type, enabled=False):  # only networks may run in half precision
                 route = self.spot_mode.route(student_features, teacher_features)
                 kept = self.spot_mode.keep(route)
                 self.policy_branch.fork()  # it needs no loss but the task's
@@ -259,8 +290,7 @@ class Trainer:
                 for name, distiller in self.distillers.items():
                     losses[name] = distiller(student_features, teacher_features, keep, indices)
         del student_features, logits
-        self.optimizer.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
+        self.steppers["student"].backward(torch.stack(list(losses.values())).sum(), len(images))
         losses = {name: loss.detach() for name, loss in losses.items()}
         measured = [*losses.values(), accuracy]
         if kept is not None:
@@ -269,9 +299,10 @@ class Trainer:
             with self.policy_branch.launching():
                 measured.append(self._policy_step(images, targets, teacher_features, route, plain.detach()))
             self.policy_branch.join()
-        self.steppers["student"].step()
-        if self.average is not None:
-            self.average.update()
+        if self.steps_now:
+            self.steppers["student"].step()
+            if self.average is not None:
+                self.average.update()
         return Step(losses, kept, torch.stack(measured))
 
     def _policy_step(
@@ -288,17 +319,23 @@ class Trainer:
             loss = self.spot_mode.loss(
                 self.routed_student, self.teacher.frozen, images, teacher_features, route, targets, task_loss
             )
-        gradients = torch.autograd.grad(loss, self.policy_parameters)
-        for parameter, gradient in zip(self.policy_parameters, gradients, strict=True):
-            parameter.grad = gradient
-        self.steppers["policy"].step()
+        self.steppers["policy"].backward(loss, len(images), self.policy_parameters)
+        if self.steps_now:
+            self.steppers["policy"].step()
         return loss.detach()
 
+    @property
+    def steps_now(self) -> bool:
+        """Whether the batch under way is the last of those whose gradients add up."""
+        batch = self.batches + 1
+        return batch % self.accumulate == 0 or batch == self.last_batch
+
     def end_step(self) -> None:
-        """Go on with schedules by step, behind each step, which may have been replayed."""
+        """Count a batch, and go on with schedules by step, behind each step, which may have been replayed."""
         for rates in self.schedules.values():
-            if rates.by_step:
+            if rates.by_step and self.steps_now:
                 rates.step()
+        self.batches += 1
 
     def end_epoch(self) -> dict[str, float]:
         """Go on with schedules by epoch; the epoch's first rates, as ``lr/student`` and ``lr/policy``."""
@@ -350,6 +387,7 @@ class Trainer:
         """Parts that change in training, by name: not the teacher."""
         parts = {"student": self.student, "distillers": self.distillers, "optimizer": self.optimizer}
         parts |= {f"schedule/{name}": schedule for name, schedule in self.schedules.items()}
+        parts |= {f"loss_scale/{name}": scale for name, scale in self.loss_scales.items()}
         if self.average is not None:
             parts["average"] = self.average.network
         if self.spot_mode is not None:
