@@ -47,7 +47,7 @@ def chosen(names: Mapping[str, str], *overrides: str) -> Config:
 def network(name: str) -> StagedNet:
     node = chosen({"student": name})["student"]
     with initialising(0, name):
-        return build.student_network({"student": node})
+        return build.make(node, "student", leave=build.OF_STUDENTS, kind=StagedNet)
 
 
 def run_config(

@@ -36,6 +36,7 @@ CPU = torch.device("cpu")
 
 
 GLOBAL_GROUPS = ("experiment", "recipe", "sweeps")  # their files set keys of other groups
+NAMELESS = ("optimizer", "schedule")
 
 
 def names(group: str) -> list[str]:
@@ -53,6 +54,7 @@ def build_all(*overrides: str) -> build.Parts:
     config = compose_config(*overrides)
     parts = build.parts(config)
     build.trainer(config, parts, CPU)
+    build.check_parts(config)  # a schedule is built once there are data
     return parts
 
 
@@ -66,7 +68,7 @@ def assert_resolved(config: dict):
 @pytest.mark.parametrize(("group", "name"), every_choice())
 def test_every_file_composes(group, name):
     config = compose_config(f"{group}={name}" if group != "recipe" else f"+recipe={name}")
-    assert group in GLOBAL_GROUPS or config[group]["name"] in (name, f"{name}_folder")
+    assert group in (*GLOBAL_GROUPS, *NAMELESS) or config[group]["name"] in (name, f"{name}_folder")
     assert_resolved(config)
 
 
@@ -279,6 +281,9 @@ def test_an_absent_key_is_one_at_its_neutral_value(path):
     of_a_loss = re.match(r"distiller\.losses\.(\w+)", path)
     distiller = of_a_loss[1] if of_a_loss else "fsp_init"
     with_it, without_it = (compose_config(f"distiller={distiller}") for _ in range(2))
+    if path.startswith("distiller.pretraining.schedule."):
+        for config in (with_it, without_it):
+            config["distiller"]["pretraining"]["schedule"] = {"_target_": "a.Schedule"}
     node, key = place_of(with_it, path)
     node[key] = NEUTRAL[path]
     node, key = place_of(without_it, path)

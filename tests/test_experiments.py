@@ -200,6 +200,9 @@ def test_imagenet_s_pairs_have_the_published_recipe_of_100_epochs(pair):
             "_target_": "torch.optim.lr_scheduler.MultiStepLR",
             "milestones": [30, 60, 90],
             "gamma": 0.1,
+            "by": "epoch",
+            "warmup_epochs": 0,
+            "warmup_start": 0.01,
         }
     assert config["teacher"]["pretrained"] == "IMAGENET1K_V1"
     assert config["top5"]
@@ -221,7 +224,7 @@ def test_debug_tries_imagenet_s_pairs(pair, tmp_path):
 def test_a_stem_for_small_images_is_named_where_it_takes_tens_of_gigabytes(network, told, caplog):
     node = compose_config("dataset=imagenet", f"student={network}")["student"]
     with torch.device("meta"):
-        built = build.student_network({"student": node})
+        built = build.make(node, "student", leave=build.OF_STUDENTS)
     warn_of_memory("student", network, built, 256)
     assert [
         message.startswith(f"student: found {network}, whose first maps of 224")

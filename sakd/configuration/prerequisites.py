@@ -149,7 +149,10 @@ def _pretraining_run(config: Config) -> Config:
 
 
 def _of_steps(training: Config) -> Config:
-    return {key: training[key] for key in ("clip_gradients", "accumulate") if key in training}
+    return {
+        "clip_gradients": training.get("clip_gradients"),
+        "accumulate": training.get("accumulate", 1),
+    }
 
 
 def _as_here(config: Config) -> Config:
