@@ -61,7 +61,15 @@ LEGITIMATE = (  # kinds and keys that pass the checks, and why
     ("number", r"dataset\.evaluation\.resize\.size", "of the shorter side, as a list of one"),
     ("text", r"hydra\.launcher\.(partition|account|qos|constraint|nodelist|exclude)", "SLURM knows"),
     ("keys", r"hydra\.launcher\.additional_parameters", "SLURM knows"),
-    ("fraction", r".*\.ramp_epochs", "half an epoch"),
+    ("fraction", r".*\.(ramp|curriculum|warmup)_epochs", "half an epoch"),
+    ("fraction|number", r"(.*\.)?clip_gradients", "a norm"),
+    ("fraction", "ema", "a decay"),
+    ("negative", r".*\.initial_logit", "of a sigmoid"),
+    (
+        "null|fraction",
+        r"dataset\.test(_fraction)?",
+        "whether there is a test split shows where the images are",
+    ),
     ("fraction", r"hydra\.launcher\.mem_gb", "half a gigabyte"),
 )
 
