@@ -68,7 +68,7 @@ LEGITIMATE = (  # kinds and keys that pass the checks, and why
     (
         "null|fraction",
         r"dataset\.test(_fraction)?",
-        "whether there is a test split shows where the images are",
+        "a test split shows where the images are",
     ),
     ("fraction", r"hydra\.launcher\.mem_gb", "half a gigabyte"),
 )
