@@ -326,9 +326,10 @@ def test_a_layer_that_a_format_cannot_hold_is_named(taught, digits, tmp_path):
 
 FAMILIES = (
     "MobileNetV1", "MobileNetV2_half", "ResNet18", "ShuffleNetV1", "ShuffleNetV2", "resnet8", "resnet8x4",
-    "vgg8", "vgg8_imagenet", "wrn_16_1", "timm_resnet18", "timm_mobilenetv3_small_050", "timm_vit_tiny_patch16_224",
-    "timm_deit_tiny_distilled_patch16_224", "torchvision_resnet18", "torchvision_mobilenet_v2",
-    "torchvision_shufflenet_v2_x1_0", "torchvision_vgg11_bn", "torchvision_swin_t", "torchvision_vit_b_16",
+    "vgg8", "vgg8_imagenet", "wrn_16_1", "timm_resnet18", "timm_mobilenetv3_small_050",
+    "timm_vit_tiny_patch16_224", "timm_deit_tiny_distilled_patch16_224", "torchvision_resnet18",
+    "torchvision_mobilenet_v2", "torchvision_shufflenet_v2_x1_0", "torchvision_vgg11_bn",
+    "torchvision_swin_t", "torchvision_vit_b_16",
 )  # fmt: skip
 
 
