@@ -51,7 +51,7 @@ def divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
 class DKD(Distiller):
     """KD taken apart: the target class against the rest, and the rest among themselves.
 
-    Each has a weight of its own; logits are compared as they are, or, ``standardise``d, by their z-scores. It
+    Each has a weight of its own; logits are compared as they are, or with ``standardise`` by their z-scores. It
     stands in the place of KD.
 
     Raises ConfigError for a spot that is not the logits: labels name their entries.

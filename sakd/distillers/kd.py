@@ -41,7 +41,7 @@ def softened_divergence(
 
 
 class KD(Distiller):
-    """Divergence of softened class probabilities at the logits, or, ``standardise``d, of their z-scores."""
+    """Divergence of softened class probabilities at the logits, or with ``standardise`` of their z-scores."""
 
     takes = "vector"
 
