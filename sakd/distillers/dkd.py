@@ -51,8 +51,8 @@ def divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
 class DKD(Distiller):
     """KD taken apart: the target class against the rest, and the rest among themselves.
 
-    Each has a weight of its own; logits are compared as they are, or with ``standardise`` by their z-scores. It
-    stands in the place of KD.
+    Each has a weight of its own; logits are compared as they are, or with ``standardise`` by their z-scores.
+    It stands in the place of KD.
 
     Raises ConfigError for a spot that is not the logits: labels name their entries.
     """
