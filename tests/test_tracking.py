@@ -221,7 +221,8 @@ def test_what_finished_untracked_comes_to_mlflow_when_it_is_asked_for(store, tmp
 
 
 @pytest.mark.slow
-def test_a_sync_brings_what_finished_untracked_only_when_told_to(store, tmp_path, monkeypatch):
+def test_a_sync_brings_what_finished_untracked_only_when_told_to(tmp_path, monkeypatch):
+    store = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     config = compose_config(*TINY, f"runs={tmp_path}/runs", "tracking=none", "distiller=none")
     execute(config)
