@@ -77,7 +77,7 @@ def shell(tmp_path):
     {
         "sakd compa": "sakd compare ",
         "sakd launch -m student=resnet8,vgg8 teacher=wrn_28": "teacher=wrn_28_10 ",
-        "sakd launch opti": "optimizer",
+        "sakd launch prec": "precision",
         "sakd status sweeps=dig": "sweeps=digits ",
         "python launch.py student=wrn_28": "student=wrn_28_10",
     }.items(),
