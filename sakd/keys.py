@@ -67,7 +67,11 @@ def _expected(mapping: yaml.MappingNode, node: str) -> Mapping[str, str]:
     if not named:
         return expected
     target = target_of({"_target_": named[0]}, node)
-    ranges: Mapping[str, Any] = TRANSFORM_RANGES if node.startswith("dataset.") else TRAINING_RANGES
+    ranges: Mapping[str, Any] = {}
+    if node.startswith("dataset."):
+        ranges = TRANSFORM_RANGES
+    elif {"optimizer", "schedule"} & {*node.split(".")}:
+        ranges = TRAINING_RANGES
     taken = expected_of_target(getattr(target, "Settings", target), ranges)
     return {"_target_": "the import path of what to build", **taken, **expected}
 

@@ -37,6 +37,7 @@ MDISTILLER = {
     "vid": (1.0, 0.0, 1.0),
     "crd": (1.0, 0.0, 0.8),
     "reviewkd": (1.0, 0.0, 5.0),
+    "ofd": (1.0, 0.0, 0.001),
 }
 # configs/cifar100/dkd/*.yaml there: DKD.BETA, or cfg.py's where a file has none.
 MDISTILLER_DKD = {
@@ -71,7 +72,7 @@ def published(pair: tuple[str, str], distiller: str, weights: tuple[float, float
         "milestones": [150, 180, 210],
         "decay": 0.1,
         "optimizer": {"_target_": "torch.optim.SGD", "lr": rate, "momentum": 0.9, "weight_decay": 5e-4},
-        "KD temperature": None if distiller in ("reviewkd", "dkd") else 4.0,
+        "KD temperature": None if distiller in ("reviewkd", "dkd", "ofd") else 4.0,
         "pretraining rate": {"ft": 0.05 if pair[1] in FAST_PRETRAINING else 0.01, "fsp_init": rate}.get(
             distiller
         ),

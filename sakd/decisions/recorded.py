@@ -112,7 +112,8 @@ class Recorded:
         told = "1 epoch" if len(epochs) == 1 else f"{len(epochs):,} epochs"
         if not self.is_finished:
             return f"{told} so far, of {all_of_them:,}"
-        return told if len(epochs) == all_of_them else f"{told} recorded, of {all_of_them:,}"
+        done = all_of_them if self.config.get("early_stop") is None else int(epochs[-1])
+        return told if len(epochs) == done else f"{told} recorded, of {all_of_them:,}"
 
     def within(self, first: int, last: int) -> "Recorded":
         """The run with what it decided in the epochs from ``first`` to ``last`` alone.

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from sakd.networks.layouts import ToMap
 from sakd.networks.staged import Shape, StagedNet
 from sakd.ranges import Width
 
@@ -41,7 +42,10 @@ def with_head_of(body: StagedNet, head: StagedNet, narrowing: Width) -> StagedNe
     """
     last = body.maps[-1]
     stages = {name: body.get_submodule(name) for name in body.names[: body.index(last) + 1]}
-    stages[f"stage{len(body.maps) + 1}"] = projector(body.shapes[last], head.shapes[head.maps[-1]], narrowing)
+    projecting = projector(body.shapes[last], head.shapes[head.maps[-1]], narrowing)
+    if last in body.layouts:
+        projecting = nn.Sequential(ToMap(body.layouts[last]), projecting)
+    stages[f"stage{len(body.maps) + 1}"] = projecting
     stages["embedding"] = Frozen(*head.between(head.maps[-1], "embedding"))
     stages["logits"] = Frozen(*head.between("embedding", "logits"))
     return StagedNet(stages, body.family, body.input_shape, layouts=body.named_layouts)

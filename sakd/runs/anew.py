@@ -58,7 +58,8 @@ def _differing(config: Config, other: Config) -> list[str]:
 
 
 def _told(config: Config, other: Config, differing: list[str]) -> str:
-    follows = [key for key in differing if key.startswith("schedule.")]
+    schedules = [key for key in differing if key.startswith("schedule.")]
+    follows = [] if "schedule._target_" in schedules else schedules
     why = f", as {', '.join(follows)} {'follows' if len(follows) == 1 else 'follow'} it" if follows else ""
     told = f"another number is another run, trained from its start{why}"
     if TEACHERS in differing and not (Run(teacher_of(config)).folder / "result.json").exists():

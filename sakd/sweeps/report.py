@@ -211,7 +211,9 @@ def _filters(configs: Sequence[Config], overrides: Overrides) -> dict[str, list[
         if len(values) > 1 or key in typed | pair:
             found[key] = values
     leaves = [dict(flatten(config)) for config in configs]
-    for key in sorted(typed - {*names[0]} - {"runs"}):
+    groups = {key for key in typed if key.rpartition(".")[2] in ("optimizer", "schedule")}
+    chosen = {f"{key}._target_" for key in groups}  # files of a group are told apart by what they build
+    for key in sorted((typed - groups | chosen) - {*names[0]} - {"runs"}):
         values = list(dict.fromkeys(str(each[key]) for each in leaves if key in each))
         if values and not any("," in value for value in values):
             found[key] = values

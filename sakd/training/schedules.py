@@ -22,7 +22,7 @@ class Schedule:
     build: Callable[[Optimizer, int], LRScheduler]
     by_step: bool = False
     warmup_epochs: float = 0.0
-    warmup_start: float = 1.0
+    warmup_start: float = 0.01  # as an absent key counts in a run's identity
 
 
 class Rates:

@@ -243,8 +243,6 @@ class Trainer:
 
     def begin_epoch(self) -> None:
         """Start the epoch's random streams; count it, and tell the plug-ins."""
-        if self.average is not None and self.epoch == 0:
-            self.average.begin()  # here: what is pretrained comes into the student once this is built
         self.epoch += 1
         self.batches = 0
         self.first_rates = self.learning_rates()
@@ -253,6 +251,8 @@ class Trainer:
         for name, plugin in self.plugins.items():
             self.streams[name].manual_seed(stream_seed(self.seed, name, self.epoch))
             plugin.begin_epoch(self.epoch)
+        if self.average is not None and self.epoch == 1:
+            self.average.begin()  # here: what is pretrained, and SimKD's head, come in once this is built
 
     def train_step(
         self,
@@ -379,9 +379,9 @@ class Trainer:
 
     def forget_gradients(self) -> None:
         """Give gradients back, so that the next step makes them anew."""
-        for optimizer in (self.optimizer, self.policy_optimizer):
-            if optimizer is not None:
-                optimizer.zero_grad(set_to_none=True)
+        for stepper in self.steppers.values():
+            stepper.images.clear()  # of a capture that failed between a backward pass and its step
+            stepper.optimizer.zero_grad(set_to_none=True)
 
     def _parts(self) -> dict[str, Any]:
         """Parts that change in training, by name: not the teacher."""
