@@ -11,6 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from sakd.configuration import build, compose, digest
+from sakd.configuration.identity import NEUTRAL
 from sakd.errors import SakdError
 from sakd.training import Schedule
 from sakd.training.schedules import Rates
@@ -169,3 +170,7 @@ def test_a_plain_schedule_of_a_library_s_user_goes_on_by_epoch():
     )
     assert [each["lr/student"] for each in fit(trainer, build.dataset(config), 3, 48)] == [0.4, 0.2, 0.1]
     assert not Schedule(lambda optimizer, moves: schedule(optimizer)).by_step
+
+
+def test_an_absent_start_of_the_warm_up_is_the_one_that_identities_count_it_as():
+    assert Schedule(lambda optimizer, moves: None).warmup_start == NEUTRAL["schedule.warmup_start"]

@@ -51,6 +51,27 @@ def test_the_students_logits_are_the_teachers_heads_of_the_projected_map():
     close(seen["logits"], teacher.between("stage3", "logits")(seen["stage4"]))
 
 
+def test_an_average_begins_with_the_teachers_head(tiny):
+    config = tiny("distiller=simkd", "teacher=wrn_16_1", "ema=0.99", "dataset.train_samples=48")
+    trainer = build.trainer(config, build.parts(config), CPU)
+    trainer.prepare(build.dataset(config), 24)
+    trainer.begin_epoch()
+    head, own = (
+        trainer.teacher.network.get_submodule("logits"),
+        trainer.average.network.get_submodule("logits"),
+    )
+    for expected, found in zip(head.parameters(), own.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_network_of_tokens_takes_another_head():
+    with torch.device("meta"):
+        node = compose_config("student=torchvision_vit_b_16", "dataset=imagenet")["student"]
+        body = build.make(node, "student", leave=build.OF_STUDENTS)
+        made = with_head_of(body, resnet8x4(1000, 3, 224), narrowing=2)
+    assert made.shapes["logits"] == (1000,)
+
+
 def test_neither_head_nor_teacher_learns_while_body_and_projector_do(tiny):
     config = tiny("distiller=simkd", "teacher=wrn_16_1", "spot_mode=adaptive", "dataset.train_samples=48")
     parts = build.parts(config)

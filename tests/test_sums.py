@@ -32,7 +32,10 @@ def test_a_sum_has_the_losses_of_each_with_their_own_weights_and_kd_once():
 
 @pytest.mark.slow
 def test_every_distiller_can_be_summed_with_another():
-    others = [name for name in choices("distiller") if name not in ("none", "at")]
+    """But for another KD: `at` has one beside it."""
+    with pytest.raises(ConfigError, match="found the loss 'kd' twice"):
+        compose_one(["distiller=kd_standardised+at"])
+    others = [name for name in choices("distiller") if name not in ("none", "at", "kd_standardised")]
     sums = sweep([f"distiller={','.join(f'{name}+at' for name in others)}"]).cells
     alone = sweep([f"distiller={','.join([*others, 'at'])}"]).cells
     *own, attention = [config["distiller"]["losses"] for _, config in alone]
