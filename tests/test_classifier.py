@@ -180,7 +180,7 @@ def test_a_network_that_does_not_pool_by_the_mean_is_refused():
         (CATKD, {"where": "stage2"}, "where=stage2: found stage2, CATKD takes the last stage alone"),
         (SDD, {"temperature": 0}, "temperature of SDD: found 0, expected a"),
         (SDD, {"sizes": [1, 2.5]}, "sizes of SDD: found 2.5, expected a"),
-        (SDD, {"where": "embedding"}, "where=embedding: SDD takes the logits alone"),
+        (SDD, {"where": "embedding"}, "where=embedding: found embedding, SDD takes the logits alone"),
     ],
 )
 def test_a_key_out_of_its_range_is_refused_by_name(kind, keys, told):

@@ -128,6 +128,20 @@ class Distiller(Plugin):
         raise NotImplementedError
 
 
+def check_at_logits(distiller: Distiller, where: str | Sequence[str]) -> None:
+    """Raise ConfigError for a spot of the distiller that is not the logits, whose entries labels name."""
+    for spot in distiller.spots:
+        if (spot.student, spot.teacher) != ("logits", "logits"):
+            raise ConfigError(
+                f"where={where}: found {spot.name}, {type(distiller).__name__} takes the logits alone"
+            )
+
+
+def targets(labels: Tensor, logits: Tensor) -> Tensor:
+    """Where each row of logits [B, classes] has its label's entry, of ``labels`` [B]: bool [B, classes]."""
+    return labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
+
+
 def at_least_float32(features: Tensor) -> Tensor:
     """Features in the precision that losses are computed in, also where a network gave half of it."""
     return features.to(torch.promote_types(features.dtype, torch.float32))

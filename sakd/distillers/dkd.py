@@ -9,26 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sakd.distillers.base import Distiller, kept_mean
+from sakd.distillers.base import Distiller, check_at_logits, kept_mean, targets
 from sakd.distillers.kd import standardised
-from sakd.errors import ConfigError, check_number
+from sakd.errors import check_number
 from sakd.networks import StagedNet
 from sakd.ranges import NotNegative, Positive
 from sakd.spots import Spot
-
-
-def check_at_logits(distiller: Distiller, where: str | Sequence[str]) -> None:
-    """Raise ConfigError for a spot of the distiller that is not the logits, whose entries labels name."""
-    for spot in distiller.spots:
-        if (spot.student, spot.teacher) != ("logits", "logits"):
-            raise ConfigError(
-                f"where={where}: found {spot.name}, {type(distiller).__name__} takes the logits alone"
-            )
-
-
-def targets(labels: Tensor, logits: Tensor) -> Tensor:
-    """Where each row of logits [B, classes] has its label's entry, of ``labels`` [B]: bool [B, classes]."""
-    return labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
 
 
 def decoupled(logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from sakd.distillers.base import Distiller, kept_mean
-from sakd.distillers.dkd import check_at_logits, decoupled, targets
+from sakd.distillers.base import Distiller, check_at_logits, kept_mean, targets
+from sakd.distillers.dkd import decoupled
 from sakd.errors import check_number
 from sakd.networks import StagedNet
 from sakd.ranges import NotNegative, Positive

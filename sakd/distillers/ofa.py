@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from sakd.distillers.base import Distiller, Features, at_least_float32, kept_mean
+from sakd.distillers.base import Distiller, Features, at_least_float32, kept_mean, targets
 from sakd.errors import ConfigError, check_number
 from sakd.networks import StagedNet
 from sakd.ranges import NotNegative, Positive
@@ -116,7 +116,7 @@ class OFA(Distiller):
         indices: Tensor,
     ) -> Tensor:
         teacher = at_least_float32(teacher_features["logits"])
-        is_target = self.labels[indices, None] == torch.arange(teacher.shape[1], device=teacher.device)
+        is_target = targets(self.labels[indices], teacher)
         losses = []
         for spot in self.spots:
             logits = self.exits[spot.name](at_least_float32(student_features[spot.student]))

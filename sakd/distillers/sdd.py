@@ -11,10 +11,10 @@ from annotated_types import MinLen
 from torch import Tensor
 from torch.nn import functional as F
 
-from sakd.distillers.base import Distiller, Features, at_least_float32, kept_mean
+from sakd.distillers.base import Distiller, Features, at_least_float32, check_at_logits, kept_mean
 from sakd.distillers.classifier import Classifier
 from sakd.distillers.kd import softened_divergence
-from sakd.errors import ConfigError, check_number
+from sakd.errors import check_number
 from sakd.networks import StagedNet
 from sakd.ranges import NotNegative, Positive, Width
 from sakd.spots import Spot
@@ -59,8 +59,7 @@ class SDD(Distiller):
         complementary_weight: NotNegative,
     ):
         super().__init__(student, teacher, where, weight)
-        if [(spot.student, spot.teacher) for spot in self.spots] != [("logits", "logits")]:
-            raise ConfigError(f"where={where}: SDD takes the logits alone")
+        check_at_logits(self, where)
         check_number("temperature of SDD", temperature, least=0, above=True)
         check_number("complementary_weight of SDD", complementary_weight, least=0)
         for size in sizes:

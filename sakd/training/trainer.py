@@ -126,19 +126,8 @@ class Trainer:
             if execution.scales_losses:
                 check_skips(own, KEYS[name])
         self.captured = execution.captures_on(self.device) and self._can_be_captured(optimizers)
-        self.loss_scales = (
-            {name: LossScale(self.device) for name in optimizers} if execution.scales_losses else {}
-        )
-        self.steppers = {
-            name: Stepper(
-                own,
-                self.device,
-                self.captured,
-                clip_gradients if name == "student" else None,
-                self.loss_scales.get(name),
-            )
-            for name, own in optimizers.items()
-        }
+        clips = {"student": clip_gradients}
+        self.steppers = {name: self._stepper(own, clips.get(name)) for name, own in optimizers.items()}
         self.schedules: dict[str, Rates] = {}
         self.first_rates: dict[str, float] = {}  # of the epoch under way
         self.streams = {name: torch.Generator(device=self.device) for name in self.plugins}
@@ -149,6 +138,10 @@ class Trainer:
         # and the memory of both passes.
         self.policy_branch = Branch(self.device, apart=self.captured and self.policy_optimizer is not None)
         self._student_features = execution.compiled(self.student.features)
+
+    def _stepper(self, optimizer: Optimizer, clip: float | None) -> Stepper:
+        loss_scale = LossScale(self.device) if self.execution.scales_losses else None
+        return Stepper(optimizer, self.device, self.captured, clip, loss_scale)
 
     def _can_be_captured(self, optimizers: Mapping[str, Optimizer]) -> bool:
         """Raise ConfigError for an optimizer whose steps cannot be captured, or say so and return False."""
@@ -387,7 +380,8 @@ class Trainer:
         """Parts that change in training, by name: not the teacher."""
         parts = {"student": self.student, "distillers": self.distillers, "optimizer": self.optimizer}
         parts |= {f"schedule/{name}": schedule for name, schedule in self.schedules.items()}
-        parts |= {f"loss_scale/{name}": scale for name, scale in self.loss_scales.items()}
+        scales = {name: stepper.loss_scale for name, stepper in self.steppers.items()}
+        parts |= {f"loss_scale/{name}": scale for name, scale in scales.items() if scale is not None}
         if self.average is not None:
             parts["average"] = self.average.network
         if self.spot_mode is not None:
