@@ -412,13 +412,13 @@ def test_cells_that_several_processes_send_at_once_have_one_parent(tmp_path):
 # ---- models
 
 
-def idle_worker(monkeypatch) -> tuple[Any, list[subprocess.Popen]]:
-    """A worker whose process takes work and never answers, and the processes that it has started."""
+def idle_worker(monkeypatch, *command: str) -> tuple[Any, list[subprocess.Popen]]:
+    """A worker whose process takes work and, by default, never answers; the processes that it has started."""
     worker, started = model._Worker(), []
 
     def start() -> subprocess.Popen:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(["sleep", "60"], **pipes))
+        started.append(subprocess.Popen(command or ["sleep", "60"], **pipes))
         return started[-1]
 
     monkeypatch.setattr(worker, "_started", start)
@@ -447,6 +447,15 @@ def test_a_process_that_makes_no_model_is_waited_for_no_longer_than_is_sensible(
     worker, started = idle_worker(monkeypatch)
     assert "was not made within 0 seconds" in worker.made(tmp_path)
     assert [process.poll() for process in started] == [-signal.SIGKILL]
+
+
+def test_a_process_that_has_ended_idle_leaves_no_pipe_open_when_the_next_is_started(tmp_path, monkeypatch):
+    worker, started = idle_worker(monkeypatch, "sh", "-c", "read folder; echo null")
+    for _ in range(2):
+        assert worker.made(tmp_path) is None
+        started[-1].wait(20)
+    worker.end()
+    assert [(each.stdin.closed, each.stdout.closed) for each in started] == [(True, True)] * 2
 
 
 def test_a_launch_that_ends_ends_the_process_that_makes_models_for_good(tmp_path, monkeypatch):

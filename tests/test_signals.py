@@ -290,6 +290,9 @@ def test_who_is_interrupted_once_all_is_finished_is_told_so(sweep, training, lau
     until(lambda: begun(tmp_path), 120)
     with FileLock(tmp_path / "mlflow.db.lock"):
         until(lambda: len(list(tmp_path.glob("runs/*/result.json"))) == (2 if sweep else 1), 240)
+        for line in process.stdout:  # all is finished a moment after the last result is stored
+            if line.startswith("waiting for MLflow"):
+                break
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 130, output

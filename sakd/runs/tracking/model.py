@@ -116,7 +116,10 @@ class _Worker:
         with self._starting:
             if self._over:
                 return None
-            if self._process is None or self._process.poll() is not None:
+            if self._process is not None and self._process.poll() is not None:  # it was idle, and has ended
+                _end(self._process)
+                self._process = None
+            if self._process is None:
                 self._process = self._started()
             return self._process
 
