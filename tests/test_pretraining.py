@@ -187,6 +187,18 @@ def test_fsp_is_the_kept_share_of_the_flows_difference_masked_by_the_upper_stage
     assert list(distiller.pretrained(student)._modules) == student.names[: student.index(stages[-1]) + 1]
 
 
+def test_flows_that_half_precision_cannot_sum_begin_a_student():
+    student, teacher = resnet8(10, 1, 8), resnet14(10, 1, 8)
+    distiller = FSP(student, teacher, "stages", 1.0)
+    student.features = lambda images: {name: 50 * maps for name, maps in of_student.items()}
+    of_student, of_teacher = random_features(student, torch.float32), random_features(teacher, torch.float32)
+    keep = dict.fromkeys(distiller.spots, torch.ones(BATCH, dtype=torch.bool))
+    expected = distiller.differences(student.features(None), of_teacher, keep)
+    with torch.autocast("cpu", torch.float16):
+        found = distiller.pretraining_loss(student, torch.zeros(BATCH, 1, 8, 8), of_teacher)
+    assert_close(found, expected)
+
+
 def test_the_stem_alone_has_no_flow():
     with pytest.raises(ConfigError, match="where=stem: found one stage"):
         FSP(resnet8(10, 1, 8), resnet14(10, 1, 8), "stem", 1.0)

@@ -87,6 +87,6 @@ class FSP(Distiller):
 
     def pretraining_loss(self, student: StagedNet, images: Tensor, teacher_features: Features) -> Tensor:
         everything = torch.ones(len(images), dtype=torch.bool, device=images.device)
-        return self.differences(
-            student.features(images), teacher_features, dict.fromkeys(self.spots, everything)
-        )
+        features = student.features(images)
+        with torch.autocast(images.device.type, enabled=False):  # sums over positions outgrow half precision
+            return self.differences(features, teacher_features, dict.fromkeys(self.spots, everything))
