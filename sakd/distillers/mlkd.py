@@ -1,0 +1,140 @@
+"""MLKD: softened probabilities of two views of each image, compared by sample, by batch and by class.
+
+Jin, Wang, Lin, "Multi-Level Logit Distillation", CVPR 2023.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import torch
+from annotated_types import MinLen
+from torch import Tensor
+
+from sakd.data import View
+from sakd.distillers.base import (
+    Distiller,
+    Features,
+    Seen,
+    at_least_float32,
+    check_at_logits,
+    is_kept,
+    kept_count,
+    kept_mean,
+    kept_pairs,
+    weighed,
+)
+from sakd.distillers.kd import softened_divergence
+from sakd.errors import ConfigError, check_number
+from sakd.networks import StagedNet
+from sakd.ranges import NotNegative, Positive
+from sakd.spots import Spot
+
+
+def share_up_to_median(values: Tensor, keep: Tensor) -> Tensor:
+    """The share of the kept ``values`` [N] that are at most their median: a half, or more if some are equal.
+
+    Of weights, it is the share of the weight; 0 where nothing is kept. A scalar.
+    """
+    weights = keep.to(values.dtype)
+    up_to = weighed(values <= values[:, None], weights).sum(dim=1)  # the weight at or below each
+    reaches_half = is_kept(keep) & (2 * up_to >= weights.sum())
+    least = torch.where(reaches_half, up_to, torch.inf).amin()
+    return torch.where(weights.sum() > 0, least / kept_count(weights), 0)
+
+
+def of_batch(p_s: Tensor, p_t: Tensor, keep: Tensor) -> Tensor:
+    """Squared differences of the samples' p pᵀ over B, of probabilities [B, C]: a scalar."""
+    difference = p_s @ p_s.T - p_t @ p_t.T
+    return weighed(difference.square(), kept_pairs(keep)).sum() / len(keep)
+
+
+def of_classes(p_s: Tensor, p_t: Tensor, keep: Tensor) -> Tensor:
+    """Squared differences of the classes' pᵀ p over C, times n_kept / B, of probabilities [B, C]."""
+    similarity_s, similarity_t = (weighed(p, keep[:, None]).T @ p for p in (p_s, p_t))
+    return (similarity_s - similarity_t).square().sum() / p_s.shape[1] * keep.sum() / len(keep)
+
+
+class MLKD(Distiller):
+    """KD at several ``temperatures``, of each image and of further ``views`` of it; and relations at these.
+
+    Of the image itself: the divergence of KD, the squared difference of the samples' similarities, and that
+    of the classes'; the teacher's confidence at 1 weighs them. Of each of the ``views``: KD's divergence.
+
+    It does what the published code does. Its masks of the samples, or classes, that the teacher is at most
+    half as sure of as of others meet a loss that is a mean already: all that they do is to multiply it by
+    their share, mostly a half. And a view is compared at ``view_temperatures`` alone; at the others the image
+    itself stands once more in its place, unmasked.
+
+    The rows are those that the spot at the logits keeps, each with all its views; medians, similarities and
+    the teacher's confidence are of these rows alone. A policy sees the image itself, not its views. It stands
+    in the place of KD.
+
+    Raises ConfigError for a spot that is not the logits, or ``view_temperatures`` that are not among the
+    others.
+    """
+
+    takes = "vector"
+    uses_views = True
+
+    def __init__(
+        self,
+        student: StagedNet,
+        teacher: StagedNet,
+        where: str | Sequence[str],
+        weight: NotNegative,
+        temperatures: Annotated[list[Positive], MinLen(1)],
+        view_temperatures: list[Positive],
+        views: Annotated[list[View], MinLen(1)],
+    ):
+        super().__init__(student, teacher, where, weight)
+        check_at_logits(self, where)
+        for temperature in temperatures:
+            check_number("temperatures of MLKD", temperature, least=0, above=True)
+        for temperature in view_temperatures:
+            if temperature not in temperatures:
+                raise ConfigError(
+                    f"view_temperatures of MLKD: found {temperature}, expected some of the temperatures "
+                    f"{temperatures}"
+                )
+        self.temperatures, self.view_temperatures = tuple(temperatures), tuple(view_temperatures)
+        self.other_temperatures = tuple(t for t in temperatures if t not in view_temperatures)
+        self.views = tuple(views)
+
+    def loss(
+        self,
+        student_features: Features,
+        teacher_features: Features,
+        keep: Mapping[Spot, Tensor],
+        indices: Tensor,
+        views: Sequence[Seen],
+    ) -> Tensor:
+        (spot,) = self.spots
+        kept = keep[spot]
+
+        def divergence(student: Features, teacher: Features, temperatures: Sequence[float]) -> Tensor | int:
+            z_s, z_t = (at_least_float32(features["logits"]) for features in (student, teacher))
+            return sum(kept_mean(softened_divergence(z_s, z_t, t), kept) for t in temperatures)
+
+        unsure, rare = self._masked(at_least_float32(teacher_features["logits"]), kept)
+        by_batch, by_class = self._relations(student_features, teacher_features, kept)
+        by_sample = divergence(student_features, teacher_features, self.temperatures)
+        again = divergence(student_features, teacher_features, self.other_temperatures)
+        of_views = sum(again + divergence(*view, self.view_temperatures) for view in views)
+        return unsure * (by_sample + by_batch) + rare * by_class + of_views
+
+    def _masked(self, teacher: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Shares of the samples, and of the classes, that the teacher is no surer of than of the median."""
+        probabilities = teacher.softmax(dim=1)
+        of_class = weighed(probabilities, keep[:, None]).sum(dim=0)
+        every_class = torch.ones_like(of_class, dtype=torch.bool)
+        return (
+            share_up_to_median(probabilities.amax(dim=1), keep),
+            share_up_to_median(of_class, every_class),
+        )
+
+    def _relations(self, student: Features, teacher: Features, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """What samples, and what classes, have to do with each other, over all temperatures."""
+        z_s, z_t = (at_least_float32(features["logits"]) for features in (student, teacher))
+        softened = [((z_s / t).softmax(dim=1), (z_t / t).softmax(dim=1)) for t in self.temperatures]
+        by_batch = sum(of_batch(*both, keep) for both in softened)
+        return by_batch, sum(of_classes(*both, keep) for both in softened)
