@@ -202,6 +202,10 @@ RAND_AUGMENT = {"_target_": "sakd.data.RandAugment", "operations": 2, "magnitude
             r"views\.0\.rand_augment\.magnitude: found 99, expected a whole number from 0 to 30",
         ),
         (
+            [NODE | {"rand_augment": {"_target_": "builtins.dict"}}],
+            r"views\.0\.rand_augment: found \{\}, expected a RandAugment",
+        ),
+        (
             [NODE | {"rand_augment": {"operations": 2, "magnitude": 10}}],
             r"views\.0\.rand_augment: found .*, expected keys and values with a _target_ or null",
         ),

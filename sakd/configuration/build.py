@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -392,13 +392,11 @@ def _check_views(losses: Mapping[str, Config], channels: int) -> None:
     """Raise ConfigError for further views that losses ask for and images of so many channels cannot have."""
     for key, node in losses.items():
         if getattr(target_of(node, key), "uses_views", False):
-            for place, each in enumerate(node["views"]):
-                view = make(each, f"{key}.views.{place}", kind=View)
+            for place, each in enumerate(node.get("views", ())):
+                view = make(each, f"{key}.views.{place}", leave=(), kind=View)
                 if view.rand_augment is not None:
-                    found = {
-                        name: value for name, value in each["rand_augment"].items() if name != "_target_"
-                    }
-                    check_channels(f"{key}.views.{place}.rand_augment", found, channels)
+                    own = asdict(view.rand_augment)
+                    check_channels(f"{key}.views.{place}.rand_augment", own, channels)
 
 
 def _check_policy(spot_mode: Config) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from sakd.data.batches import Batch, train_batches
 from sakd.data.randaugment import RandAugment
 from sakd.data.sets import Dataset
+from sakd.errors import ConfigError
 from sakd.ranges import Share
 from sakd.streams import stream
 
@@ -16,10 +17,16 @@ class View:
 
     It is cropped and flipped as the data set's images are, or goes through the transforms of images in files,
     by draws of its own. ``erasing``: the share of the images of which a rectangle is erased.
+
+    Raises ConfigError for a ``rand_augment`` that is none.
     """
 
     rand_augment: RandAugment | None
     erasing: Share
+
+    def __post_init__(self):
+        if not isinstance(self.rand_augment, RandAugment | None):
+            raise ConfigError(f"rand_augment: found {self.rand_augment!r}, expected a RandAugment or none")
 
 
 Asked = tuple[int, View]  # a view, and its place among those of who asks for it
