@@ -9,6 +9,7 @@ from typing import Annotated
 import torch
 from annotated_types import MinLen
 from torch import Tensor
+from torch.nn import functional as F
 
 from sakd.data import View
 from sakd.distillers.base import (
@@ -23,7 +24,6 @@ from sakd.distillers.base import (
     kept_pairs,
     weighed,
 )
-from sakd.distillers.kd import softened_divergence
 from sakd.errors import ConfigError, check_number
 from sakd.networks import StagedNet
 from sakd.ranges import NotNegative, Positive
@@ -42,26 +42,37 @@ def share_up_to_median(values: Tensor, keep: Tensor) -> Tensor:
     return torch.where(weights.sum() > 0, least / kept_count(weights), 0)
 
 
+def log_softened(logits: Tensor, temperatures: Tensor) -> Tensor:
+    """Logarithms of softmax(z / T) at each of the ``temperatures`` [T, 1, 1]: [B, C] to [T, B, C]."""
+    return F.log_softmax(logits / temperatures, dim=2)
+
+
+def divergences(log_s: Tensor, log_t: Tensor, temperatures: Tensor) -> Tensor:
+    """KD's divergence of each row at each of the ``temperatures`` [T, 1, 1]: [T, B, C] twice to [T, B]."""
+    pointwise = F.kl_div(log_s, log_t, reduction="none", log_target=True)
+    return (temperatures**2 * pointwise).sum(dim=2)
+
+
 def of_batch(p_s: Tensor, p_t: Tensor, keep: Tensor) -> Tensor:
-    """Squared differences of the samples' p pᵀ over B, of probabilities [B, C]: a scalar."""
-    difference = p_s @ p_s.T - p_t @ p_t.T
+    """Squared differences of the samples' p pᵀ over B, of probabilities [T, B, C]: a scalar."""
+    difference = p_s @ p_s.mT - p_t @ p_t.mT
     return weighed(difference.square(), kept_pairs(keep)).sum() / len(keep)
 
 
 def of_classes(p_s: Tensor, p_t: Tensor, keep: Tensor) -> Tensor:
-    """Squared differences of the classes' pᵀ p over C, times n_kept / B, of probabilities [B, C]."""
-    similarity_s, similarity_t = (weighed(p, keep[:, None]).T @ p for p in (p_s, p_t))
-    return (similarity_s - similarity_t).square().sum() / p_s.shape[1] * keep.sum() / len(keep)
+    """Squared differences of the classes' pᵀ p over C, times n_kept / B, of probabilities [T, B, C]."""
+    similarity_s, similarity_t = (weighed(p, keep[:, None]).mT @ p for p in (p_s, p_t))
+    return (similarity_s - similarity_t).square().sum() / p_s.shape[2] * keep.sum() / len(keep)
 
 
 class MLKD(Distiller):
     """KD at several ``temperatures``, of each image and of further ``views`` of it; and relations at these.
 
     Of the image itself: the divergence of KD, the squared difference of the samples' similarities, and that
-    of the classes'; the teacher's confidence at 1 weighs them. Of each of the ``views``: KD's divergence.
+    of the classes'. Of each of the ``views``: KD's divergence.
 
-    It does what the published code does. Its masks of the samples, or classes, that the teacher is at most
-    half as sure of as of others meet a loss that is a mean already: all that they do is to multiply it by
+    It does what the published code does. Its masks, of the samples and of the classes that the teacher is no
+    surer of than of the median, meet losses that are means already: all that they do is to multiply these by
     their share, mostly a half. And a view is compared at ``view_temperatures`` alone; at the others the image
     itself stands once more in its place, unmasked.
 
@@ -96,9 +107,10 @@ class MLKD(Distiller):
                     f"view_temperatures of MLKD: found {temperature}, expected some of the temperatures "
                     f"{temperatures}"
                 )
-        self.temperatures, self.view_temperatures = tuple(temperatures), tuple(view_temperatures)
-        self.other_temperatures = tuple(t for t in temperatures if t not in view_temperatures)
         self.views = tuple(views)
+        in_views = [temperature in view_temperatures for temperature in temperatures]
+        self.register_buffer("temperatures", torch.tensor(temperatures)[:, None, None], persistent=False)
+        self.register_buffer("in_views", torch.tensor(in_views)[:, None], persistent=False)
 
     def loss(
         self,
@@ -110,17 +122,22 @@ class MLKD(Distiller):
     ) -> Tensor:
         (spot,) = self.spots
         kept = keep[spot]
-
-        def divergence(student: Features, teacher: Features, temperatures: Sequence[float]) -> Tensor | int:
-            z_s, z_t = (at_least_float32(features["logits"]) for features in (student, teacher))
-            return sum(kept_mean(softened_divergence(z_s, z_t, t), kept) for t in temperatures)
-
+        log_s, log_t = self._log_softened(student_features, teacher_features)
+        own = divergences(log_s, log_t, self.temperatures)
+        of_views = [
+            torch.where(self.in_views, divergences(*self._log_softened(*view), self.temperatures), own)
+            for view in views
+        ]
         unsure, rare = self._masked(at_least_float32(teacher_features["logits"]), kept)
-        by_batch, by_class = self._relations(student_features, teacher_features, kept)
-        by_sample = divergence(student_features, teacher_features, self.temperatures)
-        again = divergence(student_features, teacher_features, self.other_temperatures)
-        of_views = sum(again + divergence(*view, self.view_temperatures) for view in views)
-        return unsure * (by_sample + by_batch) + rare * by_class + of_views
+        by_sample = kept_mean(own.sum(dim=0), kept)
+        by_batch, by_class = (relation(log_s.exp(), log_t.exp(), kept) for relation in (of_batch, of_classes))
+        in_views = kept_mean(torch.stack(of_views).sum(dim=(0, 1)), kept)
+        return unsure * (by_sample + by_batch) + rare * by_class + in_views
+
+    def _log_softened(self, student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
+        """Logarithms of both networks' softened probabilities, [T, B, C] each."""
+        z_s, z_t = (at_least_float32(features["logits"]) for features in (student, teacher))
+        return log_softened(z_s, self.temperatures), log_softened(z_t, self.temperatures)
 
     def _masked(self, teacher: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Shares of the samples, and of the classes, that the teacher is no surer of than of the median."""
@@ -131,10 +148,3 @@ class MLKD(Distiller):
             share_up_to_median(probabilities.amax(dim=1), keep),
             share_up_to_median(of_class, every_class),
         )
-
-    def _relations(self, student: Features, teacher: Features, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """What samples, and what classes, have to do with each other, over all temperatures."""
-        z_s, z_t = (at_least_float32(features["logits"]) for features in (student, teacher))
-        softened = [((z_s / t).softmax(dim=1), (z_t / t).softmax(dim=1)) for t in self.temperatures]
-        by_batch = sum(of_batch(*both, keep) for both in softened)
-        return by_batch, sum(of_classes(*both, keep) for both in softened)
