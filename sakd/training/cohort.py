@@ -72,9 +72,9 @@ class Cohort:
 
     Every trainer takes its own steps, bit for bit (on the CPU) those that it would take alone. They may
     differ in student, distillers, spot mode, optimizers, schedule and epochs; teacher, seed, device,
-    execution and how images are mixed are the same. Further views of a batch that several ask for are drawn
-    and seen by the teacher once, too. Trainers that have done different numbers of epochs catch
-    up: at each epoch those train that have it before them.
+    execution and how images are mixed are the same. So it is with further views of a batch: each is drawn
+    once for all who ask for it. Trainers that have done different numbers of epochs catch up: at each epoch
+    those train that have it before them.
 
     Raises ConfigError for trainers that cannot go together.
     """

@@ -272,11 +272,7 @@ class Trainer:
             seen = self._see(views)
         logits = student_features["logits"].float()
         task_loss = self.task.loss(logits, labels, mixing, self.class_weights)
-        losses = {"task": task_loss}
-        for of_view, _ in seen.values():
-            losses["task"] = losses["task"] + self.task.loss(
-                of_view["logits"].float(), labels, by_class=self.class_weights
-            )
+        losses = {"task": task_loss + self._task_loss_of(seen, labels) if seen else task_loss}
         dominant = labels if mixing is None else mixing.dominant(labels)
         accuracy = 100 * (student_features["logits"].argmax(1) == dominant).float().mean()
         if self.policy_optimizer is not None:
@@ -292,8 +288,13 @@ class Trainer:
                     self.kept_table.add(indices, kept)
                 keep = dict(zip(self.spots, kept.unbind(1), strict=True))
                 for name, distiller in self.distillers.items():
-                    own = [seen[asked] for asked in enumerate(distiller.views)]
-                    losses[name] = distiller(student_features, teacher_features, keep, indices, own)
+                    losses[name] = distiller(
+                        student_features,
+                        teacher_features,
+                        keep,
+                        indices,
+                        [seen[asked] for asked in enumerate(distiller.views)],
+                    )
         del student_features, logits, seen
         self.steppers["student"].backward(torch.stack(list(losses.values())).sum(), len(images))
         losses = {name: loss.detach() for name, loss in losses.items()}
@@ -320,6 +321,11 @@ class Trainer:
             images, teacher_features = views[asked]
             seen[asked] = self._student_features(self.execution.arrange(images)), teacher_features
         return seen
+
+    def _task_loss_of(self, seen: Mapping[Asked, Seen], labels: Tensor) -> Tensor:
+        """The loss with the labels, summed over the views."""
+        logits = [own["logits"].float() for own, _ in seen.values()]
+        return torch.stack([self.task.loss(own, labels, by_class=self.class_weights) for own in logits]).sum()
 
     def _policy_step(
         self, images: Tensor, targets: Tensor, teacher_features: Features, route: Tensor, task_loss: Tensor
