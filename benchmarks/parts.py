@@ -85,15 +85,17 @@ class Steps:
     def __init__(self, teacher: Teacher, trainers: Mapping[str, Trainer], inputs: Batch):
         self.cohort, self.inputs = Cohort(teacher, trainers), inputs
         self.members = list(self.cohort.members.values())
+        self.views = {asked: inputs for trainer in trainers.values() for asked in trainer.views}
         for member in self.members:
             member.begin_epoch()
 
     def __call__(self) -> object:
-        return self.cohort.take_step(self.members, self.inputs)
+        return self.cohort.take_step(self.members, self.inputs, views=self.views)
 
     def captured_bytes(self) -> int:
         """Memory on the device that captured steps have for themselves, also while none is replayed."""
-        functions = (self.cohort.teacher_features, *(member.train_step for member in self.members))
+        teaching = [features for _, features in self.cohort.of_views.values()]
+        functions = (self.cohort.teacher_features, *teaching, *(own.train_step for own in self.members))
         pools = {function.memory for function in functions if isinstance(function, Captured)}
         segments = torch.cuda.memory_snapshot() if pools else []
         return sum(part["total_size"] for part in segments if tuple(part["segment_pool_id"]) in pools)

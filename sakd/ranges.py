@@ -27,6 +27,8 @@ Width = Annotated[int, Ge(1), Le(2**16)]  # of a layer
 Epochs = Annotated[int, Ge(1), Le(10**6)]
 BatchSize = Annotated[int, Ge(2), Le(10**6)]
 Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
+Operations = Annotated[int, Ge(1), Le(14)]  # that RandAugment sends an image through
+Magnitude = Annotated[int, Ge(0), Le(30)]  # of each of them
 Processes = Annotated[int, Ge(0), Le(1024)]
 Threads = Annotated[int, Ge(1), Le(1024)]  # many more end the process
 

@@ -136,5 +136,11 @@ def tracked_cells(uri: str, experiment: str = "sakd") -> list[Any]:
 def take_step(trainer: Trainer, images: Tensor, labels: Tensor, indices: Tensor) -> dict[str, Tensor]:
     """What a trainer measures in one step, by name."""
     teacher_features = None if trainer.teacher is None else trainer.teacher.features(images)
-    step = trainer.train_step(images, labels, indices, teacher_features)
+    step = trainer.train_step(images, labels, indices, teacher_features, views=views_of(images, trainer))
     return dict(zip(trainer.measurements, step.measured, strict=True))
+
+
+def views_of(images: Tensor, trainer: Trainer) -> dict:
+    """The views that a trainer's distillers ask for, as a step gets them: the images, flipped."""
+    flipped = images.flip(3)
+    return {asked: (flipped, trainer.teacher.features(flipped)) for asked in trainer.views}

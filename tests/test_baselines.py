@@ -53,6 +53,20 @@ MDISTILLER_DKD = {
     ("wrn_40_2", "wrn_16_2"): 6.0,
     ("wrn_40_2", "wrn_40_1"): 6.0,
 }
+# github.com/Jin-Ying/Multi-Level-Logit-Distillation at 5ee473f, configs/cifar100/ours/*.yaml: EPOCHS, LR.
+MLKD = {
+    ("resnet110", "resnet32"): (240, 0.025),
+    ("resnet32x4", "resnet8x4"): (240, 0.025),
+    ("resnet32x4", "ShuffleNetV1"): (960, 0.01),
+    ("resnet32x4", "ShuffleNetV2"): (960, 0.01),
+    ("ResNet50", "MobileNetV2_half"): (480, 0.01),
+    ("resnet56", "resnet20"): (240, 0.025),
+    ("vgg13", "MobileNetV2_half"): (480, 0.01),
+    ("vgg13", "vgg8"): (240, 0.025),
+    ("wrn_40_2", "ShuffleNetV1"): (480, 0.01),
+    ("wrn_40_2", "wrn_16_2"): (240, 0.025),
+    ("wrn_40_2", "wrn_40_1"): (240, 0.025),
+}
 SLOW_STUDENTS = ("MobileNetV2_half", "ShuffleNetV1", "ShuffleNetV2")  # of both: they learn at 0.01
 FAST_PRETRAINING = (
     "vgg8",
@@ -148,6 +162,28 @@ def test_dkd_weighs_the_other_classes_as_published_for_the_pair(pair):
         "temperature": 4.0,
         "ramp_epochs": 20,
     }
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        pytest.param(
+            pair, id="-".join(pair), marks=() if pair == ("vgg13", "MobileNetV2_half") else pytest.mark.slow
+        )
+        for pair in MLKD
+    ],
+)
+def test_mlkd_s_rows_have_the_published_values(pair):
+    """Milestones stay where they are; the teacher has mdistiller's own training."""
+    config = compose_config("experiment=mlkd", f"teacher={pair[0]}", f"student={pair[1]}")
+    epochs, rate = MLKD[pair]
+    expected = published(pair, "mlkd", (0.1, 0.0, 0.9)) | {"epochs": epochs, "KD temperature": None}
+    expected["optimizer"] |= {"lr": rate}
+    assert composed(config, "mlkd") == expected
+    loss = config["distiller"]["losses"]["mlkd"]
+    assert (loss["temperatures"], loss["view_temperatures"]) == ([2, 3, 4, 5, 6], [3, 4, 5])
+    assert config["teacher"]["training"]["epochs"] == 240
+    assert config["teacher"]["training"]["schedule"]["milestones"] == [150, 180, 210]
 
 
 def test_a_distiller_without_a_row_is_refused_by_name():

@@ -24,7 +24,7 @@ from sakd.runs import Run, last_words
 from sakd.runs.job import execute, execute_together
 from sakd.streams import initialising, stream
 from sakd.training import Cohort, SharedClock, Teacher, Trainer
-from tests.conftest import ROOT, TINY, compose_config, fit, light, take_step
+from tests.conftest import ROOT, TINY, compose_config, fit, light, take_step, views_of
 from tests.test_every_config import DISTILLING, MODES
 from tests.test_resume import assert_same
 
@@ -143,9 +143,12 @@ def test_a_step_writes_into_nothing_that_is_shared(distiller):
     images, labels, indices = next(iter(train_batches(dataset, 16, stream(0, "data", 1))))
     features = trainer.teacher.features(images)
     shared = {"images": images, "labels": labels, "indices": indices, **features}
+    views = views_of(images, trainer)
+    for place, (view, of_view) in enumerate(views.values()):
+        shared |= {f"view {place}": view} | {f"view {place} {name}": own for name, own in of_view.items()}
     shared |= dict(trainer.teacher.network.state_dict())
     versions, values = {n: t._version for n, t in shared.items()}, deepcopy(shared)
-    trainer.train_step(images, labels, indices, features)
+    trainer.train_step(images, labels, indices, features, views=views)
     assert {name: tensor._version for name, tensor in shared.items()} == versions
     for name, tensor in shared.items():
         assert torch.equal(tensor, values[name]), name

@@ -82,7 +82,7 @@ TARGETS = sorted(
         (path.relative_to(ROOT).as_posix(), target)
         for folder in (CONF, ROOT / "sweeps")
         for path in folder.rglob("*.yaml")
-        for target in re.findall(r"_target_: (sakd\.\S+)", path.read_text())
+        for target in re.findall(r"_target_: (sakd\.[\w.]+)", path.read_text())
     }
 )
 

@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 
 from sakd.configuration import Config, build, digest
 from sakd.configuration.compose import compose_one
-from sakd.data import Dataset, ImageSet, evaluation_batches, tiny_imagenet, train_batches
+from sakd.data import Augmentation, Dataset, ImageSet, evaluation_batches, tiny_imagenet, train_batches
 from sakd.data.files import ImageFiles
 from sakd.data.folders import images_of
 from sakd.errors import ConfigError, DataError
@@ -374,7 +374,9 @@ def test_crops_and_flips_are_spread_as_they_should_be(tmp_path):
     place = [os.fsdecode(path) for path in dataset.train.paths].index("apple/0.png")
     count = 600
     repeated = dataset.train[torch.full((count,), place)]
-    images = torch.cat(list(repeated.augmented(torch.arange(count), 100, stream(0, "data"), None))).float()
+    images = torch.cat(
+        list(repeated.augmented(torch.arange(count), 100, stream(0, "data"), Augmentation()))
+    ).float()
     red, green = images[:, 0].mean(1), images[:, 1].mean(2)  # along columns, along rows
     flipped = red[:, 0] > red[:, -1]
     assert abs(float(flipped.float().mean()) - 0.5) < 4 * 0.5 / count**0.5

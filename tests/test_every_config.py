@@ -22,8 +22,9 @@ CPU = torch.device("cpu")
 # In these every distiller meets both kinds of pairs, and a policy that keeps and lets go.
 QUICK = (("different", "adaptive"), ("same", "anti"))
 DISTILLING = [name for name in DISTILLERS if name != "none"]
-# Other formulas at its spot, which test_distillers.py and test_ctkd.py hold them to.
-AS_KD = ("ctkd", "kd_standardised", "nkd", "wttm")
+# Other formulas at its spot, which test_distillers.py, test_ctkd.py and test_mlkd.py hold them to; of views
+# test_views.py.
+AS_KD = ("ctkd", "kd_standardised", "mlkd", "nkd", "wttm")
 EACH = [pytest.param(name, marks=pytest.mark.slow if name in AS_KD else ()) for name in DISTILLING]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
-from sakd.data import Augmentation, Dataset, ImageSet, train_batches
+from sakd.data import Augmentation, Dataset, ImageSet, RandAugment, View, train_batches
 from sakd.distillers import (
     AFD,
     AT,
@@ -21,6 +21,7 @@ from sakd.distillers import (
     FSP,
     FT,
     KD,
+    MLKD,
     NKD,
     NST,
     OFA,
@@ -134,6 +135,15 @@ def trainer(
                 student, teacher, "logits", 1.0, temperature=4.0, sizes=[1, 2], complementary_weight=2.0
             ),
             "vkd": VkD(student, teacher, "embedding", 1.0),
+            "mlkd": MLKD(
+                student,
+                teacher,
+                "logits",
+                1.0,
+                temperatures=[3.0, 4.0],
+                view_temperatures=[4.0],
+                views=[View(RandAugment(2, 10), 0.5)],
+            ),
         }
         spots = spots_of(student, teacher, distillers.values())
         spot_mode = Fixed(spots, student, teacher)

@@ -55,6 +55,7 @@ LEGITIMATE = (  # kinds and keys that pass the checks, and why
     ("text", r".*\.name|tracking\.experiment|runs|dataset\.(root|train|test)", "a name, or a path"),
     ("text", r"distiller\.reference\..*|.*\.family", "a text"),
     ("empty list", r"(.*\.)?milestones", "the learning rate stays"),
+    ("empty list", r".*\.view_temperatures", "views are compared at none"),
     ("empty list", r"hydra\.launcher\.setup|distiller\.reference\.authors|dataset\.reads", "none of them"),
     ("negative", r"spot_mode\.(same|other)_family_bias", "the student has the better start"),
     ("list", r"distiller\.reference\.authors|hydra\.launcher\.setup", "texts"),

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,10 +25,12 @@ from sakd.data import (
     PROMISES,
     PROMISES_IN_MEMORY,
     Dataset,
+    View,
     assemble,
     check_promises,
     check_reader,
 )
+from sakd.data.randaugment import check_channels
 from sakd.distillers import Distiller
 from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.names import START_KEYS
@@ -356,6 +358,7 @@ def check_parts(config: Config) -> None:
         n: target_of(node, f"distiller.losses.{n}") for n, node in config["distiller"]["losses"].items()
     }
     task(config).check_distillers(distillers)
+    _check_views(losses, config["dataset"]["channels"])
     _check_once(json.dumps(config["spot_mode"]), "spot_mode", 3, OF_SPOT_MODES)
     _check_policy(config["spot_mode"])
     _check_data(json.dumps(config["dataset"]))
@@ -383,6 +386,17 @@ def check_networks(config: Config) -> None:
 @lru_cache(maxsize=4096)
 def _check_once(node: str, key: str, positional: int, leave: tuple[str, ...]) -> None:
     check_node(json.loads(node), key, positional, leave)
+
+
+def _check_views(losses: Mapping[str, Config], channels: int) -> None:
+    """Raise ConfigError for further views that losses ask for and images of so many channels cannot have."""
+    for key, node in losses.items():
+        if getattr(target_of(node, key), "uses_views", False):
+            for place, each in enumerate(node.get("views", ())):
+                view = make(each, f"{key}.views.{place}", leave=(), kind=View)
+                if view.rand_augment is not None:
+                    own = asdict(view.rand_augment)
+                    check_channels(f"{key}.views.{place}.rand_augment", own, channels)
 
 
 def _check_policy(spot_mode: Config) -> None:

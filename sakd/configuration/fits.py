@@ -387,7 +387,8 @@ def _in_words(plain: Any, in_full: bool) -> str:
     if origin is Annotated:
         return _bounded(arguments[0], arguments[1:], in_full)
     if origin in (Union, types.UnionType):
-        parts = [part for part in arguments if part is not Built] or [Built]
+        known = [part for part in arguments if part is not Built]
+        parts = known if {*known} - {type(None)} else arguments
         return " or ".join(dict.fromkeys(_in_words(part, in_full) for part in parts))
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])

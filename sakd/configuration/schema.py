@@ -15,8 +15,10 @@ from sakd.ranges import (
     Epochs,
     File,
     Folder,
+    Magnitude,
     Name,
     NotNegative,
+    Operations,
     Percent,
     Positive,
     Rate,
@@ -50,8 +52,8 @@ class Recipe(TypedDict):
 class RandAugment(TypedDict):
     """``dataset.rand_augment``."""
 
-    operations: Annotated[int, Ge(1), Le(14)]  # of each image
-    magnitude: Annotated[int, Ge(0), Le(30)]
+    operations: Operations
+    magnitude: Magnitude
 
 
 class Data(TypedDict):

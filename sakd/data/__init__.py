@@ -6,6 +6,7 @@ from typing import Any
 from sakd.data.batches import Batch, evaluation_batches, steps_per_epoch, train_batches
 from sakd.data.memory import Augmentation, ImageSet
 from sakd.data.mixing import Mix, Mixing, mixed
+from sakd.data.randaugment import RandAugment
 from sakd.data.sets import (
     OPTIONAL_IN_MEMORY,
     PROMISES,
@@ -16,6 +17,7 @@ from sakd.data.sets import (
     check_promises,
     check_reader,
 )
+from sakd.data.views import Asked, View, view_batches
 
 # Readers, and the module of each. No module has a reader's name: `sakd.data.digits` would be the module.
 READERS = {
@@ -36,6 +38,7 @@ __all__ = [
     "PROMISES",
     "PROMISES_IN_MEMORY",
     "READERS",
+    "Asked",
     "Augmentation",
     "Batch",
     "Dataset",
@@ -43,6 +46,8 @@ __all__ = [
     "Images",
     "Mix",
     "Mixing",
+    "RandAugment",
+    "View",
     "assemble",
     "check_promises",
     "check_reader",
@@ -60,6 +65,7 @@ __all__ = [
     "tiny_imagenet",
     "torchvision_images",
     "train_batches",
+    "view_batches",
 ]
 
 

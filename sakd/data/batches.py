@@ -21,9 +21,12 @@ class Batch(NamedTuple):
     indices: Tensor
 
 
-def train_batches(dataset: Dataset, batch_size: int, stream: torch.Generator) -> Generator[Batch, None, None]:
+def train_batches(
+    dataset: Dataset, batch_size: int, stream: torch.Generator, changes: torch.Generator | None = None
+) -> Generator[Batch, None, None]:
     """One epoch of the training images, each once, in an order and augmented by draws from ``stream``.
 
+    With ``changes``, what they are augmented by is drawn from there.
     The last batch is smaller where the size does not divide their number; a single image left over is
     dropped, since batch norm cannot use it.
     """
@@ -31,9 +34,10 @@ def train_batches(dataset: Dataset, batch_size: int, stream: torch.Generator) ->
     order = torch.randperm(len(train), generator=stream)
     if len(train) % batch_size == 1 < min(batch_size, len(train)):
         order = order[:-1]
+    changes = stream if changes is None else changes
     share = dataset.augmentation.erasing
-    drawn = rectangles(len(train), share, dataset.image_size, stream) if share else None
-    images = train.augmented(order, batch_size, stream, dataset.augmentation)
+    drawn = rectangles(len(train), share, dataset.image_size, changes) if share else None
+    images = train.augmented(order, batch_size, changes, dataset.augmentation)
     batches = _batches(train, dataset, order, batch_size, images)
     if drawn is None:
         yield from batches

@@ -23,6 +23,7 @@ from torchvision.transforms import v2
 from sakd.data.checked import are_remembered, fingerprints, remember
 from sakd.data.folders import images_of, subfolders, told
 from sakd.data.held_out import check_test_fraction, with_test_images
+from sakd.data.memory import Augmentation
 from sakd.data.pictures import MODES, decode
 from sakd.data.sets import Counting, in_files
 from sakd.errors import ConfigError, DataError
@@ -87,12 +88,15 @@ class ImageFiles:
         return replace(self, labels=self.labels.to(device))
 
     def augmented(
-        self, order: Tensor, batch_size: int, stream: torch.Generator, augmentation: object
+        self, order: Tensor, batch_size: int, stream: torch.Generator, augmentation: Augmentation
     ) -> Iterator[Tensor]:
         seeds = torch.randint(2**63 - 1, (len(self),), generator=stream)
-        return self._decoded(
+        batches = self._decoded(
             zip(order.split(batch_size), seeds.split(batch_size), strict=False), self.augmentation
         )
+        if augmentation.rand_augment is None:
+            return batches
+        return augmentation.rand_augment.each(batches, len(self), batch_size, stream)
 
     def plain(self, batch_size: int) -> Iterator[Tensor]:
         batches = torch.arange(len(self)).split(batch_size)

@@ -91,8 +91,7 @@ def changed(
     if augmentation.rand_augment is None:
         yield from augmented
         return
-    drawn = augmentation.rand_augment.draw(count, stream).split(batch_size)
-    yield from map(augmentation.rand_augment, augmented, drawn)
+    yield from augmentation.rand_augment.each(augmented, count, batch_size, stream)
 
 
 def augment(images: Tensor, augmentation: Augmentation, shifts: Tensor, flips: Tensor) -> Tensor:

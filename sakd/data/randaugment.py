@@ -5,11 +5,14 @@ NeurIPS 2020; operations, magnitudes and borders are those of torchvision's v2.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from sakd.errors import ConfigError
+from sakd.ranges import Magnitude, Operations
 
 STEPS = 31  # of magnitudes, from 0
 CHANNELS = (1, 3)  # of images that torchvision's operations take
@@ -19,12 +22,18 @@ CHANNELS = (1, 3)  # of images that torchvision's operations take
 class RandAugment:
     """Each image goes through ``operations`` of them, by draw, each of one ``magnitude`` from 0 to 30."""
 
-    operations: int
-    magnitude: int
+    operations: Operations
+    magnitude: Magnitude
 
     def draw(self, count: int, stream: torch.Generator) -> Tensor:
         """Each image's operations: int64 [count, operations] on the CPU, places among ``operations_of``."""
         return torch.randint(2 * len(OPERATIONS), (count, self.operations), generator=stream)
+
+    def each(
+        self, batches: Iterable[Tensor], count: int, batch_size: int, stream: torch.Generator
+    ) -> Iterator[Tensor]:
+        """Change an epoch's batches of ``count`` samples by draws from ``stream``."""
+        return map(self, batches, self.draw(count, stream).split(batch_size))
 
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Change each image by what it drew. ``images``: uint8 [B, C, H, W]; ``drawn``: on the CPU.
@@ -48,6 +57,15 @@ class RandAugment:
         size = images.shape[-1] if operation in (translate_x, translate_y) else 1
         magnitude = float(torch.linspace(0, largest * size, STEPS)[self.magnitude])
         return operation(images, -magnitude if place % 2 else magnitude)
+
+
+def check_channels(key: str, found: object, channels: int) -> None:
+    """Raise ConfigError, naming ``key``, where images have other channels than the operations take."""
+    if channels not in CHANNELS:
+        raise ConfigError(
+            f"{key}: found {found} with dataset.channels={channels}, expected null: its operations are of "
+            "images in grey or RGB"
+        )
 
 
 def functional() -> object:

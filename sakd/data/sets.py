@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sakd.data.memory import Augmentation
 from sakd.data.moments import Counting, remembered_moments
-from sakd.data.randaugment import CHANNELS, RandAugment
+from sakd.data.randaugment import RandAugment, check_channels
 from sakd.errors import ConfigError, DataError, check_number
 from sakd.streams import stream
 
@@ -44,7 +44,7 @@ class Images(Protocol):
         """Batches, uint8 [B, C, H, W], of the samples in ``order``, changed at random.
 
         All draws are from ``stream``. ``augmentation`` is that of images in memory; images in files have
-        transforms of their own.
+        transforms of their own in the place of crop and flip.
         """
 
     def plain(self, batch_size: int) -> Iterator[Tensor]:
@@ -223,11 +223,8 @@ def check_promises(
         check_number("dataset.std", value, least=0, above=True)
     if not isinstance(flip, bool):
         raise ConfigError(f"dataset.flip: found {flip!r}, expected true or false")
-    if rand_augment is not None and channels not in CHANNELS:
-        raise ConfigError(
-            f"dataset.rand_augment: found {dict(rand_augment)} with dataset.channels={channels}, expected "
-            "null: its operations are of images in grey or RGB"
-        )
+    if rand_augment is not None:
+        check_channels("dataset.rand_augment", dict(rand_augment), channels)
     check_number("dataset.erasing", erasing, least=0)
     check_number("dataset.val_fraction", val_fraction, least=0)
     if val_fraction >= 1:

@@ -5,8 +5,10 @@ from sakd.distillers.at import AT
 from sakd.distillers.base import (
     Distiller,
     Features,
+    Seen,
     at_least_float32,
     distinct_spots,
+    distinct_views,
     is_kept,
     kept_count,
     kept_mean,
@@ -26,6 +28,7 @@ from sakd.distillers.fsp import FSP
 from sakd.distillers.ft import FT
 from sakd.distillers.kd import KD
 from sakd.distillers.matched import Matched
+from sakd.distillers.mlkd import MLKD
 from sakd.distillers.nkd import NKD
 from sakd.distillers.nst import NST
 from sakd.distillers.ofa import OFA
@@ -53,6 +56,7 @@ __all__ = [
     "FSP",
     "FT",
     "KD",
+    "MLKD",
     "NKD",
     "NST",
     "OFA",
@@ -69,11 +73,13 @@ __all__ = [
     "FitNet",
     "Matched",
     "ReviewKD",
+    "Seen",
     "SemCKD",
     "SimKD",
     "VkD",
     "at_least_float32",
     "distinct_spots",
+    "distinct_views",
     "is_kept",
     "kept_count",
     "kept_mean",

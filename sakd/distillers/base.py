@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from sakd.data import Asked, View
 from sakd.errors import ConfigError, check_number
 from sakd.networks import StagedNet
 from sakd.plugin import Plugin
@@ -12,6 +13,7 @@ from sakd.ranges import NotNegative
 from sakd.spots import Spot, spots_at
 
 Features = Mapping[str, Tensor]
+Seen = tuple[Features, Features]  # of a view of the images: the student's, the teacher's
 
 
 class Distiller(Plugin):
@@ -29,6 +31,10 @@ class Distiller(Plugin):
     ``takes`` says which features the loss is defined for: "map", "vector" or "both"; ``uses_labels``, that it
     takes each image for one of its class alone, as ``self.labels`` has it: then none may be mixed.
 
+    One that says ``uses_views`` names further ``views`` of each image, drawn anew in each epoch. Both
+    networks see each in a pass of its own, from which the student learns the label, too, and ``loss`` gets
+    what they made of them as one argument more. ``keep`` is of samples, each with all its views.
+
     A method with a stage of training before the student's own gives ``pretrained`` and ``pretraining_loss``;
     where that needs the teacher alone, ``pretraining_shared`` says that one pretraining serves all its
     students.
@@ -38,6 +44,8 @@ class Distiller(Plugin):
 
     takes = "both"
     uses_labels = False
+    uses_views = False
+    views: Sequence[View] = ()
     pretraining_shared = False
 
     def __init__(
@@ -74,12 +82,14 @@ class Distiller(Plugin):
         teacher_features: Features,
         keep: Mapping[Spot, Tensor],
         indices: Tensor,
+        views: Sequence[Seen] = (),
     ) -> Tensor:
         """The loss as it counts, with its weight and ramp: a scalar.
 
-        Arguments as those of ``loss``.
+        Arguments as those of ``loss``; ``views``: features of each of its ``views``, in their order.
         """
-        weighted = self.weight * self.loss(student_features, teacher_features, keep, indices)
+        own = (views,) if self.uses_views else ()
+        weighted = self.weight * self.loss(student_features, teacher_features, keep, indices, *own)
         return self.share * weighted if self.ramp_epochs else weighted
 
     def loss(
@@ -183,3 +193,8 @@ def kept_pairs(keep: Tensor) -> Tensor:
 def distinct_spots(distillers: Iterable[Distiller]) -> set[Spot]:
     """All spots that any of the distillers uses."""
     return {spot for distiller in distillers for spot in distiller.spots}
+
+
+def distinct_views(distillers: Iterable[Distiller]) -> tuple[Asked, ...]:
+    """All views that any of the distillers asks for, each once, with its place among those of who asks."""
+    return tuple(dict.fromkeys(asked for distiller in distillers for asked in enumerate(distiller.views)))

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 
 import torch
+from torch import Tensor
 
 from sakd.data import (
+    Asked,
     Batch,
     Dataset,
     Images,
@@ -15,6 +17,7 @@ from sakd.data import (
     mixed,
     steps_per_epoch,
     train_batches,
+    view_batches,
 )
 from sakd.errors import ConfigError
 from sakd.streams import GlobalDraws, stream, stream_seed
@@ -22,12 +25,14 @@ from sakd.training.execution import on_device
 from sakd.training.graphs import Captured, Placed, unchanged
 from sakd.training.measuring import RunningMeans, Score
 from sakd.training.teacher import Teacher
-from sakd.training.trainer import Step, Trainer
+from sakd.training.trainer import NO_VIEWS, Features, Step, Trainer
 
 Measured = dict[str, float]
 # Called after each step of a member with its name, epoch, step, the epoch's steps, and its means so far.
 Progress = Callable[[str, int, int, int, Callable[[], Measured]], None]
 Failed = Callable[[str, Exception], None]
+# What puts batches into a place of their own, and what gives the teacher's features of the images there.
+Teaching = tuple[Callable[[Batch], Batch], Callable[[Tensor], Features] | None]
 
 
 class Member:
@@ -67,8 +72,9 @@ class Cohort:
 
     Every trainer takes its own steps, bit for bit (on the CPU) those that it would take alone. They may
     differ in student, distillers, spot mode, optimizers, schedule and epochs; teacher, seed, device,
-    execution and how images are mixed are the same. Trainers that have done different numbers of epochs catch
-    up: at each epoch those train that have it before them.
+    execution and how images are mixed are the same. So it is with further views of a batch: each is drawn
+    once for all who ask for it. Trainers that have done different numbers of epochs catch up: at each epoch
+    those train that have it before them.
 
     Raises ConfigError for trainers that cannot go together.
     """
@@ -92,16 +98,14 @@ class Cohort:
         )
         self.mix = first.mix
         self.members = {name: Member(name, trainer) for name, trainer in trainers.items()}
-        self.placed = self.placed_mixing = lambda parts: parts
-        self.teacher_features = None if teacher is None else teacher.features
+        self.placed_mixing = lambda parts: parts
+        self.placed, self.teacher_features = self._teaching()
+        self.of_views: dict[Asked, Teaching] = {}  # likewise, once a view is seen
         self.clock = SharedClock(self.members)
         self._failed: Failed | None = None
         self._inside: Callable[[str], AbstractContextManager] = lambda name: nullcontext()
         if self.execution.captures_on(self.device):
-            self.placed, self.placed_mixing = Placed(), Placed()
-            if teacher is not None:
-                falls_back = self.execution.falls_back
-                self.teacher_features = Captured(teacher.features, self.device, falls_back=falls_back)
+            self.placed_mixing = Placed()
             for member in self.members.values():
                 if member.trainer.captured:
                     member.capture()
@@ -186,12 +190,9 @@ class Cohort:
             self.teacher.refold()  # its weights may have been loaded since
         epoch = members[0].trainer.epoch
         steps = steps_per_epoch(len(dataset.train), batch_size)
-        batches = train_batches(dataset, batch_size, stream(self.seed, "data", epoch))
-        with closing(batches):
-            draws = stream_seed(self.seed, "mixing", epoch)
-            mixtures = mixed(batches, self.mix, steps, dataset.image_size, draws)
-            for step, (batch, mixing) in enumerate(mixtures, 1):
-                self.take_step(members, batch, mixing)
+        with closing(self.batches(members, dataset, batch_size)) as batches:
+            for step, drawn in enumerate(batches, 1):
+                self.take_step(members, *drawn)
                 for member in self._standing(members) if progress is not None else ():
                     with self._alone(member):
                         progress(member.name, epoch, step, steps, member.means.compute)
@@ -203,19 +204,67 @@ class Cohort:
                 measured[member.name] = {"epoch": epoch} | member.means.compute() | member.trainer.end_epoch()
         return measured
 
-    def take_step(self, members: list[Member], batch: Batch, mixing: Mixing | None = None) -> dict[str, Step]:
-        """Take one step of each member from the same batch, whose images may have been mixed."""
-        batch = self.placed(batch._replace(images=self.execution.arrange(batch.images)))
+    def batches(
+        self, members: list[Member], dataset: Dataset, batch_size: int
+    ) -> Generator[tuple[Batch, Mixing | None, Mapping[Asked, Batch]], None, None]:
+        """The batches of the members' epoch, how each was mixed, and the views of it that members ask for."""
+        epoch, steps = members[0].trainer.epoch, steps_per_epoch(len(dataset.train), batch_size)
+        batches = train_batches(dataset, batch_size, stream(self.seed, "data", epoch))
+        draws = stream_seed(self.seed, "mixing", epoch)
+        with ExitStack() as opened:
+            views = {
+                asked: view_batches(dataset, batch_size, self.seed, epoch, asked)
+                for member in members
+                for asked in member.trainer.views
+            }
+            for own in (batches, *views.values()):
+                opened.enter_context(closing(own))
+            mixtures = mixed(batches, self.mix, steps, dataset.image_size, draws)
+            for (batch, mixing), *in_views in zip(mixtures, *views.values(), strict=True):
+                yield batch, mixing, dict(zip(views, in_views, strict=True))
+
+    def take_step(
+        self,
+        members: list[Member],
+        batch: Batch,
+        mixing: Mixing | None = None,
+        views: Mapping[Asked, Batch] = NO_VIEWS,
+    ) -> dict[str, Step]:
+        """Take one step of each member from the same batch.
+
+        Its images may have been mixed; ``views``: the same samples in further views that members ask for.
+        """
+        batch, features = self._taught(batch, (self.placed, self.teacher_features))
         mixing = None if mixing is None else self.placed_mixing(mixing)
-        features = None if self.teacher_features is None else self.teacher_features(batch.images)
-        _join(self.teacher_features)
+        seen = {}
+        for asked, view in views.items():
+            if asked not in self.of_views:
+                self.of_views[asked] = self._teaching()
+            placed, of_view = self._taught(view, self.of_views[asked])
+            seen[asked] = placed.images, of_view
         taken = {}
         for member in self._standing(members):
             with self._alone(member), member.draws():
-                taken[member.name] = member.train_step(*batch, features, mixing)
+                taken[member.name] = member.train_step(*batch, features, mixing, seen)
                 member.trainer.end_step()
         self._put_aside({member: taken[member.name] for member in self._standing(members)}, len(batch.labels))
         return taken
+
+    def _teaching(self) -> Teaching:
+        features = None if self.teacher is None else self.teacher.features
+        if not self.execution.captures_on(self.device):
+            return lambda batch: batch, features
+        if features is not None:
+            features = Captured(features, self.device, falls_back=self.execution.falls_back)
+        return Placed(), features
+
+    def _taught(self, batch: Batch, teaching: Teaching) -> tuple[Batch, Features | None]:
+        """A batch in its place, and the teacher's features of it."""
+        placed, teacher_features = teaching
+        batch = placed(batch._replace(images=self.execution.arrange(batch.images)))
+        features = None if teacher_features is None else teacher_features(batch.images)
+        _join(teacher_features)
+        return batch, features
 
     def _put_aside(self, taken: Mapping[Member, Step], samples: int) -> None:
         """Take in what a step has measured: for all members in one launch, since replays overwrite it."""

@@ -14,7 +14,7 @@ from sakd.spots import Fixed
 from sakd.training.execution import Execution
 from sakd.training.schedules import Schedule
 from sakd.training.teacher import Teacher
-from sakd.training.trainer import Features, Step, Trainer, spots_of
+from sakd.training.trainer import NO_VIEWS, Features, Step, Trainer, Views, spots_of
 
 
 class Pretraining(Trainer):
@@ -75,6 +75,7 @@ class Pretraining(Trainer):
         indices: Tensor,
         teacher_features: Features | None = None,
         mixing: None = None,
+        views: Views = NO_VIEWS,
     ) -> Step:
         images = self.execution.arrange(images)
         with self.execution.autocast(self.device):

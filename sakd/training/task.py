@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Literal
 
 import torch
@@ -12,6 +13,12 @@ from torch.nn import functional as F
 from sakd.data import Mix, Mixing
 from sakd.errors import ConfigError
 from sakd.ranges import NotNegative, Positive, Share
+
+# What distillers say of themselves that cannot do with mixed images, and why not.
+UNMIXED = {
+    "uses_labels": "takes each image for one of its class; expected 0, or a distiller without labels",
+    "uses_views": "compares views of one image; expected 0, or a distiller without views",
+}
 
 
 @dataclass(frozen=True)
@@ -68,14 +75,14 @@ class Task:
         return F.cross_entropy(logits, labels, by_class, label_smoothing=self.label_smoothing)
 
     def check_distillers(self, distillers: Mapping[str, object]) -> None:
-        """Raise ConfigError for distillers, by name, that know one label of an image where it has two.
+        """Raise ConfigError for distillers, by name, that cannot do with mixed images.
 
         They may be given as classes.
         """
-        for key in ("mixup", "cutmix"):
+        for key, trait in product(("mixup", "cutmix"), UNMIXED):
             for name, distiller in distillers.items():
-                if getattr(self, key) and getattr(distiller, "uses_labels", False):
+                if getattr(self, key) and getattr(distiller, trait, False):
                     raise ConfigError(
-                        f"task.{key}: found {getattr(self, key)} with distiller.losses.{name}, which takes "
-                        "each image for one of its class; expected 0, or a distiller without labels"
+                        f"task.{key}: found {getattr(self, key)} with distiller.losses.{name}, which "
+                        f"{UNMIXED[trait]}"
                     )

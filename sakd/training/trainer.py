@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from sakd.data import Dataset, Mix, Mixing, steps_per_epoch
-from sakd.distillers import Distiller, distinct_spots
+from sakd.data import Asked, Dataset, Mix, Mixing, steps_per_epoch
+from sakd.distillers import Distiller, Seen, distinct_spots, distinct_views
 from sakd.errors import CheckpointError, ConfigError, NonFiniteLossError
 from sakd.names import safe
 from sakd.networks import StagedNet
@@ -32,6 +32,8 @@ from sakd.training.task import Task
 from sakd.training.teacher import Teacher
 
 Features = Mapping[str, Tensor]
+Views = Mapping[Asked, tuple[Tensor, Features]]  # images in further views, and the teacher's features of them
+NO_VIEWS: Views = {}
 KEYS = {"student": "optimizer", "policy": "spot_mode.optimizer"}  # where optimizers are configured
 
 
@@ -103,6 +105,7 @@ class Trainer:
         self.distillers = self._placed(nn.ModuleDict(distillers or {})).train()
         self.spot_mode = None if spot_mode is None else self._placed(spot_mode).train()
         self.spots = spots_of(student, teacher.network, self.distillers.values()) if teacher else []
+        self.views = distinct_views(self.distillers.values())
         if spot_mode is not None and list(spot_mode.spots) != self.spots:
             raise ConfigError(
                 f"the spot mode is built for spots {[s.name for s in spot_mode.spots]}, "
@@ -254,23 +257,27 @@ class Trainer:
         indices: Tensor,
         teacher_features: Features | None = None,
         mixing: Mixing | None = None,
+        views: Views = NO_VIEWS,
     ) -> Step:
         """Update the student, and the policy where it learns.
 
         ``images``: float32 [B, C, H, W], normalised; ``labels``, ``indices``: int64 [B];
         ``teacher_features``: the teacher's, by stage, of the same images; ``mixing``: where these were mixed,
-        how. Nothing here waits for the device or writes into what it is given.
+        how; ``views``: those that the distillers ask for, perhaps among others. Nothing here waits for the
+        device or writes into what it is given.
         """
         images = self.execution.arrange(images)
         with self.execution.autocast(self.device):
             student_features = self._student_features(images)
+            seen = self._see(views)
         logits = student_features["logits"].float()
-        losses = {"task": self.task.loss(logits, labels, mixing, self.class_weights)}
+        task_loss = self.task.loss(logits, labels, mixing, self.class_weights)
+        losses = {"task": task_loss + self._task_loss_of(seen, labels) if seen else task_loss}
         dominant = labels if mixing is None else mixing.dominant(labels)
         accuracy = 100 * (student_features["logits"].argmax(1) == dominant).float().mean()
         if self.policy_optimizer is not None:
             targets = labels if mixing is None else mixing.targets(labels, logits.shape[1])
-            plain = losses["task"] if self.task.is_plain else F.cross_entropy(logits.detach(), targets)
+            plain = task_loss if self.task.is_plain else F.cross_entropy(logits.detach(), targets)
         route = kept = None
         if self.teacher is not None:
             with torch.autocast(self.device.type, enabled=False):  # only networks may run in half precision
@@ -281,8 +288,14 @@ class Trainer:
                     self.kept_table.add(indices, kept)
                 keep = dict(zip(self.spots, kept.unbind(1), strict=True))
                 for name, distiller in self.distillers.items():
-                    losses[name] = distiller(student_features, teacher_features, keep, indices)
-        del student_features, logits
+                    losses[name] = distiller(
+                        student_features,
+                        teacher_features,
+                        keep,
+                        indices,
+                        [seen[asked] for asked in enumerate(distiller.views)],
+                    )
+        del student_features, logits, seen
         self.steppers["student"].backward(torch.stack(list(losses.values())).sum(), len(images))
         losses = {name: loss.detach() for name, loss in losses.items()}
         measured = [*losses.values(), accuracy]
@@ -297,6 +310,22 @@ class Trainer:
             if self.average is not None:
                 self.average.update()
         return Step(losses, kept, torch.stack(measured))
+
+    def _see(self, views: Views) -> dict[Asked, Seen]:
+        """Features of the views that distillers ask for.
+
+        Each has a pass of its own, so that batch norm sees it apart.
+        """
+        seen = {}
+        for asked in self.views:
+            images, teacher_features = views[asked]
+            seen[asked] = self._student_features(self.execution.arrange(images)), teacher_features
+        return seen
+
+    def _task_loss_of(self, seen: Mapping[Asked, Seen], labels: Tensor) -> Tensor:
+        """The loss with the labels, summed over the views."""
+        logits = [own["logits"].float() for own, _ in seen.values()]
+        return torch.stack([self.task.loss(own, labels, by_class=self.class_weights) for own in logits]).sum()
 
     def _policy_step(
         self, images: Tensor, targets: Tensor, teacher_features: Features, route: Tensor, task_loss: Tensor

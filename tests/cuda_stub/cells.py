@@ -27,7 +27,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from benchmarks import gpu, step
 from sakd.configuration import Config, build, prerequisites
-from sakd.data import Batch, Dataset, Mixing, mixed, train_batches
+from sakd.data import Dataset, train_batches
 from sakd.process import quickest_convolutions
 from sakd.runs import job
 from sakd.runs.run import Run
@@ -170,11 +170,10 @@ def steps_of(configs: Mapping[str, Config]) -> dict[str, Any]:
     """
     cohort, dataset = cohort_of(configs)
     with on_device(cohort.device), quickest_convolutions():
-        batches = train_batches(dataset, BATCH, stream(0, "data", 1))
-        mixtures = mixed(batches, cohort.mix, 3, dataset.image_size, seed=0)
-        full = next(mixtures)
+        batches = cohort.batches(list(cohort.members.values()), dataset, BATCH)
+        full = next(batches)
         with stub.watched() as later:
-            other, rest = islice(mixtures, 2)
+            other, rest = islice(batches, 2)
         captures = [watched_step(cohort, *batch) for batch in (full, other, rest)][1:]
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -185,9 +184,9 @@ def steps_of(configs: Mapping[str, Config]) -> dict[str, Any]:
     return {"captures": captures, "steps": steps, "batches": later}
 
 
-def watched_step(cohort: Cohort, batch: Batch, mixing: Mixing | None = None) -> dict[str, Any]:
+def watched_step(cohort: Cohort, *drawn: Any) -> dict[str, Any]:
     with stub.watched() as seen:
-        cohort.take_step(list(cohort.members.values()), batch, mixing)
+        cohort.take_step(list(cohort.members.values()), *drawn)
     return seen
 
 
