@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sakd.data import Mix, Mixing
 from sakd.errors import ConfigError
-from sakd.ranges import NotNegative, Positive, Share
+from sakd.ranges import BelowOne, NotNegative, Positive
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Task:
     """
 
     weight: NotNegative = 1.0
-    label_smoothing: Share = 0.0
+    label_smoothing: BelowOne = 0.0
     class_weights: Annotated[list[Positive], MinLen(2)] | Literal["balanced"] | None = None
     mixup: NotNegative = 0.0
     cutmix: NotNegative = 0.0
