@@ -124,6 +124,15 @@ def test_a_student_with_a_head_of_its_own_is_refused():
         SimKD(resnet8(10, 1, 8), resnet8x4(10, 1, 8), "last_stage", 1.0)
 
 
+def test_it_is_refused_where_its_projector_would_not_learn():
+    body, head = resnet8(10, 1, 8), resnet8x4(10, 1, 8)
+    for where in ("stage2", "stages"):
+        with pytest.raises(
+            ConfigError, match=f"where={where}: found stage., SimKD takes the last stage alone"
+        ):
+            SimKD(with_head_of(body, head, narrowing=2), head, where, 1.0)
+
+
 def test_a_product_that_takes_other_keys_is_refused_by_name():
     with pytest.raises(ConfigError, match=r"distiller\.product\.narrowing: found 0, expected"):
         build.check_parts(compose_config("distiller=simkd", "distiller.product.narrowing=0"))
