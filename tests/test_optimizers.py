@@ -218,6 +218,18 @@ def test_half_precision_is_refused_where_it_cannot_be():
         Trainer(without_batch_norm(), optimizer=SGD_AT, execution=Execution("fp16"))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("precision", "fp16"), ("optimizer", {"_target_": "torch.optim.RMSprop", "lr": 0.1})]
+)
+def test_what_a_teacher_s_training_cannot_do_is_told_where_it_is_written(key, value, monkeypatch):
+    config = {**small("distiller=none"), key: value}
+    if key == "optimizer":
+        config["precision"] = "fp16"
+        monkeypatch.setattr(Execution, "check", lambda *_: None)  # that it is no CUDA device
+    with pytest.raises(ConfigError, match=rf"^teacher\.training\.{key}[.:].*found"):
+        build.trainer(config, build.parts(config), CPU, within="teacher.training.")
+
+
 def test_and_for_an_optimizer_that_cannot_leave_a_step_out(also_on_a_cpu):
     with pytest.raises(ConfigError, match=r"^optimizer\._target_: found RMSprop, which is not fused, with"):
         Trainer(without_batch_norm(), optimizer=torch.optim.RMSprop, execution=Execution("fp16"))
