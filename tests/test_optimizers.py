@@ -12,6 +12,7 @@ from sakd.configuration import build, digest, prerequisites
 from sakd.data import Dataset
 from sakd.errors import ConfigError
 from sakd.networks import StagedNet
+from sakd.runs.job import execute
 from sakd.streams import initialising
 from sakd.training import Execution, Schedule, Trainer
 from sakd.training.loss_scale import LossScale
@@ -68,6 +69,15 @@ def test_an_epoch_has_as_many_steps_as_that_comes_to_and_schedules_by_step_count
     fit(trainer, build.dataset(config), 2, 10)
     assert [len(set(rates)) for rates in seen.values()] == [6, 6]
     assert_close(seen["policy"], [rate / 2 for rate in seen["student"]])
+
+
+def test_a_run_says_where_an_epoch_has_fewer_batches_than_make_a_step(tiny, caplog):
+    taught = ("distiller=none", "epochs=1", "batch_size=24", "dataset.train_samples=48")
+    execute(tiny(*taught, "accumulate=3"))
+    assert "accumulate: found 3, more than the 2 batches of an epoch of digits-none-" in caplog.text
+    caplog.clear()
+    execute(tiny(*taught, "accumulate=2"))
+    assert "accumulate" not in caplog.text
 
 
 def test_what_counts_steps_needs_the_size_of_batches():
