@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import sakd
+from sakd.cli import main
 from sakd.configuration import build
 from sakd.configuration.compose import compose_one
 from sakd.distillers import SimKD
@@ -108,6 +110,10 @@ def test_what_is_measured_and_saved_and_loaded_is_the_product(tiny, tmp_path):
         logits = sakd.load(source)(test.images)
         accuracy = 100 * (logits.argmax(1) == test.labels).float().mean()
         assert float(accuracy) == pytest.approx(result["student"]["accuracy"], abs=1e-4)
+    done = CliRunner().invoke(main, ["export", str(folder), "--to", "checkpoint"])
+    assert done.exit_code == 1
+    assert "found resnet8 of sakd.networks.with_head_of, expected a network whose weights" in done.output
+    assert not (folder / "student.pth").exists()
 
 
 def test_a_file_whose_body_is_nobodys_known_network_is_not_built(tmp_path):
