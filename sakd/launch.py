@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from shlex import quote
 from traceback import walk_tb
@@ -124,7 +125,12 @@ def run() -> None:
 
 
 def _is_of_the_command_line(error: Exception) -> bool:
-    """True for what Hydra raises while it composes: of some arguments it only asserts that they fit."""
+    """True for what Hydra raises while it composes: of some arguments it only asserts that they fit.
+
+    Also for what a foreign sweeper or launcher raises outside of runs, of its own keys.
+    """
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    by_hydra = frames[-1].f_globals["__name__"].partition(".")[0] in ("hydra", "omegaconf")
-    return by_hydra and all(frame.f_code is not main.__wrapped__.__code__ for frame in frames)
+    modules = [frame.f_globals["__name__"] for frame in frames]
+    by_hydra = modules[-1].partition(".")[0] in ("hydra", "omegaconf")
+    by_plugin = any(re.match(r"hydra_plugins\.(?!sakd\b)", module) for module in modules)
+    return (by_hydra or by_plugin) and all(frame.f_code is not main.__wrapped__.__code__ for frame in frames)

@@ -5,8 +5,10 @@ import logging
 import pytest
 
 from sakd.configuration import teacher_of
+from sakd.errors import ConfigError
 from sakd.runs import Run
 from sakd.runs.anew import tell_what_is_trained_anew
+from sakd.runs.job import execute
 
 
 @pytest.fixture
@@ -47,6 +49,13 @@ def test_a_teacher_that_is_held_is_not_spoken_of(told):
 )
 def test_nothing_is_said_of_a_run_that_differs_in_more_or_is_there(overrides, told):
     assert told(overrides) == []
+
+
+def test_nothing_is_said_beside_a_mistake(told, tiny, caplog):
+    assert told() == []
+    with pytest.raises(ConfigError, match=r"optimized_metric: found 'loss/none'"):
+        execute(tiny("distiller=kd", "epochs=30", "optimized_metric=loss/none"))
+    assert caplog.messages == []
 
 
 def test_nothing_is_said_of_a_run_that_goes_on(told, tiny):

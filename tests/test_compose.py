@@ -111,6 +111,8 @@ def test_a_mistake_in_one_is_told_as_launch_py_tells_it():
         compose.compose_one(["epochs=0"])
     with pytest.raises(ConfigError, match=r"^optimizer: found nothing, a run needs it$"):
         compose.compose_one(["~optimizer"])
+    with pytest.raises(ConfigError, match=r"^hydra\.job\.chdir: Value 'maybe' is not a valid bool"):
+        compose.compose_one(["hydra.job.chdir=maybe"])
 
 
 def test_lines_of_different_keys_do_not_take_each_others_values():

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from sakd.distillers import AT, CC, CRD, CTKD, DIST, DKD, KD, NKD, NST, PKT, RKD, SP, VID, WTTM, FitNet, VkD
 from sakd.distillers.vkd import OrthogonalProjection
 from sakd.errors import ConfigError
-from sakd.networks import resnet8, resnet8x4, resnet20
+from sakd.networks import resnet8, resnet8x4, resnet20, vgg8
 
 BATCH, TEMPERATURE = 6, 4.0
 INDICES = torch.tensor([4, 9, 0, 7, 2, 5])  # of the batch in the training set
@@ -637,6 +637,17 @@ def test_dists_one_kept_row_leaves_the_correlation_between_classes():
 def test_a_spot_whose_features_a_distiller_cannot_compare_is_refused_when_it_is_built(kind, where):
     with pytest.raises(ConfigError, match=where):
         build(kind, where)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"), [(KD, (4.0,)), (CTKD, (1.0, 20.0, 1.0, 10)), (DIST, (1.0, 1.0, 1.0)), (WTTM, (0.5,))]
+)
+def test_vectors_of_other_lengths_are_refused_where_entries_are_compared(kind, keys):
+    networks = resnet8(10, 1, 8), vgg8(10, 1, 8)
+    message = f"where=embedding: found 64 entries in the student and 512 in the teacher .* {kind.__name__}"
+    with pytest.raises(ConfigError, match=message):
+        kind(*networks, "embedding", 1.0, *keys)
+    kind(networks[0], networks[0], "embedding", 1.0, *keys)
 
 
 def test_a_distiller_without_a_spot_is_refused_when_it_is_built():

@@ -2,6 +2,7 @@
 there."""
 
 import io
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import yaml
 from sakd import networks
 from sakd.configuration import build
 from sakd.data import train_batches
+from sakd.errors import ConfigError
 from sakd.runs.job import execute
 from sakd.streams import stream
 from tests.conftest import ROOT, compose_config, fit, light, other_family, take_step
@@ -99,6 +101,31 @@ def test_under_bfloat16_autocast_losses_stay_finite_and_near_those_of_float32(di
         assert float(measured[False][name]) == pytest.approx(
             float(measured[True][name]), rel=0.1, abs=0.05
         ), name
+
+
+WHERE = ("hint", "stages", "last_stage", "embedding", "logits", ["stages", "embedding"], ["stages", "logits"])
+WHERE += ("stem", "stem:stage1", "stage1:stage3", "embedding:logits")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distiller", DISTILLING)
+def test_a_spot_that_is_not_refused_by_name_takes_a_step(distiller, tiny):
+    """Of networks of different families, each loss at each kind of spot."""
+    config = tiny(*overrides(distiller), "spot_mode=adaptive", "dataset.train_samples=16", "batch_size=8")
+    dataset = build.dataset(config)
+    batch = next(iter(train_batches(dataset, 8, stream(0, "data", 1))))
+    for name, node in config["distiller"]["losses"].items():
+        for where in WHERE:
+            moved = {**config["distiller"]["losses"], name: {**node, "where": where}}
+            changed = {**config, "distiller": {**config["distiller"], "losses": moved}}
+            try:
+                trainer = build.trainer(changed, build.parts(changed), CPU)
+            except ConfigError as error:
+                assert re.search("where|spots|distiller.losses", str(error))  # noqa: PT017, each is told
+                continue
+            trainer.prepare(dataset)
+            trainer.begin_epoch()
+            take_step(trainer, *batch)
 
 
 def test_none_is_a_student_alone(tiny):

@@ -141,6 +141,12 @@ def test_it_owns_no_weights_of_the_teacher():
     assert all(name.startswith("connectors.") for name in distiller.state_dict())
 
 
+def test_a_stage_without_another_before_it_is_refused():
+    networks = resnet8(10, 3, 16), vgg8(10, 3, 16)
+    with pytest.raises(ConfigError, match="found stem, the first stage, expected one with another before it"):
+        OFD(*networks, "stem", 1.0)
+
+
 def test_a_teacher_without_batch_norm_before_an_activation_is_refused():
     stages = {
         "stem": torch.nn.Conv2d(1, 4, 3, padding=1),

@@ -65,6 +65,7 @@ def test_optuna_finds_the_better_of_two_learning_rates(tmp_path):
     ("overrides", "message"),
     [
         ((), "hydra.sweeper.direction: found minimize, expected maximize for accuracy"),
+        (("hydra.sweeper.direction=up",), "ValueError: Please set either 'minimize' or 'maximize'"),
         (
             ("hydra/launcher=local",),
             "hydra/launcher: found one for sweeps of hydra/sweeper=sakd, expected basic",

@@ -12,6 +12,7 @@ from sakd.configuration import build, digest, prerequisites
 from sakd.data import Dataset
 from sakd.errors import ConfigError
 from sakd.networks import StagedNet
+from sakd.runs.job import execute
 from sakd.streams import initialising
 from sakd.training import Execution, Schedule, Trainer
 from sakd.training.loss_scale import LossScale
@@ -68,6 +69,15 @@ def test_an_epoch_has_as_many_steps_as_that_comes_to_and_schedules_by_step_count
     fit(trainer, build.dataset(config), 2, 10)
     assert [len(set(rates)) for rates in seen.values()] == [6, 6]
     assert_close(seen["policy"], [rate / 2 for rate in seen["student"]])
+
+
+def test_a_run_says_where_an_epoch_has_fewer_batches_than_make_a_step(tiny, caplog):
+    taught = ("distiller=none", "epochs=1", "batch_size=24", "dataset.train_samples=48")
+    execute(tiny(*taught, "accumulate=3"))
+    assert "accumulate: found 3, more than the 2 batches of an epoch of digits-none-" in caplog.text
+    caplog.clear()
+    execute(tiny(*taught, "accumulate=2"))
+    assert "accumulate" not in caplog.text
 
 
 def test_what_counts_steps_needs_the_size_of_batches():
@@ -216,6 +226,18 @@ def test_a_run_in_half_precision_resumes_with_its_scales(also_on_a_cpu):
 def test_half_precision_is_refused_where_it_cannot_be():
     with pytest.raises(ConfigError, match="precision: found fp16, which is for CUDA devices; expected"):
         Trainer(without_batch_norm(), optimizer=SGD_AT, execution=Execution("fp16"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("precision", "fp16"), ("optimizer", {"_target_": "torch.optim.RMSprop", "lr": 0.1})]
+)
+def test_what_a_teacher_s_training_cannot_do_is_told_where_it_is_written(key, value, monkeypatch):
+    config = {**small("distiller=none"), key: value}
+    if key == "optimizer":
+        config["precision"] = "fp16"
+        monkeypatch.setattr(Execution, "check", lambda *_: None)  # that it is no CUDA device
+    with pytest.raises(ConfigError, match=rf"^teacher\.training\.{key}[.:].*found"):
+        build.trainer(config, build.parts(config), CPU, within="teacher.training.")
 
 
 def test_and_for_an_optimizer_that_cannot_leave_a_step_out(also_on_a_cpu):

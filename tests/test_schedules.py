@@ -126,6 +126,15 @@ def test_by_epoch_and_without_warm_up_a_schedule_counts_as_before():
         (["schedule=cosin"], r"'schedule/cosin'; expected one of .* Did you mean 'cosine'\?"),
         (["schedule.by=batch"], "schedule.by: found 'batch', expected one of epoch, step"),
         (["schedule.warmup_epochs=-1"], "schedule.warmup_epochs: found -1, expected a number of at least 0"),
+        (
+            ["schedule.warmup_epochs=2.5", "epochs=2"],
+            r"^schedule\.warmup_epochs: found 2\.5, more than epochs, which is 2; expected at most that",
+        ),
+        (
+            ["teacher.training.schedule.warmup_epochs=3", "teacher.training.epochs=2"],
+            r"^teacher\.training\.schedule\.warmup_epochs: found 3, more than teacher\.training\.epochs",
+        ),
+        (["schedule=null", "schedule.by=step"], r"^no key 'schedule\.by'; schedule has none\. Did you mean"),
         (["teacher.training.schedule.warmup_start=2"], "teacher.training.schedule.warmup_start: found 2"),
         (["schedule=onecycle", "schedule.pct_start=1.0"], "schedule.*pct_start=1.0.*refuses"),
         (

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import sakd
+from sakd.cli import main
 from sakd.configuration import build
 from sakd.configuration.compose import compose_one
 from sakd.distillers import SimKD
@@ -108,6 +110,10 @@ def test_what_is_measured_and_saved_and_loaded_is_the_product(tiny, tmp_path):
         logits = sakd.load(source)(test.images)
         accuracy = 100 * (logits.argmax(1) == test.labels).float().mean()
         assert float(accuracy) == pytest.approx(result["student"]["accuracy"], abs=1e-4)
+    done = CliRunner().invoke(main, ["export", str(folder), "--to", "checkpoint"])
+    assert done.exit_code == 1
+    assert "found resnet8 of sakd.networks.with_head_of, expected a network whose weights" in done.output
+    assert not (folder / "student.pth").exists()
 
 
 def test_a_file_whose_body_is_nobodys_known_network_is_not_built(tmp_path):
@@ -122,6 +128,15 @@ def test_a_file_whose_body_is_nobodys_known_network_is_not_built(tmp_path):
 def test_a_student_with_a_head_of_its_own_is_refused():
     with pytest.raises(ConfigError, match="found a student with a head of its own, expected"):
         SimKD(resnet8(10, 1, 8), resnet8x4(10, 1, 8), "last_stage", 1.0)
+
+
+def test_it_is_refused_where_its_projector_would_not_learn():
+    body, head = resnet8(10, 1, 8), resnet8x4(10, 1, 8)
+    for where in ("stage2", "stages"):
+        with pytest.raises(
+            ConfigError, match=f"where={where}: found stage., SimKD takes the last stage alone"
+        ):
+            SimKD(with_head_of(body, head, narrowing=2), head, where, 1.0)
 
 
 def test_a_product_that_takes_other_keys_is_refused_by_name():

@@ -287,6 +287,8 @@ def test_a_distiller_that_reads_labels_says_so():
     [
         ({"weight": -1}, r"task\.weight: found -1"),
         ({"label_smoothing": 1.5}, r"task\.label_smoothing: found 1\.5"),
+        ({"label_smoothing": 1}, r"task\.label_smoothing: found 1, expected a number from 0 to below 1"),
+        ({"class_weights": [1]}, r"task\.class_weights: found \[1\], expected .*, at least 2 of them"),
         ({"class_weights": [1, 2]}, r"task\.class_weights: found 2, expected .*classes=10"),
         ({"class_weights": "even"}, r"task\.class_weights: found 'even', expected .*balanced"),
         ({"class_weights": [1] * 9 + [0]}, r"task\.class_weights: found \[1.*0\], expected .*above 0"),
@@ -306,3 +308,14 @@ def test_a_student_alone_must_learn_from_labels():
     config["distiller"] = {"name": "none", "losses": {}}
     with pytest.raises(ConfigError, match=r"task\.weight: found 0 with distiller=none"):
         check(config)
+
+
+def test_a_student_must_learn_from_something():
+    config = config_of(weight=0)
+    loss = config["distiller"]["losses"]["kd"]
+    config["distiller"]["losses"] = {"kd": {**loss, "weight": 0.0}, "own": {**loss, "weight": 0.0}}
+    message = r"task\.weight: found 0, and distiller\.losses\.kd\.weight, .*\.own\.weight too"
+    with pytest.raises(ConfigError, match=message):
+        check(config)
+    config["distiller"]["losses"]["own"]["weight"] = 0.5
+    check(config)

@@ -7,7 +7,8 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -261,23 +262,35 @@ def trainer(
         "execution": execution(config),
     }
     pretrains = config["distiller"].get("pretrains")
-    if pretrains is not None:
-        return Pretraining(built.student, teacher, pretrains, built.distillers[pretrains], **keys)
     policy_optimizer = None
     if policy is not None:
         policy_optimizer = partial(make, policy, "spot_mode.optimizer", leave=(), kind=Optimizer)
-    return Trainer(
-        built.student,
-        teacher,
-        built.distillers,
-        built.spot_mode,
-        policy_optimizer=policy_optimizer,
-        task=task(config),
-        record_spots=config["record_spots"],
-        ema=config.get("ema"),
-        top5=config.get("top5", False),
-        **keys,
-    )
+    with _told_within(within):
+        if pretrains is not None:
+            return Pretraining(built.student, teacher, pretrains, built.distillers[pretrains], **keys)
+        return Trainer(
+            built.student,
+            teacher,
+            built.distillers,
+            built.spot_mode,
+            policy_optimizer=policy_optimizer,
+            task=task(config),
+            record_spots=config["record_spots"],
+            ema=config.get("ema"),
+            top5=config.get("top5", False),
+            **keys,
+        )
+
+
+@contextmanager
+def _told_within(within: str) -> Iterator[None]:
+    """Let what a trainer refuses of a recipe's keys be told by where they are written."""
+    try:
+        yield
+    except ConfigError as error:
+        if re.match(r"(optimizer|precision|accumulate)\b", str(error)):
+            raise ConfigError(f"{within}{error}") from error
+        raise
 
 
 def schedule(node: Config, key: str) -> Schedule:
@@ -434,6 +447,7 @@ def _try_training(nodes: str, epochs: int, key: str = "optimizer", schedule_key:
     check_node(optimizer_node, key, 1, (), TRAINING_RANGES)
     if schedule_node is not None:
         check_node(schedule_node, schedule_key, 1, OF_SCHEDULES, TRAINING_RANGES)
+        _check_warm_up(schedule_node.get("warmup_epochs", 0), epochs, schedule_key)
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     weight.grad = torch.zeros(2, 2)
     optimizer = make(optimizer_node, key, [weight], leave=(), kind=Optimizer)
@@ -455,6 +469,14 @@ def _try_training(nodes: str, epochs: int, key: str = "optimizer", schedule_key:
                 f"{schedule_key}: found {values}, with which {key}.lr is {rate:g} after epoch {epoch}; "
                 f"expected at least 0 and at most {LARGEST_RATE:g}"
             )
+
+
+def _check_warm_up(warmup_epochs: float, epochs: int, key: str) -> None:
+    if warmup_epochs > epochs:
+        raise ConfigError(
+            f"{key}.warmup_epochs: found {warmup_epochs}, more than {key.removesuffix('schedule')}epochs, "
+            f"which is {epochs}; expected at most that"
+        )
 
 
 def _check_steps_alone(part: Optimizer | LRScheduler, key: str) -> None:

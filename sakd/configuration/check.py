@@ -203,10 +203,17 @@ def _check_distiller(distiller: Config) -> None:
 
 def _check_task(config: Config) -> None:
     task, classes = config.get("task", {}), config["dataset"]["classes"]
+    losses = config["distiller"]["losses"]
     if task.get("weight") == 0 and not needs_teacher(config):
         raise ConfigError(
             "task.weight: found 0 with distiller=none, so that there is nothing to learn from; expected a "
             "number above 0, or a distiller"
+        )
+    if task.get("weight") == 0 and all(node.get("weight") == 0 for node in losses.values()):
+        weights = ", ".join(f"distiller.losses.{name}.weight" for name in losses)
+        raise ConfigError(
+            f"task.weight: found 0, and {weights} too, so that there is nothing to learn from; expected one "
+            "of them above 0"
         )
     weights = task.get("class_weights")
     if isinstance(weights, list) and len(weights) != classes:

@@ -476,8 +476,13 @@ def explain(error: Exception) -> str:
     if isinstance(cause, OmegaConfBaseException) and cause.key is not None:
         siblings = [] if cause.parent_node is None else [key for key in cause.parent_node if key != "hydra"]
         where = f"{cause.full_key}" if cause.full_key else str(cause.key)
+        if cause.key in siblings:  # it is the value that does not fit
+            return f"{where}: {str(cause).splitlines()[0]}"
         near = did_you_mean(cause.key, siblings) or _elsewhere(str(cause.key), cause.parent_node)
-        return f"no key '{where}'; expected one of {', '.join(siblings)}.{near}"
+        named = (
+            f"expected one of {', '.join(siblings)}" if siblings else f"{where.rpartition('.')[0]} has none"
+        )
+        return f"no key '{where}'; {named}.{near}"
     return " ".join(lines)
 
 

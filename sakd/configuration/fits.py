@@ -419,6 +419,7 @@ def _bounded(inner: Any, constraints: Sequence[Any], in_full: bool) -> str:
     if get_origin(inner) is Annotated:
         inner, constraints = get_args(inner)[0], (*get_args(inner)[1:], *constraints)
     low = high = order = ""
+    least = "" if any(isinstance(part, annotated_types.MaxLen) for part in constraints) else "at least "
     for constraint in constraints:
         match constraint:
             case annotated_types.Ge(ge=bound) if in_full or bound > -FAR:
@@ -434,7 +435,7 @@ def _bounded(inner: Any, constraints: Sequence[Any], in_full: bool) -> str:
             case annotated_types.MinLen(min_length=1):
                 order = " that is not empty"
             case annotated_types.MinLen(min_length=count) | annotated_types.Len(min_length=count):
-                order = f", {count} of them{order}"
+                order = f", {least}{count} of them{order}"
     if low and not high:
         low = low.replace("from", "of at least")
     return " ".join(filter(None, [_in_words(inner, in_full), low, high])) + order

@@ -174,7 +174,7 @@ class Task(TypedDict):
     """``task``: what is learned from labels."""
 
     weight: NotNegative
-    label_smoothing: Share
+    label_smoothing: BelowOne  # 1 would leave nothing of the labels
     class_weights: Annotated[list[Positive], MinLen(2)] | Literal["balanced"] | None
     mixup: NotNegative  # alpha of a Beta distribution; 0: none
     cutmix: NotNegative

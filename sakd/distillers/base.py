@@ -28,7 +28,8 @@ class Distiller(Plugin):
     ``weight`` scales the loss; with ``ramp_epochs`` it begins small: at epoch e of the first ``ramp_epochs``
     it counts e / ramp_epochs of the whole.
 
-    ``takes`` says which features the loss is defined for: "map", "vector" or "both"; ``uses_labels``, that it
+    ``takes`` says which features the loss is defined for: "map", "vector" or "both"; ``entry_by_entry``, that
+    it compares them so, and needs as many of both networks; ``uses_labels``, that it
     takes each image for one of its class alone, as ``self.labels`` has it: then none may be mixed.
 
     One that says ``uses_views`` names further ``views`` of each image, drawn anew in each epoch. Both
@@ -43,6 +44,7 @@ class Distiller(Plugin):
     """
 
     takes = "both"
+    entry_by_entry = False
     uses_labels = False
     uses_views = False
     views: Sequence[View] = ()
@@ -66,6 +68,12 @@ class Distiller(Plugin):
                 raise ConfigError(
                     f"where={where}: found a {found} at {spot.name}, {type(self).__name__} takes "
                     f"{self.takes}s"
+                )
+            if self.entry_by_entry and spot.student_shape != spot.teacher_shape:
+                raise ConfigError(
+                    f"where={where}: found {spot.student_shape[0]} entries in the student and "
+                    f"{spot.teacher_shape[0]} in the teacher at {spot.name}, {type(self).__name__} takes as "
+                    "many of both"
                 )
         self.weight, self.ramp_epochs = float(weight), ramp_epochs
         if ramp_epochs:  # a tensor, so that a captured step sees it change
@@ -140,10 +148,21 @@ class Distiller(Plugin):
 
 def check_at_logits(distiller: Distiller, where: str | Sequence[str]) -> None:
     """Raise ConfigError for a spot of the distiller that is not the logits, whose entries labels name."""
+    _check_at(distiller, where, ("logits", "logits"), "logits")
+
+
+def check_at_last_stage(
+    distiller: Distiller, where: str | Sequence[str], student: StagedNet, teacher: StagedNet
+) -> None:
+    """Raise ConfigError for a spot of the distiller that is not the last map of both networks."""
+    _check_at(distiller, where, (student.maps[-1], teacher.maps[-1]), "last stage")
+
+
+def _check_at(distiller: Distiller, where: object, stages: tuple[str, str], called: str) -> None:
     for spot in distiller.spots:
-        if (spot.student, spot.teacher) != ("logits", "logits"):
+        if (spot.student, spot.teacher) != stages:
             raise ConfigError(
-                f"where={where}: found {spot.name}, {type(distiller).__name__} takes the logits alone"
+                f"where={where}: found {spot.name}, {type(distiller).__name__} takes the {called} alone"
             )
 
 

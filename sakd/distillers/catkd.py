@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sakd.distillers.base import Distiller, kept_mean
+from sakd.distillers.base import Distiller, check_at_last_stage, kept_mean
 from sakd.distillers.classifier import Classifier
-from sakd.errors import ConfigError, check_number
+from sakd.errors import check_number
 from sakd.networks import StagedNet
 from sakd.ranges import NotNegative, Width
 from sakd.spots import Spot
@@ -55,9 +55,7 @@ class CATKD(Distiller):
         check_number("size of CATKD", size, least=1, whole=True)
         self.student = Classifier(student, "student")
         self.teacher = Classifier(teacher, "teacher")
-        for spot in self.spots:
-            if (spot.student, spot.teacher) != (self.student.last_map, self.teacher.last_map):
-                raise ConfigError(f"where={where}: found {spot.name}, CATKD takes the last stage alone")
+        check_at_last_stage(self, where, student, teacher)
         self.size, self.normalised = size, normalised
 
     def spot_loss(

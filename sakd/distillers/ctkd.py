@@ -27,6 +27,7 @@ class CTKD(Distiller):
     """
 
     takes = "vector"
+    entry_by_entry = True
 
     def __init__(
         self,

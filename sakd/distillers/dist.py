@@ -34,6 +34,7 @@ class DIST(Distiller):
     """
 
     takes = "vector"
+    entry_by_entry = True
 
     def __init__(
         self,

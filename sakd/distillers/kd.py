@@ -44,6 +44,7 @@ class KD(Distiller):
     """Divergence of softened class probabilities at the logits, or with ``standardise`` of their z-scores."""
 
     takes = "vector"
+    entry_by_entry = True
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sakd.distillers.at import to_common_size
-from sakd.distillers.base import Distiller, kept_mean
+from sakd.distillers.base import Distiller, check_at_last_stage, kept_mean
 from sakd.errors import ConfigError
 from sakd.networks import StagedNet
 from sakd.networks.reused import Frozen
@@ -27,7 +27,7 @@ class SimKD(Distiller):
     The loss is one of each sample, so that a spot mode takes samples out of it one by one; of these, what
     remains is the cross-entropy, if it has a weight.
 
-    Raises ConfigError for a student with a head of its own.
+    Raises ConfigError for a student with a head of its own, or a spot that is not the last map of both.
     """
 
     takes = "map"
@@ -40,6 +40,7 @@ class SimKD(Distiller):
             raise ConfigError(
                 "found a student with a head of its own, expected distiller.product to give it the teacher's"
             )
+        check_at_last_stage(self, where, student, teacher)
         # In a list, since their weights are not this module's.
         self.heads = [network.between(network.maps[-1], "logits") for network in (student, teacher)]
 

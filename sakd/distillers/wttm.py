@@ -23,6 +23,7 @@ class WTTM(Distiller):
     """
 
     takes = "vector"
+    entry_by_entry = True
 
     def __init__(
         self,

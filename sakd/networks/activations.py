@@ -21,11 +21,13 @@ class BeforeActivation:
     batch norm that the next stage begins with makes of it. ``norm`` is the batch norm. Modules are the
     network's own: it is no module, so that who holds it has no weight a second time.
 
-    Raises ConfigError where no batch norm is found.
+    Raises ConfigError where no batch norm is found, and for the first stage, which has none before it.
     """
 
     def __init__(self, network: StagedNet, stage: str):
         names = network.names
+        if stage == names[0]:
+            raise ConfigError(f"found {stage}, the first stage, expected one with another before it")
         self.before = names[names.index(stage) - 1]
         is_plain = not {self.before, stage} & network.layouts.keys()
         graph = graph_of(network.get_submodule(stage)) if is_plain else None

@@ -48,9 +48,8 @@ def execute(config: Config, dataset: Dataset | None = None, leave_failure: bool 
     SIGHUP) ends as KeyboardInterrupt with the run marked KILLED.
     """
     run, delivery = Run(config), Delivery()
-    tell_what_is_trained_anew([run])
     with concluded(delivery, run):
-        (outcome,) = Together([run], delivery, dataset, leave_failure).outcomes().values()
+        (outcome,) = Together([run], delivery, dataset, leave_failure, tells_anew=True).outcomes().values()
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
@@ -75,9 +74,9 @@ def execute_together(
     """
     runs = [Run(config) for config in configs]
     own = Delivery()
-    tell_what_is_trained_anew(runs)
     with concluded(own, *runs) if delivery is None else nullcontext():
-        return Together(runs, delivery or own, None, leave_failures, withdrawn, ended).outcomes()
+        together = Together(runs, delivery or own, None, leave_failures, withdrawn, ended, tells_anew=True)
+        return together.outcomes()
 
 
 def check_before_work(config: Config) -> None:
@@ -99,10 +98,11 @@ class Together:
         leave_failures: bool = False,
         withdrawn: Callable[[str], bool] = lambda name: False,
         tell: Callable[[str, Outcome], None] = lambda name, outcome: None,
+        tells_anew: bool = False,
     ):
         self.runs = {run.name: run for run in runs}
         self.dataset, self.leave_failures, self.withdrawn = dataset, leave_failures, withdrawn
-        self.delivery, self.tell = delivery, tell
+        self.delivery, self.tell, self.tells_anew = delivery, tell, tells_anew
         self.ended: dict[str, Outcome] = {}
         self.held: dict[str, Run] = {}  # another process works on these
         self.noted: set[str] = set()  # runs under way that have told by themselves how they ended
@@ -175,6 +175,8 @@ class Together:
         runs = self._open(runs)
         if not runs:
             return []
+        if self.tells_anew:  # of what goes on: beside a mistake nothing else is said
+            tell_what_is_trained_anew(runs)
         runs[0].check_place()  # else it would be found once all images have been looked at
         dataset = self.dataset or _read_images(shared)
         if shared["batch_size"] > len(dataset.train):
@@ -186,6 +188,7 @@ class Together:
         for run in runs:
             with self._alone(run):
                 trainers[run.name].prepare(dataset, shared["batch_size"])
+                _tell_of_single_steps(run, trainers[run.name].last_batch)
         runs = self._open(runs)
         if teacher is not None and runs:
             self._certify(teacher, runs, dataset)
@@ -408,6 +411,17 @@ class Together:
                 f"{self.dataset.checksum} now. Two data sets of one name count as one: give the other "
                 "another dataset.name, or move that folder away"
             )
+
+
+def _tell_of_single_steps(run: Run, batches: int) -> None:
+    """Say so where the ``batches`` of an epoch are fewer than make a step."""
+    accumulate = run.config.get("accumulate", 1)
+    if accumulate > batches:
+        text = (
+            f"accumulate: found {accumulate}, more than the {batches} batches of an epoch of {run.name}; "
+            "each epoch is one step"
+        )
+        log.warning("%s", text, extra={"news": ("accumulate", text)})
 
 
 def _warn_of_memory(config: Config, built: build.Parts) -> None:

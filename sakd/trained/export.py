@@ -109,8 +109,8 @@ def _write_checkpoint(trained: Trained, inside: bool) -> bytes:
     weights = shared_weights(trained.network)
     if not weights:
         raise CheckpointError(
-            f"{trained.called}: found {trained.name}, expected a network whose weights have names that the "
-            "field shares"
+            f"{trained.called}: found {trained.name} of {trained.about.network['_target_']}, expected a "
+            "network whose weights have names that the field shares"
         )
     own = {"model": weights, "name": trained.name}
     if trained.result is not None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sakd.data import Mix, Mixing
 from sakd.errors import ConfigError
-from sakd.ranges import NotNegative, Positive, Share
+from sakd.ranges import BelowOne, NotNegative, Positive
 
 # What distillers say of themselves that cannot do with mixed images, and why not.
 UNMIXED = {
@@ -31,7 +31,7 @@ class Task:
     """
 
     weight: NotNegative = 1.0
-    label_smoothing: Share = 0.0
+    label_smoothing: BelowOne = 0.0
     class_weights: Annotated[list[Positive], MinLen(2)] | Literal["balanced"] | None = None
     mixup: NotNegative = 0.0
     cutmix: NotNegative = 0.0
