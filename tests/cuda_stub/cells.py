@@ -166,7 +166,7 @@ def cohort_of(configs: Mapping[str, Config]) -> tuple[Cohort, Dataset]:
 def steps_of(configs: Mapping[str, Config]) -> dict[str, Any]:
     """What a cohort launches: for ``captures`` of two batch sizes, if it captures, and in ``steps`` then.
 
-    And what is launched for the second and third of its ``batches``.
+    And what is launched for the second and third of its ``batches``, and how many ``views`` these have.
     """
     cohort, dataset = cohort_of(configs)
     with on_device(cohort.device), quickest_convolutions():
@@ -181,7 +181,7 @@ def steps_of(configs: Mapping[str, Config]) -> dict[str, Any]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     captures = captures if cohort.execution.captures_on(cohort.device) else []
-    return {"captures": captures, "steps": steps, "batches": later}
+    return {"captures": captures, "steps": steps, "batches": later, "views": len(full[2])}
 
 
 def watched_step(cohort: Cohort, *drawn: Any) -> dict[str, Any]:
