@@ -15,6 +15,7 @@ from tests.test_distillers import (
     assert_same_with_gradients,
     close,
     features,
+    plain_z_scores,
 )
 from tests.test_distillers import build as built
 from tests.test_resume import assert_same
@@ -43,6 +44,16 @@ def test_it_is_kd_at_its_temperature_which_gets_the_gradient_reversed(kept, epoc
     (plain,) = torch.autograd.grad(expected, distiller.logit, retain_graph=True)
     assert plain != 0
     close(reversed_, -(1 - cos(pi * done)) / 2 * plain)
+    assert_same_with_gradients(loss, expected, [f_s])
+
+
+def test_standardised_logits_are_compared_by_their_z_scores():
+    distiller, keep = built(CTKD, "logits"), torch.tensor(KEEPS["some"])
+    distiller.standardise = True
+    f_s, f_t = features(distiller)
+    loss = distiller.spot_loss(distiller.spots[0], f_s, f_t, keep, INDICES)
+    z_scores = (plain_z_scores(f[keep]) for f in (f_s, f_t))
+    expected = int(keep.sum()) / BATCH * plain_ctkd(*z_scores, distiller.logit)
     assert_same_with_gradients(loss, expected, [f_s])
 
 

@@ -9,7 +9,7 @@ from sakd.data import View
 from sakd.distillers import MLKD
 from sakd.errors import ConfigError
 from sakd.networks import resnet8
-from tests.test_distillers import BATCH, INDICES, KEEPS, assert_same_with_gradients, close
+from tests.test_distillers import BATCH, INDICES, KEEPS, assert_same_with_gradients, close, plain_z_scores
 
 CLASSES = 5
 TEMPERATURES, OF_VIEWS = (2.0, 3.0, 4.0, 5.0, 6.0), (3.0, 4.0, 5.0)
@@ -39,7 +39,9 @@ def softmax(z, temperature=1.0):
     return (z / temperature).exp() / (z / temperature).exp().sum()
 
 
-def kd(student, teacher, temperature):
+def kd(student, teacher, temperature, standardise=False):
+    if standardise:
+        student, teacher = plain_z_scores(student), plain_z_scores(teacher)
     rows = [(softmax(s, temperature), softmax(t, temperature)) for s, t in zip(student, teacher, strict=True)]
     return temperature**2 * sum((t * (t / s).log()).sum() for s, t in rows) / len(rows)
 
@@ -57,18 +59,19 @@ def masked_share(values):
     return sum(value <= median(values) for value in values) / len(values)
 
 
-def plain_mlkd(student, teacher):
+def plain_mlkd(student, teacher, standardise=False):
     (s, *s_views), (t, *t_views) = student, teacher
     probabilities = [softmax(row) for row in t]
     unsure = masked_share([float(p.max()) for p in probabilities])
     rare = masked_share([float(total) for total in sum(probabilities)])
     total = 0
     for temperature in TEMPERATURES:
-        total += unsure * (kd(s, t, temperature) + relations(s, t, temperature, by_class=False))
+        of_image = kd(s, t, temperature, standardise)
+        total += unsure * (of_image + relations(s, t, temperature, by_class=False))
         total += rare * relations(s, t, temperature, by_class=True)
         for s_view, t_view in zip(s_views, t_views, strict=True):
             in_view = temperature in OF_VIEWS
-            total += kd(s_view, t_view, temperature) if in_view else kd(s, t, temperature)
+            total += kd(s_view, t_view, temperature, standardise) if in_view else of_image
     return 0.9 * total
 
 
@@ -78,6 +81,15 @@ def test_the_loss_is_that_of_the_kept_rows_times_their_share(kept, views):
     keep, (student, teacher) = torch.tensor(KEEPS[kept]), logits(views)
     expected = plain_mlkd([z[keep] for z in student], [z[keep] for z in teacher])
     found = loss_of(built(views=views), student, teacher, keep)
+    assert_same_with_gradients(found, int(keep.sum()) / BATCH * expected, student)
+
+
+def test_standardised_logits_are_compared_by_their_z_scores_but_for_relations():
+    keep, (student, teacher) = torch.tensor(KEEPS["some"]), logits()
+    expected = plain_mlkd([z[keep] for z in student], [z[keep] for z in teacher], standardise=True)
+    distiller = built()
+    distiller.standardise = True
+    found = loss_of(distiller, student, teacher, keep)
     assert_same_with_gradients(found, int(keep.sum()) / BATCH * expected, student)
 
 

@@ -64,6 +64,8 @@ NEUTRAL = {
     "distiller.losses.cc.teacher_embedding": "learned",
     "distiller.losses.kd.standardise": False,
     "distiller.losses.dkd.standardise": False,
+    "distiller.losses.ctkd.standardise": False,
+    "distiller.losses.mlkd.standardise": False,
     "distiller.pretraining": None,
     "distiller.pretraining.loss": None,
     "distiller.pretraining.schedule": None,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sakd.distillers.base import Distiller, kept_mean
-from sakd.distillers.kd import softened_divergence
+from sakd.distillers.kd import softened_divergence, standardised
 from sakd.errors import check_number
 from sakd.networks import StagedNet
 from sakd.ranges import Finite, NotNegative, Positive
@@ -22,8 +22,8 @@ class CTKD(Distiller):
 
     The temperature is ``least_temperature`` + ``temperature_span`` x sigmoid of a parameter that starts at
     ``initial_logit``, one for all samples and spots. The student's optimizer trains it, weight decay and all,
-    by its gradient times -λ; λ rises along a cosine from 0 to 1 over the first ``curriculum_epochs``. It
-    stands in the place of KD.
+    by its gradient times -λ; λ rises along a cosine from 0 to 1 over the first ``curriculum_epochs``. Logits
+    are compared as they are, or with ``standardise`` by their z-scores. It stands in the place of KD.
     """
 
     takes = "vector"
@@ -39,6 +39,7 @@ class CTKD(Distiller):
         temperature_span: NotNegative,
         initial_logit: Finite,
         curriculum_epochs: NotNegative,
+        standardise: bool = False,
     ):
         super().__init__(student, teacher, where, weight)
         check_number("least_temperature of CTKD", least_temperature, least=0, above=True)
@@ -46,7 +47,7 @@ class CTKD(Distiller):
         check_number("initial_logit of CTKD", initial_logit)
         check_number("curriculum_epochs of CTKD", curriculum_epochs, least=0)
         self.least_temperature, self.temperature_span = least_temperature, temperature_span
-        self.curriculum_epochs = curriculum_epochs
+        self.curriculum_epochs, self.standardise = curriculum_epochs, standardise
         self.logit = nn.Parameter(torch.tensor(float(initial_logit)))
         # A tensor, so that a captured step sees it change.
         self.register_buffer("reversal", torch.ones(()), persistent=False)
@@ -65,4 +66,6 @@ class CTKD(Distiller):
     def spot_loss(
         self, spot: Spot, student: Tensor, teacher: Tensor, keep: Tensor, indices: Tensor
     ) -> Tensor:
+        if self.standardise:
+            student, teacher = standardised(student), standardised(teacher)
         return kept_mean(softened_divergence(student, teacher, self.temperature()), keep)

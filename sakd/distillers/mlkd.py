@@ -24,6 +24,7 @@ from sakd.distillers.base import (
     kept_pairs,
     weighed,
 )
+from sakd.distillers.kd import standardised
 from sakd.errors import ConfigError, check_number
 from sakd.networks import StagedNet
 from sakd.ranges import NotNegative, Positive
@@ -69,7 +70,8 @@ class MLKD(Distiller):
     """KD at several ``temperatures``, of each image and of further ``views`` of it; and relations at these.
 
     Of the image itself: the divergence of KD, the squared difference of the samples' similarities, and that
-    of the classes'. Of each of the ``views``: KD's divergence.
+    of the classes'. Of each of the ``views``: KD's divergence. With ``standardise``, divergences are those of
+    the logits' z-scores.
 
     It does what the published code does. Its masks, of the samples and of the classes that the teacher is no
     surer of than of the median, meet losses that are means already: all that they do is to multiply these by
@@ -96,6 +98,7 @@ class MLKD(Distiller):
         temperatures: Annotated[list[Positive], MinLen(1)],
         view_temperatures: list[Positive],
         views: Annotated[list[View], MinLen(1)],
+        standardise: bool = False,
     ):
         super().__init__(student, teacher, where, weight)
         check_at_logits(self, where)
@@ -107,7 +110,7 @@ class MLKD(Distiller):
                     f"view_temperatures of MLKD: found {temperature}, expected some of the temperatures "
                     f"{temperatures}"
                 )
-        self.views = tuple(views)
+        self.views, self.standardise = tuple(views), standardise
         in_views = [temperature in view_temperatures for temperature in temperatures]
         self.register_buffer("temperatures", torch.tensor(temperatures)[:, None, None], persistent=False)
         self.register_buffer("in_views", torch.tensor(in_views)[:, None], persistent=False)
@@ -122,21 +125,23 @@ class MLKD(Distiller):
     ) -> Tensor:
         (spot,) = self.spots
         kept = keep[spot]
-        log_s, log_t = self._log_softened(student_features, teacher_features)
-        own = divergences(log_s, log_t, self.temperatures)
-        of_views = [
-            torch.where(self.in_views, divergences(*self._log_softened(*view), self.temperatures), own)
-            for view in views
-        ]
+        first = (student_features, teacher_features)
+        compared = [self._log_softened(*seen, self.standardise) for seen in (first, *views)]
+        own, *of_views = (divergences(*both, self.temperatures) for both in compared)
+        of_views = [torch.where(self.in_views, of_view, own) for of_view in of_views]
+        log_s, log_t = self._log_softened(*first) if self.standardise else compared[0]
         unsure, rare = self._masked(at_least_float32(teacher_features["logits"]), kept)
         by_sample = kept_mean(own.sum(dim=0), kept)
         by_batch, by_class = (relation(log_s.exp(), log_t.exp(), kept) for relation in (of_batch, of_classes))
         in_views = kept_mean(torch.stack(of_views).sum(dim=(0, 1)), kept)
         return unsure * (by_sample + by_batch) + rare * by_class + in_views
 
-    def _log_softened(self, student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
+    def _log_softened(
+        self, student: Features, teacher: Features, standardise: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Logarithms of both networks' softened probabilities, [T, B, C] each."""
-        z_s, z_t = (at_least_float32(features["logits"]) for features in (student, teacher))
+        logits = [at_least_float32(features["logits"]) for features in (student, teacher)]
+        z_s, z_t = map(standardised, logits) if standardise else logits
         return log_softened(z_s, self.temperatures), log_softened(z_t, self.temperatures)
 
     def _masked(self, teacher: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
