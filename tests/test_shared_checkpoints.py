@@ -415,7 +415,9 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_written(finished, tmp_p
     with monkeypatch.context() as patched:
         patched.setattr(StagedNet, "shared_names", lambda network: {})
         assert_refused(
-            export(folder), tmp_path, f"{folder}: found resnet8, expected a network whose weights have names"
+            export(folder),
+            tmp_path,
+            f"{folder}: found resnet8 of sakd.networks.resnet8, expected a network whose weights have names",
         )
     weights = finished.weights.read_bytes()
     finished.weights.write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
