@@ -61,7 +61,7 @@ def test_a_steps_table_has_a_row_for_each_distiller_and_mode(tmp_path):
         assert float(row["images_per_second"]) == pytest.approx(4000 / float(row["ms"]), rel=1e-3)
     for fixed, adaptive in zip(rows[::2], rows[1::2], strict=True):
         assert fixed["ratio_to_fixed"] == "1.0"
-        assert float(adaptive["peak_mb"]) > float(fixed["peak_mb"]) > float(floor["peak_mb"])
+        assert float(adaptive["peak_mb"]) >= float(fixed["peak_mb"]) > float(floor["peak_mb"])
         assert all(
             row[column] in done.stdout
             for row in (fixed, adaptive)
