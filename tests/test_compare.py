@@ -363,10 +363,11 @@ def test_what_was_kept_stands_beside_a_difference_and_all_of_it_is_the_baseline(
     assert "- In effect fixed, with 99.9 % or more kept everywhere in the end: kd adaptive." in shown
 
 
-def test_a_control_at_each_seed_s_own_rates_is_one_group(tmp_path):
+@pytest.mark.parametrize("by_epoch", [False, True])
+def test_a_control_at_each_seed_s_own_rates_is_one_group(by_epoch, tmp_path):
     for seed, rate in enumerate((0.5, 0.9)):
         finish(tmp_path, 97.0, "distiller=at", "spot_mode=fixed", seed=seed)
-        rates = {"spot_mode.p": {"stage1": rate, "logits": 1.0}}
+        rates = {"spot_mode.p": {"stage1": [rate + 0.1, rate - 0.1] if by_epoch else rate, "logits": 1.0}}
         finish(tmp_path, 96.0 + rate, "distiller=at", "spot_mode=random", seed=seed, changes=rates)
     comparison = compared(tmp_path)
     assert group(comparison, "at", "random")["n"] == 2

@@ -206,6 +206,30 @@ def test_random_takes_its_rates_from_a_finished_run(tiny):
             tiny(*random, "spot_mode.p=from:adaptive", f"~{key}")
 
 
+def test_random_takes_each_epoch_s_rates_from_a_finished_run(tiny):
+    config = tiny("spot_mode=adaptive", "distiller=at", "spot_mode.same_family_bias=0", "epochs=3")
+    random = ("spot_mode=random", "distiller=at", "epochs=3", "spot_mode.p=epochs:adaptive")
+    execute(config)
+    control = tiny(*random)
+    rates = shares(record_of(config))
+    assert len({*rates["stage1"]}) > 1
+    for spot, own in rates.items():
+        assert control["spot_mode"]["p"][spot] == pytest.approx(own, abs=1e-6)
+    execute(control)
+    for spot, found in shares(record_of(control)).items():
+        for rate, share in zip(rates[spot], found, strict=True):
+            assert abs(rate - share) <= 5 * (rate * (1 - rate) / 192) ** 0.5 + 1e-6
+    with pytest.raises(ConfigError, match=r"spot_mode\.p: found 3 epochs in .*metrics\.jsonl, expected 2"):
+        tiny(*random, f"spot_mode.p=epochs:{Run(config).name}", "epochs=2")
+    with pytest.raises(
+        ConfigError, match=r"spot_mode\.p\.logits: found 2 rates, expected one number, or one"
+    ):
+        tiny(*random, "spot_mode.p={stage1:1,stage2:1,stage3:1,logits:[1,0.5]}")
+    (Run(config).folder / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"spot_mode\.p: found no kept/stage1 by epoch in "):
+        tiny(*random)
+
+
 def test_each_cell_of_a_sweep_takes_the_rates_of_its_own_twin(tiny, tmp_path):
     keys = ("distiller=at", "epochs=1")
     chosen = {

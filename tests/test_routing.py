@@ -313,10 +313,22 @@ def test_random_keeps_each_spot_at_its_own_rate_independently(p, rates):
     assert (measured - expected).abs().le(5 * (expected * (1 - expected) / draws).sqrt()).all()
 
 
+def test_random_has_each_epoch_s_rate_where_they_are_listed():
+    student, teacher = make(resnet8), make(resnet20)
+    mode = Random(spots_for(["hint"], student, teacher), student, teacher, {"stage2": [0, 1, 0], "logits": 1})
+    shares = []
+    for epoch in (1, 2, 3):
+        mode.begin_epoch(epoch)
+        keep = mode.keep(routed_by(mode, generator(), *features(student, teacher, 50)))
+        shares.append(keep.double().mean(0).tolist())
+    assert shares == [[0, 1], [1, 1], [0, 1]]
+
+
 @pytest.mark.parametrize(
     ("p", "found"),
     [
         (1.5, "found 1.5 at stage2"),
+        ({"stage2": [0.5, 2], "logits": 0.5}, "found 2 at stage2"),
         (-0.1, "found -0.1 at stage2"),
         ("half", "found 'half' at stage2"),
         (None, "found None at stage2"),

@@ -4,12 +4,14 @@ A group is runs alike but for the seed: one data set, pair, distiller and spot m
 """
 
 import itertools
+import json
 import math
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 
+import numpy as np
 import pandas as pd
 
 from sakd.compare import published
@@ -373,6 +375,11 @@ def _listed(groups: pd.DataFrame) -> str:
     return "; ".join(told[:LISTED]) + (f"; and {len(told) - LISTED} more" if len(told) > LISTED else "")
 
 
+def _mean_rate(text: str) -> float:
+    """A rate as a fact has it, or the mean of those of all epochs."""
+    return float(np.mean(json.loads(text)))
+
+
 def _missing(missing: pd.DataFrame) -> Iterator[str]:
     for seeds, alike in missing.groupby(
         missing.groupby(GROUP)["seed"].transform(lambda seeds: ", ".join(map(str, seeds)))
@@ -387,7 +394,7 @@ def _doubts(runs: Sequence[Finished], metric: str) -> Iterator[str]:
         yield f"Left out, as they have no {metric}: {', '.join(without)}."
     for group, alike in _grouped(runs, GROUP):
         rates = {
-            key: sorted({float(run.fact(key)) for run in alike})
+            key: sorted({_mean_rate(run.fact(key)) for run in alike})
             for key in alike[0].facts
             if key.startswith(RATES)
         }

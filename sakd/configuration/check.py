@@ -96,6 +96,7 @@ def check(config: Config) -> None:
     _check_tracking(config["tracking"])
     _check_distiller(config["distiller"])
     _check_task(config)
+    _check_rates(config)
     _check_names(config)
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", config["device"]):
         raise ConfigError(f"device: found {config['device']!r}, expected auto, cpu, cuda or cuda:N")
@@ -220,6 +221,17 @@ def _check_task(config: Config) -> None:
         raise ConfigError(
             f"task.class_weights: found {len(weights)}, expected one for each of dataset.classes={classes}"
         )
+
+
+def _check_rates(config: Config) -> None:
+    """Check that rates by epoch are as many as the epochs."""
+    rates = config["spot_mode"].get("p")
+    for spot, rate in rates.items() if isinstance(rates, Mapping) else ():
+        if isinstance(rate, list) and len(rate) != config["epochs"]:
+            raise ConfigError(
+                f"spot_mode.p.{spot}: found {len(rate)} rates, expected one number, or one for each of "
+                f"epochs={config['epochs']}"
+            )
 
 
 def _check_names(config: Config) -> None:

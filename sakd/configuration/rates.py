@@ -1,9 +1,10 @@
 """Rates that a finished run kept at its spots: `spot_mode=random spot_mode.p=from:adaptive` is its control.
 
-What is kept is then of the same amount, and of no choice.
+What is kept is then of the same amount, and of no choice; with `epochs:adaptive` in each epoch, too.
 """
 
 import glob
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,8 @@ from sakd.configuration.prerequisites import Config
 from sakd.errors import ConfigError, RunError
 from sakd.files import read_json
 
-FROM = "from:"
+FROM, BY_EPOCH = "from:", "epochs:"
+DIGITS = 6  # of a rate by epoch: hundreds of them stay a parameter that MLflow takes
 EXPECTED = (
     "a finished run's folder, its name in `runs` or its beginning, or the spot mode of a run that differs in "
     "that alone"
@@ -27,19 +29,20 @@ def asks_for_rates(config: Mapping[str, Any]) -> bool:
     """True if ``spot_mode.p`` names a run, which may be another one for each cell of a sweep."""
     mode = config.get("spot_mode")
     wanted = mode.get("p") if isinstance(mode, Mapping) else None
-    return isinstance(wanted, str) and wanted.startswith(FROM)
+    return isinstance(wanted, str) and wanted.startswith((FROM, BY_EPOCH))
 
 
 def with_rates(config: Config) -> Config:
-    """The configuration with numbers in the place of ``spot_mode.p: from:RUN``.
+    """The configuration with numbers in the place of ``spot_mode.p: from:RUN``, or ``epochs:RUN``.
 
-    They are means over RUN's epochs, by spot. RUN: EXPECTED. Raises ConfigError where there is none such.
+    They are means over RUN's epochs, by spot, or lists of each epoch's. RUN: EXPECTED. Raises ConfigError
+    where there is none such.
     """
     if not asks_for_rates(config):
         return config
     mode = config["spot_mode"]
     wanted = mode["p"]
-    folder = _folder(config, wanted.removeprefix(FROM))
+    folder = _folder(config, *wanted.partition(":")[::2])
     result = read_json(folder / "result.json")
     if result is None:
         raise ConfigError(f"spot_mode.p: found {wanted}, expected a finished run in {folder}")
@@ -49,10 +52,27 @@ def with_rates(config: Config) -> Config:
             f"spot_mode.p: found no kept_mean in {folder / 'result.json'}, expected rates by spot: that run "
             "has no teacher, or an earlier version finished it"
         )
+    if wanted.startswith(BY_EPOCH):
+        rates = {spot: _by_epoch(folder, spot, config.get("epochs")) for spot in rates}
     return {**config, "spot_mode": {**mode, "p": rates}}
 
 
-def _folder(config: Config, wanted: str) -> Path:
+def _by_epoch(folder: Path, spot: str, epochs: int) -> list[float]:
+    """What a finished run kept at a spot in each epoch, of which there are to be so many."""
+    path, key = folder / "metrics.jsonl", names.safe(f"kept/{spot}")
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        rates = [round(line[key], DIGITS) for line in lines]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"spot_mode.p: found no {key} by epoch in {path} ({error})") from error
+    if len(rates) != epochs:
+        raise ConfigError(
+            f"spot_mode.p: found {len(rates)} epochs in {path}, expected {epochs}, as this run is to have"
+        )
+    return rates
+
+
+def _folder(config: Config, how: str, wanted: str) -> Path:
     """The run that is meant: the finished twin in the spot mode of that name, or one that is called so."""
     twins = _twins(config, wanted)
     if len(twins) == 1:
@@ -60,12 +80,12 @@ def _folder(config: Config, wanted: str) -> Path:
     if twins:
         found = ", ".join(twin.name for twin in twins)
         raise ConfigError(
-            f"spot_mode.p: found {FROM}{wanted}, which may mean {found}; expected one: {EXPECTED}"
+            f"spot_mode.p: found {how}:{wanted}, which may mean {found}; expected one: {EXPECTED}"
         )
     try:
         return find_run(wanted, Path(config["runs"]))
     except RunError as error:
-        raise ConfigError(f"spot_mode.p: found {FROM}{wanted}, expected {EXPECTED} ({error})") from error
+        raise ConfigError(f"spot_mode.p: found {how}:{wanted}, expected {EXPECTED} ({error})") from error
 
 
 def _twins(config: Config, mode: str) -> list[Path]:

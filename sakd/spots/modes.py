@@ -76,11 +76,15 @@ class Fixed(SpotMode):
 class Random(SpotMode):
     """Distils each sample at each spot with probability ``p``.
 
-    ``p``: one number, or one by spot's name, to match a measured keep rate.
+    ``p``: one number, or one by spot's name, to match a measured keep rate; or a list of one for each epoch.
     """
 
     def __init__(
-        self, spots: Sequence[Spot], student: StagedNet, teacher: StagedNet, p: Share | Mapping[str, Share]
+        self,
+        spots: Sequence[Spot],
+        student: StagedNet,
+        teacher: StagedNet,
+        p: Share | Mapping[str, Share | list[Share]],
     ):
         super().__init__(spots, student, teacher)
         names = [spot.name for spot in self.spots]
@@ -91,12 +95,26 @@ class Random(SpotMode):
             raise ConfigError(
                 f"spot_mode.p: found {found}, expected a rate for {names}.{did_you_mean(stray, names)}"
             )
-        for name, rate in rates.items():
-            if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
-                raise ConfigError(
-                    f"spot_mode.p: found {rate!r} at {name}, expected a probability from 0 to 1"
-                )
-        self.register_buffer("rates", torch.tensor([float(rates[name]) for name in names]), persistent=False)
+        self.by_epoch = {
+            name: tuple(rate) if isinstance(rate, (list, tuple)) else (rate,) for name, rate in rates.items()
+        }
+        for name, own in self.by_epoch.items():
+            for rate in own:
+                if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
+                    raise ConfigError(
+                        f"spot_mode.p: found {rate!r} at {name}, expected a probability from 0 to 1"
+                    )
+        self.register_buffer("rates", torch.tensor(self._rates_in(1)), persistent=False)
+
+    def _rates_in(self, epoch: int) -> list[float]:
+        """Rates of the spots in an epoch, the last where it is behind all that are listed."""
+        listed = (self.by_epoch[spot.name] for spot in self.spots)
+        return [float(own[min(epoch, len(own)) - 1]) for own in listed]
+
+    def begin_epoch(self, epoch: int) -> None:
+        super().begin_epoch(epoch)
+        if any(len(own) > 1 for own in self.by_epoch.values()):  # in place: a captured step sees them change
+            self.rates.copy_(torch.tensor(self._rates_in(epoch)))
 
     def route(self, student_features: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor]) -> Tensor:
         logits = student_features["logits"]
