@@ -30,6 +30,7 @@ from sakd.compare.statistics import (
     pairs_to_show,
     power,
 )
+from sakd.compare.table import mean_rate
 from sakd.configuration import prerequisites, short_names
 from sakd.errors import ConfigError, DataError, RunError
 from sakd.runs import Run
@@ -361,6 +362,10 @@ def test_what_was_kept_stands_beside_a_difference_and_all_of_it_is_the_baseline(
     shown = command("--from", tmp_path, "--format", "markdown")
     assert re.search(r"\| at \| adaptive \| \+0.50 \| .* \| 97.0 \|", shown)
     assert "- In effect fixed, with 99.9 % or more kept everywhere in the end: kd adaptive." in shown
+
+
+def test_rates_by_epoch_that_mlflow_cut_off_are_read_as_far_as_they_go():
+    assert [mean_rate(text) for text in ("0.5", "[0.5, 1e-06]", "[0.5, 0.25, 1e-")] == [0.5, 0.2500005, 0.375]
 
 
 @pytest.mark.parametrize("by_epoch", [False, True])

@@ -329,6 +329,7 @@ def test_random_has_each_epoch_s_rate_where_they_are_listed():
     [
         (1.5, "found 1.5 at stage2"),
         ({"stage2": [0.5, 2], "logits": 0.5}, "found 2 at stage2"),
+        ({"stage2": [], "logits": 0.5}, r"found \[\] at stage2"),
         (-0.1, "found -0.1 at stage2"),
         ("half", "found 'half' at stage2"),
         (None, "found None at stage2"),

@@ -375,9 +375,10 @@ def _listed(groups: pd.DataFrame) -> str:
     return "; ".join(told[:LISTED]) + (f"; and {len(told) - LISTED} more" if len(told) > LISTED else "")
 
 
-def _mean_rate(text: str) -> float:
-    """A rate as a fact has it, or the mean of those of all epochs."""
-    return float(np.mean(json.loads(text)))
+def mean_rate(text: str) -> float:
+    """A rate as a fact has it, or the mean of all epochs'; of a list that MLflow cut off, of what is left."""
+    cut = text.startswith("[") and not text.endswith("]")
+    return float(np.mean(json.loads(f"{text.rpartition(',')[0]}]" if cut else text)))
 
 
 def _missing(missing: pd.DataFrame) -> Iterator[str]:
@@ -394,7 +395,7 @@ def _doubts(runs: Sequence[Finished], metric: str) -> Iterator[str]:
         yield f"Left out, as they have no {metric}: {', '.join(without)}."
     for group, alike in _grouped(runs, GROUP):
         rates = {
-            key: sorted({_mean_rate(run.fact(key)) for run in alike})
+            key: sorted({mean_rate(run.fact(key)) for run in alike})
             for key in alike[0].facts
             if key.startswith(RATES)
         }

@@ -4,8 +4,7 @@ What is kept is then of the same amount, and of no choice; with `epochs:adaptive
 """
 
 import glob
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from sakd.configuration.folders import find_run, read_config
 from sakd.configuration.identity import identity, short_names
 from sakd.configuration.prerequisites import Config
 from sakd.errors import ConfigError, RunError
-from sakd.files import read_json
+from sakd.files import parse_json, read_json, read_whole
 
 FROM, BY_EPOCH = "from:", "epochs:"
 DIGITS = 6  # of a rate by epoch: hundreds of them stay a parameter that MLflow takes
@@ -53,21 +52,20 @@ def with_rates(config: Config) -> Config:
             "has no teacher, or an earlier version finished it"
         )
     if wanted.startswith(BY_EPOCH):
-        rates = {spot: _by_epoch(folder, spot, config.get("epochs")) for spot in rates}
+        rates = _by_epoch(folder / "metrics.jsonl", rates, config.get("epochs"))
     return {**config, "spot_mode": {**mode, "p": rates}}
 
 
-def _by_epoch(folder: Path, spot: str, epochs: int) -> list[float]:
-    """What a finished run kept at a spot in each epoch, of which there are to be so many."""
-    path, key = folder / "metrics.jsonl", names.safe(f"kept/{spot}")
+def _by_epoch(path: Path, spots: Iterable[str], epochs: int) -> dict[str, list[float]]:
+    """What a finished run kept at the spots in each epoch, of which there are to be so many."""
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        rates = [round(line[key], DIGITS) for line in lines]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ConfigError(f"spot_mode.p: found no {key} by epoch in {path} ({error})") from error
-    if len(rates) != epochs:
+        lines = [parse_json(line) for line in (read_whole(path) or b"").splitlines()]
+        rates = {spot: [round(line[names.safe(f"kept/{spot}")], DIGITS) for line in lines] for spot in spots}
+    except (ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"spot_mode.p: found no shares kept by epoch in {path} ({error})") from error
+    if len(lines) != epochs:
         raise ConfigError(
-            f"spot_mode.p: found {len(rates)} epochs in {path}, expected {epochs}, as this run is to have"
+            f"spot_mode.p: found {len(lines)} epochs in {path}, expected {epochs}, as this run is to have"
         )
     return rates
 

@@ -99,7 +99,7 @@ class Random(SpotMode):
             name: tuple(rate) if isinstance(rate, (list, tuple)) else (rate,) for name, rate in rates.items()
         }
         for name, own in self.by_epoch.items():
-            for rate in own:
+            for rate in own or ([],):
                 if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
                     raise ConfigError(
                         f"spot_mode.p: found {rate!r} at {name}, expected a probability from 0 to 1"
