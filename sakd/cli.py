@@ -249,7 +249,7 @@ def _planned(overrides: tuple[str, ...]) -> "Plan":
     "source",
     default="runs",
     show_default=True,
-    help="A folder of runs, an MLflow store's URI, or mlflow.",
+    help="A folder of runs, an MLflow store's URI, mlflow, or a file of --keep.",
 )
 @click.option(
     "--metric",
@@ -275,6 +275,11 @@ def _planned(overrides: tuple[str, ...]) -> "Plan":
     "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the differences, as SVG or PNG."
 )
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file for the table.")
+@click.option(
+    "--keep",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A JSON file for the runs that are compared: the table can be made from it again, by --from.",
+)
 def compare(
     filters: tuple[str, ...],
     source: str,
@@ -285,6 +290,7 @@ def compare(
     published: Path | None,
     plot: Path | None,
     output: Path | None,
+    keep: Path | None,
 ) -> None:
     """Compare the spot modes of finished runs, seed by seed.
 
@@ -293,7 +299,7 @@ def compare(
     and those that are not finished are missing.
     """
     from sakd import compare
-    from sakd.compare import formats, plots
+    from sakd.compare import formats, kept, plots
     from sakd.compare.published import FIGURES, read_published
     from sakd.files import write_whole
 
@@ -301,6 +307,8 @@ def compare(
         if plot is not None:
             plots.check_plot(plot)
             check_output(plot, "--plot")
+        if keep is not None:
+            check_output(keep, "--keep")
         if output is not None:
             check_output(output)
         figures = read_published(published or FIGURES)
@@ -309,6 +317,8 @@ def compare(
         text = formats.FORMATS[form](comparison, with_runs)
         if plot is not None:
             write_whole(plot, plots.plot(comparison, plot.suffix))
+        if keep is not None:
+            kept.write(runs, keep)
         if output is not None:
             write_whole(output, text.encode())
         else:

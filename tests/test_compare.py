@@ -6,6 +6,7 @@ import functools
 import io
 import itertools
 import json
+import math
 import re
 import shlex
 import time
@@ -627,6 +628,64 @@ def test_folders_and_mlflow_give_the_same(tmp_path, monkeypatch):
         assert command("--from", "mlflow", "--format", form, "--runs") == command(
             "--from", folder, "--format", form, "--runs"
         )
+
+
+# A file of runs
+
+
+def test_a_file_of_runs_gives_the_table_that_their_folders_gave(tmp_path):
+    """Beside it what it is made from: every key and measurement, but for where things lie."""
+    folder, file, again = (tmp_path / name for name in ("runs", "kept.json", "again.json"))
+    finish_all(folder, FIXED, "distiller=at", "spot_mode=fixed", measured={"kept/stage1": 1.0})
+    finish_all(folder, ADAPTIVE, "distiller=at", measured={"kept/stage1": 0.25, "loss/at": math.nan})
+    finish_all(folder, ANTI, "distiller=at", "spot_mode=anti", commit="e" * 40)
+    table = command("--from", folder, "--keep", file, "--format", "json", "--runs")
+    for form in FORMATS:
+        told = command("--from", folder, "--format", form, "--runs", "--cost")
+        assert command("--from", file, "--format", form, "--runs", "--cost") == told
+    assert command("--from", file, "--keep", again, "--format", "json", "--runs") == table
+    assert again.read_bytes() == file.read_bytes()
+    few = ("seed=0,1", "spot_mode=fixed,anti")
+    assert command("--from", file, *few) == command("--from", folder, *few)
+    content = json.loads(file.read_text())
+    assert str(tmp_path) not in file.read_text()
+    assert len(content["runs"]) == len(list(folder.iterdir()))
+    for kept, found in zip(read(str(file)), read(str(folder)), strict=True):
+        places = found.facts.keys() - kept.facts.keys()
+        assert places
+        assert all(
+            key.startswith(("runs", "tracking", "dataset.root")) or "checkpoint" in key for key in places
+        )
+        assert kept.facts == {key: value for key, value in found.facts.items() if key not in places}
+        assert kept.metrics == pytest.approx(found.metrics, rel=0, abs=0, nan_ok=True)
+        assert (kept.name, kept.student_sha256, kept.commit) == (
+            found.name,
+            found.student_sha256,
+            found.commit,
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda text: text.replace("97.25", "98.25"), "found checksum .* it is damaged or was changed"),
+        (lambda text: text[:-20], "found no valid JSON"),
+        (lambda text: "{}", "found no runs .* expected a file that `sakd compare --keep` wrote"),
+        (lambda text: '{"shared": {}, "runs": 3}', "found no runs"),
+        (lambda text: '{"shared": {}, "runs": [{"facts": {}}]}', r"runs\.0\.name: found .*required"),
+        (
+            lambda text: '{"shared": {"a": 3}, "runs": [{"facts": {}, "name": "b"}]}',
+            r"runs\.0\.facts\.a: found 3; .*string",
+        ),
+    ],
+)
+def test_a_file_of_runs_that_was_changed_is_refused(change, told, tmp_path):
+    file = tmp_path / "kept.json"
+    finish_all(tmp_path / "runs", FIXED, "distiller=at", "spot_mode=fixed")
+    command("--from", tmp_path / "runs", "--keep", file)
+    file.write_text(change(file.read_text()))
+    with pytest.raises(RunError, match=rf"kept\.json: {told}"):
+        read(str(file))
 
 
 # Published figures

@@ -3,7 +3,8 @@
 Spot modes stand side by side, with how each differs from ``fixed``, paired by seed.
 """
 
-from sakd.compare.finished import Described, Finished, checksums_of, facts_of, read, read_folder, select
+from sakd.compare.described import Described, Finished
+from sakd.compare.finished import checksums_of, facts_of, read, read_folder, select
 from sakd.compare.table import Comparison, compare, ordered
 
 __all__ = [

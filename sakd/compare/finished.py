@@ -4,7 +4,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -12,42 +11,21 @@ from typing import Any, TypeVar
 import yaml
 
 from sakd import credentials
-from sakd.configuration import NEUTRAL, check_choice, parameters, read_config
+from sakd.compare import kept
+from sakd.compare.described import ABSENT, Described, Finished
+from sakd.configuration import check_choice, parameters, read_config
 from sakd.errors import ConfigError, RunError, did_you_mean
 from sakd.runs import last_metrics, read_result
 from sakd.runs.tracking import finished_runs
 
-ABSENT = "None"  # a key that is not there is a key that is null
 STORES = re.compile(r"[a-z0-9+]+://|databricks")
-
-
-@dataclass(frozen=True)
-class Described:
-    """A run by its name, and by ``facts`` that filters choose it by, as ``facts_of`` gives them."""
-
-    name: str
-    facts: Mapping[str, str]
-
-    def fact(self, key: str) -> str:
-        """The value of a key as text; an absent key is one at its neutral value."""
-        return self.facts.get(key, str(NEUTRAL.get(key, ABSENT)))
-
-
-@dataclass(frozen=True)
-class Finished(Described):
-    """A finished run; ``metrics`` are the last epoch's."""
-
-    metrics: Mapping[str, float]
-    student_sha256: str
-    commit: str | None
-    cost: Mapping[str, Mapping[str, int | None]]  # of student and teacher; empty where it is not known
 
 
 AnyRun = TypeVar("AnyRun", bound=Described)
 
 
 def read(source: str) -> list[Finished]:
-    """Read every finished student in a folder of runs, or in an MLflow store by its URI.
+    """Read every finished student in a folder of runs, in an MLflow store by its URI, or in a file of them.
 
     The name ``mlflow`` is the store that MLFLOW_TRACKING_URI names. Teachers, pretrainings and debugging runs
     are left out. Raises RunError for what cannot be read, ConfigError where all that is finished is left out.
@@ -55,8 +33,11 @@ def read(source: str) -> list[Finished]:
     if source == "mlflow":
         source = os.environ.get(credentials.STORE, "sqlite:///mlflow.db")
     elif not STORES.match(source) and not Path(source).is_dir():
+        if Path(source).is_file():
+            return kept.read(Path(source))
         raise RunError(
-            f"--from: found {source!r}, expected a folder of runs, an MLflow store's URI, or mlflow"
+            f"--from: found {source!r}, expected a folder of runs, an MLflow store's URI, mlflow, "
+            "or a file that --keep wrote"
         )
     left_out: Counter[str] = Counter()
     from_source = (

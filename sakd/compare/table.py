@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from sakd.compare import published
-from sakd.compare.finished import ABSENT, Finished
+from sakd.compare.described import ABSENT, Finished
 from sakd.compare.statistics import (
     LEVEL,
     POWER,
