@@ -104,10 +104,21 @@ def test_a_sweep_takes_sums_beside_others_and_a_key_that_the_default_has_not():
     ]
 
 
+@pytest.mark.parametrize("typed", ["null", "NULL"])
+def test_a_sweep_takes_null_for_a_key_that_the_default_has_not(typed):
+    node = "dataset=image_folder"
+    cells = sweep([node, "dataset.classes=2", f"dataset.test_fraction={typed}", "seed=0,1"]).cells
+    assert [(config["dataset"]["test_fraction"], config["seed"]) for _, config in cells] == [
+        (None, 0),
+        (None, 1),
+    ]
+
+
 def test_what_is_put_around_a_value_for_hydra_is_not_shown():
     typed = ["distiller=at,[at,sp]", "distiller.losses.at.weight=5", "seed=3", "student.x=1,2"]
+    typed += ["dataset.train_samples=null", "dataset.test_samples=NULL"]
     arguments = understood(typed, multirun=True)
-    assert arguments[1:] == ["distiller.losses.at.weight=choice(5)", "seed=3", "student.x=1,2"]
+    assert arguments[1:4] == ["distiller.losses.at.weight=choice(5)", "seed=3", "student.x=1,2"]
     assert [as_typed(argument) for argument in arguments] == ["distiller=at,at+sp", *typed[1:]]
 
 

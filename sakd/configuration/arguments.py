@@ -27,6 +27,7 @@ _CHOICE = re.compile(r"(\+{0,2}([a-z_/]+)(?:@[\w.]+)?)=.*", re.DOTALL)
 _WITHIN_A_CHOICE = re.compile(rf"(\+{{0,2}}(?:{'|'.join((*NEEDED, *OF_TRAININGS))})\.[^=]+)=(.+)", re.DOTALL)
 _OF_TEACHERS = re.compile(rf"teacher\.training\.({'|'.join(OF_TRAININGS)})=(.*)", re.DOTALL)
 _ONE_CHOICE = re.compile(r"([^=]+)=choice\((.*)\)", re.DOTALL)
+_ONE_NULL = re.compile(r"([^=]+)=(null),\2", re.IGNORECASE)  # Hydra knows no choice(null)
 
 
 def understood(arguments: Sequence[str], multirun: bool = False) -> list[str]:
@@ -69,7 +70,9 @@ def warn_of_two_values(arguments: Iterable[str]) -> None:
 
 def as_typed(argument: str) -> str:
     """An argument without what ``understood`` put around its value."""
-    one = _ONE_CHOICE.fullmatch(argument)
+    null, one = _ONE_NULL.fullmatch(argument), _ONE_CHOICE.fullmatch(argument)
+    if null is not None:
+        return f"{null[1]}={null[2]}"
     return argument if one is None or _is_sweep(argument) else f"{one[1]}={one[2]}"
 
 
@@ -133,9 +136,11 @@ def _name(group: str, chosen: Any, key: str) -> Any:
 
 
 def _for_the_cells(argument: str) -> str:
-    within = _WITHIN_A_CHOICE.fullmatch(argument)
-    if within is None or _parsed(argument) is None or _is_sweep(argument):
+    within, override = _WITHIN_A_CHOICE.fullmatch(argument), _parsed(argument)
+    if within is None or override is None or _is_sweep(argument):
         return argument
+    if override.value() is None:
+        return f"{within[1]}={within[2]},{within[2]}"
     return f"{within[1]}=choice({within[2]})"
 
 
