@@ -30,6 +30,8 @@ from sakd.terminal import show_result, start_logging
 
 log = logging.getLogger("sakd")
 
+MULTIRUN = {"-m", "--multirun"}
+
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> float:
@@ -110,7 +112,9 @@ def run() -> None:
     try:
         with ended_in_order("the same command goes on from the last checkpoint"):
             warn_of_two_values(sys.argv[1:])
-            sys.argv[1:] = understood(sys.argv[1:], multirun=not {"-m", "--multirun"}.isdisjoint(sys.argv))
+            # Between overrides, argparse would not know what comes behind it.
+            sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in MULTIRUN)
+            sys.argv[1:] = understood(sys.argv[1:], multirun=not MULTIRUN.isdisjoint(sys.argv))
             main()
     except SakdError as error:
         sys.exit(hidden(f"error: {error}"))

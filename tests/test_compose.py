@@ -235,7 +235,7 @@ def test_an_unknown_sweep_is_told_with_those_there_are(launch, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     told = CliRunner().invoke(cli, ["status", "sweeps=digit"])
     assert told.exit_code == 1
-    launched = launch("-m", "sweeps=digit", expect=1)
+    launched = launch("seed=0", "--multirun", "sweeps=digit", expect=1)  # a flag may stand anywhere
     for output in (told.output, launched.stderr):
         assert f"expected one of {', '.join(SWEEPS)}. Did you mean 'digits'?" in output
     assert files(tmp_path) == []
