@@ -93,7 +93,7 @@ def assert_no_fault(seen: dict) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("how", COMPILED)
 def test_a_step_waits_for_nothing_and_launches_what_is_written_down(name, how, device, told):
-    found = told("steps", ",".join(DEVICES), COMPILED[how])[f"{device} {name}"]
+    found = told("steps", device, COMPILED[how])[f"{device} {name}"]
     assert found["error"] is None
     for seen in (*found["captures"], *found["steps"]):
         assert_no_fault(seen)

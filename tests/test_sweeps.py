@@ -86,13 +86,14 @@ def as_a_job(here, monkeypatch):
 def at_work(here):
     """A real process that trains one run for as long as it is let, and is in its third epoch at least."""
     command = [sys.executable, str(ROOT / "launch.py"), *SMALL, "distiller=none", f"epochs={FOREVER}"]
-    process = subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    with (here / "said").open("wb") as said:  # a pipe that nobody reads would be full within half a minute
+        process = subprocess.Popen(command, cwd=here, stdout=said, stderr=subprocess.STDOUT)
     try:
         until(lambda: any(len(read_metrics(path.parent)) > 2 for path in here.glob("runs/*/metrics.jsonl")))
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 @pytest.mark.slow
