@@ -12,7 +12,7 @@ from click.shell_completion import BashComplete
 
 from sakd.commands import folder as of_folder
 from sakd.commands import trained as of_trained
-from sakd.commands.shared import FOLDER, FORM, check_output, errors_told, from_folder
+from sakd.commands.shared import FOLDER, FORM, check_output, check_outputs, errors_told, from_folder
 from sakd.credentials import hidden, remember, remember_typed
 from sakd.errors import ConfigError, SakdError, did_you_mean
 from sakd.names import BEST, HEADLINE
@@ -278,7 +278,7 @@ def _planned(overrides: tuple[str, ...]) -> "Plan":
 @click.option(
     "--keep",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="A JSON file for the runs that are compared: the table can be made from it again, by --from.",
+    help="A JSON file for the runs that are compared: --from makes the same table of it.",
 )
 def compare(
     filters: tuple[str, ...],
@@ -306,11 +306,8 @@ def compare(
     with errors_told():
         if plot is not None:
             plots.check_plot(plot)
-            check_output(plot, "--plot")
-        if keep is not None:
-            check_output(keep, "--keep")
-        if output is not None:
-            check_output(output)
+        outputs = {"--plot": plot, "--keep": keep, "--output": output}
+        check_outputs({option: path for option, path in outputs.items() if path is not None}, source)
         figures = read_published(published or FIGURES)
         runs, expected = _compared(source, filters)
         comparison = compare.compare(runs, metric, figures, expected, with_costs)

@@ -59,11 +59,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise RunError(f"{path}: {error}; move the file away") from error
 
 
-def parse_json(raw: bytes) -> dict[str, Any]:
+def parse_json(raw: bytes, always_sealed: bool = False) -> dict[str, Any]:
     """The JSON object that ``raw`` is, without its checksum.
 
     Raises ValueError if it is none, or has another checksum than it was written with. One without was written
-    without, by an earlier version.
+    without, by an earlier version, unless what it is was ``always_sealed``.
     """
     try:
         content = json.loads(raw)
@@ -75,6 +75,8 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         raise ValueError("found no valid JSON, but lists in lists without end") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"found no valid JSON ({error})") from error
+    if expected is None and always_sealed:
+        raise ValueError(f"found no {CHECKSUM}, expected its checksum")
     if found != expected:
         raise ValueError(
             f"found checksum {found}, expected {expected} as it says itself; it is damaged or was changed"

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 import shlex
 import time
@@ -34,6 +35,7 @@ from sakd.compare.statistics import (
 from sakd.compare.table import mean_rate
 from sakd.configuration import prerequisites, short_names
 from sakd.errors import ConfigError, DataError, RunError
+from sakd.files import with_checksum
 from sakd.runs import Run
 from sakd.runs.tracking import Mirror, synchronise_all
 from tests.conftest import ROOT, compose_config, last_of_each
@@ -637,7 +639,12 @@ def test_a_file_of_runs_gives_the_table_that_their_folders_gave(tmp_path):
     """Beside it what it is made from: every key and measurement, but for where things lie."""
     folder, file, again = (tmp_path / name for name in ("runs", "kept.json", "again.json"))
     finish_all(folder, FIXED, "distiller=at", "spot_mode=fixed", measured={"kept/stage1": 1.0})
-    finish_all(folder, ADAPTIVE, "distiller=at", measured={"kept/stage1": 0.25, "loss/at": math.nan})
+    finish_all(
+        folder,
+        ADAPTIVE,
+        "distiller=at",
+        measured={"kept/stage1": 0.25, "loss/at": math.nan, "loss/kd": -math.inf},
+    )
     finish_all(folder, ANTI, "distiller=at", "spot_mode=anti", commit="e" * 40)
     table = command("--from", folder, "--keep", file, "--format", "json", "--runs")
     for form in FORMATS:
@@ -647,8 +654,7 @@ def test_a_file_of_runs_gives_the_table_that_their_folders_gave(tmp_path):
     assert again.read_bytes() == file.read_bytes()
     few = ("seed=0,1", "spot_mode=fixed,anti")
     assert command("--from", file, *few) == command("--from", folder, *few)
-    content = json.loads(file.read_text())
-    assert str(tmp_path) not in file.read_text()
+    content = json.loads(file.read_text(), parse_constant=pytest.fail)  # JSON has no NaN
     assert len(content["runs"]) == len(list(folder.iterdir()))
     for kept, found in zip(read(str(file)), read(str(folder)), strict=True):
         places = found.facts.keys() - kept.facts.keys()
@@ -669,13 +675,22 @@ def test_a_file_of_runs_gives_the_table_that_their_folders_gave(tmp_path):
     ("change", "told"),
     [
         (lambda text: text.replace("97.25", "98.25"), "found checksum .* it is damaged or was changed"),
-        (lambda text: text[:-20], "found no valid JSON"),
-        (lambda text: "{}", "found no runs .* expected a file that `sakd compare --keep` wrote"),
-        (lambda text: '{"shared": {}, "runs": 3}', "found no runs"),
-        (lambda text: '{"shared": {}, "runs": [{"facts": {}}]}', r"runs\.0\.name: found .*required"),
         (
-            lambda text: '{"shared": {"a": 3}, "runs": [{"facts": {}, "name": "b"}]}',
+            lambda text: re.sub('"sha256": "[0-9a-f]{64}"}\n$', '"more": 1}', text),
+            "found no sha256, expected its checksum",
+        ),
+        (lambda text: text[:-20], "found no valid JSON"),
+        (lambda _: "[]", "found list, expected a JSON object"),
+        (lambda _: sealed({}), "found no shared, expected a file that `sakd compare --keep` wrote"),
+        (lambda _: sealed({"shared": {}, "runs": 3}), ".*; expected a file that"),
+        (lambda _: sealed({"shared": {}, "runs": [{"facts": {}}]}), r"runs\.0\.name: found .*required"),
+        (
+            lambda _: sealed({"shared": {"a": 3}, "runs": [{"facts": {}, "name": "b"}]}),
             r"runs\.0\.facts\.a: found 3; .*string",
+        ),
+        (
+            lambda text: sealed(json.loads(text), without="teacher.sha256"),
+            r"[\w-]+: found no teacher.sha256, expected",
         ),
     ],
 )
@@ -686,6 +701,52 @@ def test_a_file_of_runs_that_was_changed_is_refused(change, told, tmp_path):
     file.write_text(change(file.read_text()))
     with pytest.raises(RunError, match=rf"kept\.json: {told}"):
         read(str(file))
+
+
+def sealed(content: dict, without: str = "") -> str:
+    content.pop("sha256", None)
+    content.get("shared", {}).pop(without, None)
+    return json.dumps(with_checksum(content))
+
+
+def test_a_file_of_runs_says_nothing_of_the_machine(tmp_path):
+    """But for the last part of a path that is an image folder's own key."""
+    file, secret = tmp_path / "kept.json", "http://me:pass@host/x"
+    changes = {
+        "dataset.train": f"{tmp_path}/mine/train",
+        "dataset.root": "~/images",
+        "distiller.reference": secret,
+    }
+    finish(tmp_path / "runs", 90.0, "distiller=at", "dataset=image_folder", changes=changes)
+    command("--from", tmp_path / "runs", "--keep", file)
+    assert str(tmp_path) not in file.read_text()
+    assert "~" not in file.read_text()
+    assert "pass" not in file.read_text()
+    (kept,) = read(str(file))
+    assert kept.facts["dataset.train"] == "train"
+
+
+def test_no_output_takes_the_place_of_another_or_of_what_is_no_file(tmp_path):
+    finish_all(tmp_path / "runs", FIXED, "distiller=at", "spot_mode=fixed")
+    file, pipe = tmp_path / "kept.json", tmp_path / "pipe"
+    os.mkfifo(pipe)
+    command("--from", tmp_path / "runs", "--keep", file)
+    before = file.read_bytes()
+    for arguments, told in (
+        (
+            ("--from", file, "--keep", file),
+            f"--keep: found '{file}', as in --from; expected a file of its own",
+        ),
+        (("--from", file, "--output", tmp_path / "." / "kept.json"), "as in --from"),
+        (("--keep", tmp_path / "a", "--output", tmp_path / "a"), "--output: found"),
+        (("--keep", pipe), f"--keep: found '{pipe}', expected the name of a file"),
+        (("--output", pipe), "--output: found"),
+        (("--keep", ""), "--keep: found '.', expected the name of a file"),
+        (("--keep", tmp_path / "no" / "a"), "--keep: found no folder"),
+    ):
+        assert told in command(*(() if "--from" in arguments else ("--from", file)), *arguments, expect=1)
+    assert file.read_bytes() == before
+    assert pipe.is_fifo()
 
 
 # Published figures

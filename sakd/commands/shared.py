@@ -1,6 +1,6 @@
 """What commands share: the folder that they look into, and how they end that the user can mend."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +26,24 @@ def errors_told() -> Iterator[None]:
 
 
 def check_output(path: Path, option: str = "--output") -> None:
-    """Raise ConfigError where there is no folder for the file at ``path``, before any work is done for it."""
+    """Raise ConfigError where no file can be written at ``path``, before any work is done for it.
+
+    What lies there is replaced: a device, say, would be no device any more.
+    """
+    if not path.name or (path.exists() and not path.is_file()):
+        raise ConfigError(f"{option}: found {str(path)!r}, expected the name of a file, or of none yet")
     if not path.parent.is_dir():
         raise ConfigError(f"{option}: found no folder {str(path.parent)!r}, expected one for {path.name}")
+
+
+def check_outputs(paths: Mapping[str, Path], source: str) -> None:
+    """Check the outputs of one command, by option, which reads ``source``: no two are one file.
+
+    Raises ConfigError.
+    """
+    taken = {Path(source).resolve(): "--from"}
+    for option, path in paths.items():
+        check_output(path, option)
+        other = taken.setdefault(path.resolve(), option)
+        if other != option:
+            raise ConfigError(f"{option}: found {str(path)!r}, as in {other}; expected a file of its own")

@@ -1,9 +1,10 @@
-"""Finished runs in one file: all that a table is made from, for those who have neither folders nor a store.
+"""Finished runs in one file: what a table is made from, for those who have neither folders nor a store.
 
 It is JSON with a checksum: what the runs have in common once, and a line for each of them.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,29 +12,32 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from sakd.compare.described import Finished
+from sakd.credentials import hidden
 from sakd.errors import RunError
-from sakd.files import CHECKSUM, read_json, with_checksum, write_whole
+from sakd.files import CHECKSUM, parse_json, with_checksum, write_whole
 
 SHARED, RUNS = "shared", "runs"
 # Keys that say where things lie on one machine: of no use elsewhere.
 PLACES = ("runs", "tracking", "dataset.root", "student.checkpoint", "teacher.checkpoint")
 PLACES += ("teacher.training.checkpoint",)
+NEEDED = ("dataset", "teacher", "student", "distiller", "spot_mode", "seed", "teacher.sha256")
 
 _READ = TypeAdapter(list[Finished])
 
 
 def write(runs: Sequence[Finished], path: Path) -> None:
-    """Write ``runs`` for ``read``, without the keys that say where things lie.
+    """Write ``runs`` for ``read``, without what says where things lie.
 
-    Raises RunError if the file cannot be written.
+    Of a path that is the value of another key the last part is kept. Raises RunError if the file cannot be
+    written.
     """
-    facts = [{key: value for key, value in run.facts.items() if not _is_place(key)} for run in runs]
+    facts = [{key: _shown(text) for key, text in run.facts.items() if not _is_place(key)} for run in runs]
     shared = dict(set.intersection(*(set(own.items()) for own in facts)))
     lines = [
         {
             "name": run.name,
             "facts": {key: value for key, value in own.items() if key not in shared},
-            "metrics": {key: float(value) for key, value in run.metrics.items()},
+            "metrics": {key: _as_json(value) for key, value in run.metrics.items()},
             "student_sha256": run.student_sha256,
             "commit": run.commit,
             "cost": {network: dict(counts) for network, counts in run.cost.items()},
@@ -48,23 +52,38 @@ def read(path: Path) -> list[Finished]:
 
     Raises RunError for another file, and for one that was changed since.
     """
-    content = read_json(path) or {}
+    expected = "expected a file that `sakd compare --keep` wrote"
     try:
+        content = parse_json(path.read_bytes(), always_sealed=True)
         shared, lines = content[SHARED], content[RUNS]
-        return _READ.validate_python([line | {"facts": shared | line["facts"]} for line in lines])
+        runs = _READ.validate_python([line | {"facts": shared | line["facts"]} for line in lines])
     except ValidationError as error:
         first, *_ = error.errors()
         where = f"{RUNS}.{'.'.join(map(str, first['loc']))}"
-        found, expected = f"found {first['input']!r:.60}", first["msg"]
-        raise RunError(f"{path}: {where}: {found}; {expected}") from error
-    except (LookupError, TypeError) as error:
-        raise RunError(
-            f"{path}: found no runs ({error!r}), expected a file that `sakd compare --keep` wrote"
-        ) from error
+        raise RunError(f"{path}: {where}: found {first['input']!r:.60}; {first['msg']}") from error
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+    except KeyError as error:
+        raise RunError(f"{path}: found no {error.args[0]}, {expected}") from error
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{path}: {error}; {expected}") from error
+    for run in runs:
+        if lacking := [key for key in NEEDED if key not in run.facts]:
+            raise RunError(f"{path}: {run.name}: found no {lacking[0]}, {expected}")
+    return runs
 
 
 def _is_place(key: str) -> bool:
     return any(key == place or key.startswith(f"{place}.") for place in PLACES)
+
+
+def _shown(text: str) -> str:
+    return hidden(Path(text).name if text.startswith(("/", "~/")) else text)
+
+
+def _as_json(value: float) -> float | str:
+    """The number, or its name, which JSON knows no number for."""
+    return float(value) if math.isfinite(value) else str(float(value))
 
 
 def _a_line_each(content: Mapping[str, Any]) -> str:
