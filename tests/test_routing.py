@@ -346,9 +346,10 @@ def test_random_refuses_what_is_no_probability_for_each_spot(p, found):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("temperature", 0), ("temperature", -5.0), ("gamma", 0), ("gamma", -2.0)]
+    ("key", "value"),
+    [("temperature", 0), ("temperature", -5.0), ("gamma", 0), ("gamma", -2.0), ("budget", -1.0)],
 )
-def test_adaptive_refuses_a_temperature_or_gamma_of_zero_or_less(key, value):
+def test_adaptive_refuses_a_temperature_or_gamma_of_zero_or_less_and_a_budget_below(key, value):
     student, teacher = make(resnet8), make(resnet20)
     numbers = {"temperature": 5.0, "gamma": 1.0, "same_family_bias": 10.0, "other_family_bias": 0.0} | {
         key: value
@@ -457,6 +458,9 @@ def test_the_router_loss_weighs_with_gamma_and_asks_for_half_a_batch_of_teachers
 ):
     route = torch.tensor([1.0] * chosen + [0.0] * (BATCH - chosen))
     assert router_loss(torch.tensor(routed_loss), torch.tensor(task_loss), route, gamma=2.0) == expected
+    weighed = router_loss(torch.tensor(routed_loss), torch.tensor(task_loss), route, gamma=2.0, budget=0.25)
+    lacking = max(0, BATCH / 2 - chosen)
+    assert weighed == expected - lacking + 0.25 * lacking
 
 
 def test_the_router_loss_has_the_gradients_of_its_formula():
@@ -464,7 +468,10 @@ def test_the_router_loss_has_the_gradients_of_its_formula():
     route = torch.tensor([1.0, 0.0, 0.0, 0.0], requires_grad=True)
     router_loss(routed_loss, torch.tensor(1.0), route, gamma=2.0).backward()
     assert routed_loss.grad == 2
-    assert torch.equal(route.grad, -torch.ones(4))
+    assert torch.equal(route.grad, -torch.ones(4))  # a sample's, B times what a mean would ask
+    route.grad = None
+    router_loss(routed_loss, torch.tensor(1.0), route, gamma=2.0, budget=1 / 4).backward()
+    assert torch.equal(route.grad, -torch.ones(4) / 4)
 
 
 @pytest.mark.parametrize("places", PLACES.values(), ids=PLACES)

@@ -61,6 +61,7 @@ NEUTRAL = {
     "dataset.train_samples": None,
     "dataset.test_samples": None,
     "dataset.test_fraction": None,
+    "spot_mode.budget": 1,
     "distiller.losses.cc.teacher_embedding": "learned",
     "distiller.losses.kd.standardise": False,
     "distiller.losses.dkd.standardise": False,

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from sakd.errors import ConfigError, check_number, did_you_mean
 from sakd.networks import StagedNet
 from sakd.plugin import Plugin
-from sakd.ranges import Finite, Positive, Share
+from sakd.ranges import Finite, NotNegative, Positive, Share
 from sakd.spots.grafts import Grafts
 from sakd.spots.spot import Spot
 
@@ -128,7 +128,9 @@ class Adaptive(SpotMode):
     The policy chooses teacher or student for each sample at each spot. It is one linear layer on both
     networks' embeddings; it and the grafts' adapters learn from the routed network's cross-entropy c: times
     ``gamma`` where c is above the student's own, divided by it where below; plus a budget, max(0, B/2 -
-    teachers chosen at the logits) (Song et al., IEEE TIP 2022).
+    teachers chosen at the logits) (Song et al., IEEE TIP 2022), times ``budget``. The budget is a sum over
+    the batch where c is a mean: at 1, as published, a sample that it asks for weighs B times what it weighs
+    in c; at 1/B as much.
 
     The teacher's scores start with ``same_family_bias`` or ``other_family_bias`` added.
     """
@@ -144,13 +146,15 @@ class Adaptive(SpotMode):
         gamma: Positive,
         same_family_bias: Finite,
         other_family_bias: Finite,
+        budget: NotNegative = 1.0,
     ):
         super().__init__(spots, student, teacher)
         check_number("spot_mode.temperature", temperature, least=0, above=True)
         check_number("spot_mode.gamma", gamma, least=0, above=True)
         check_number("spot_mode.same_family_bias", same_family_bias)
         check_number("spot_mode.other_family_bias", other_family_bias)
-        self.temperature, self.gamma = temperature, gamma
+        check_number("spot_mode.budget", budget, least=0)
+        self.temperature, self.gamma, self.budget = temperature, gamma, budget
         width = teacher.shapes["embedding"][0] + student.shapes["embedding"][0]
         self.policy = nn.Linear(width, 2 * len(self.spots))
         bias = same_family_bias if student.family == teacher.family else other_family_bias
@@ -186,9 +190,8 @@ class Adaptive(SpotMode):
         task_loss: Tensor,
     ) -> Tensor:
         routed_logits = self.grafts(student, teacher, images, teacher_features, route)
-        return router_loss(
-            F.cross_entropy(routed_logits.float(), labels), task_loss.detach(), route[:, -1], self.gamma
-        )
+        routed_loss = F.cross_entropy(routed_logits.float(), labels)
+        return router_loss(routed_loss, task_loss.detach(), route[:, -1], self.gamma, self.budget)
 
 
 class Anti(Adaptive):
@@ -232,13 +235,16 @@ def straight_through_gumbel(scores: Tensor, temperature: float, stream: torch.Ge
     return (soft.detach() >= 0.5).to(soft.dtype) + (soft - soft.detach())
 
 
-def router_loss(routed_loss: Tensor, task_loss: Tensor, logits_route: Tensor, gamma: float) -> Tensor:
+def router_loss(
+    routed_loss: Tensor, task_loss: Tensor, logits_route: Tensor, gamma: float, budget: float = 1.0
+) -> Tensor:
     """Loss of the router, a scalar: the routed network's cross-entropy, weighed, and the budget's hinge.
 
-    The weight says whether it beats the student's. ``logits_route``: [B], the route at the logits. The hinge
-    is not divided by B.
+    The weight says whether it beats the student's. ``logits_route``: [B], the route at the logits. The hinge,
+    times ``budget``, is not divided by B.
     """
     above, below = routed_loss > task_loss, routed_loss < task_loss
     one = torch.ones_like(task_loss)
     weight = torch.where(above, one * gamma, torch.where(below, one / gamma, one))
-    return weight * routed_loss + F.relu(len(logits_route) / 2 - logits_route.sum())
+    lacking = F.relu(len(logits_route) / 2 - logits_route.sum())
+    return torch.add(weight * routed_loss, lacking, alpha=budget)
