@@ -749,6 +749,18 @@ def test_no_output_takes_the_place_of_another_or_of_what_is_no_file(tmp_path):
     assert pipe.is_fifo()
 
 
+def test_the_results_page_has_the_figures_of_the_runs_that_lie_beside_it():
+    """Each mode's mean, deviation and interval, as its table has them."""
+    page = (ROOT / "results/cifar100.md").read_text()
+    comparison = compared(ROOT / "results/cifar100_budget.json", metric="test/accuracy")
+    assert len(comparison.groups) == 5
+    for group in comparison.groups.itertuples():
+        told = f"| {group.mean:.2f} ± {group.std:.2f} |"
+        if group.spot_mode != "fixed":
+            told += f" {group.difference:+.2f}, {group.low:+.2f} to {group.high:+.2f} |"
+        assert told.replace("-", MINUS) in page, group.spot_mode
+
+
 # Published figures
 
 
