@@ -583,8 +583,9 @@ def test_misspelled_filters_are_refused_with_what_is_near(three):
 
 
 def test_what_cannot_be_read_is_told_by_its_name(tmp_path):
-    with pytest.raises(RunError, match="found 'nowhere', expected a folder of runs"):
-        read("nowhere")
+    for name in ("nowhere", "databricks-kept.json"):
+        with pytest.raises(RunError, match=f"found '{name}', expected a folder of runs"):
+            read(name)
     with pytest.raises(RunError, match="found no file"):
         read(f"sqlite:///{tmp_path}/none.db")
     with pytest.raises(ConfigError, match="found no finished run"):

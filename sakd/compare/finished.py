@@ -18,8 +18,7 @@ from sakd.errors import ConfigError, RunError, did_you_mean
 from sakd.runs import last_metrics, read_result
 from sakd.runs.tracking import finished_runs
 
-STORES = re.compile(r"[a-z0-9+]+://|databricks(-uc)?(:|$)")
-
+STORES = re.compile(r"[a-z0-9+-]+://|databricks(-uc)?$")
 
 AnyRun = TypeVar("AnyRun", bound=Described)
 
