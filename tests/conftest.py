@@ -14,7 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; must be know
 import pytest
 from torch import Tensor
 
-from sakd import configuration
+from sakd import configuration, credentials
 from sakd.data import Dataset
 from sakd.training import Cohort, Trainer
 
@@ -115,6 +115,18 @@ def _no_tracking_server():
     """Tests choose their store themselves, and whether it gets models and pictures, which take seconds."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     os.environ["SAKD_TRACKING_MODEL"] = os.environ["SAKD_TRACKING_PICTURES"] = "false"
+
+
+@pytest.fixture(autouse=True)
+def _the_next_test_finds_what_this_one_found():
+    """The environment, and what is known of stores: those with a password are handed on by it."""
+    environment = dict(os.environ)
+    yield
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+    credentials._uris.clear()
+    credentials._passwords.clear()
 
 
 def fit(trainer: Trainer, dataset: Dataset, epochs: int, batch_size: int) -> list[dict[str, float]]:
