@@ -246,10 +246,11 @@ def _planned(overrides: tuple[str, ...]) -> "Plan":
 @click.argument("filters", nargs=-1, metavar="[KEY=VALUE[,VALUE...]]...")
 @click.option(
     "--from",
-    "source",
-    default="runs",
+    "sources",
+    multiple=True,
+    default=["runs"],
     show_default=True,
-    help="A folder of runs, an MLflow store's URI, mlflow, or a file of --keep.",
+    help="A folder of runs, an MLflow store's URI, mlflow, or a file of --keep; may be given again.",
 )
 @click.option(
     "--metric",
@@ -282,7 +283,7 @@ def _planned(overrides: tuple[str, ...]) -> "Plan":
 )
 def compare(
     filters: tuple[str, ...],
-    source: str,
+    sources: tuple[str, ...],
     metric: str,
     form: str,
     with_runs: bool,
@@ -307,9 +308,9 @@ def compare(
         if plot is not None:
             plots.check_plot(plot)
         outputs = {"--plot": plot, "--keep": keep, "--output": output}
-        check_outputs({option: path for option, path in outputs.items() if path is not None}, source)
+        check_outputs({option: path for option, path in outputs.items() if path is not None}, sources)
         figures = read_published(published or FIGURES)
-        runs, expected = _compared(source, filters)
+        runs, expected = _compared(sources, filters)
         comparison = compare.compare(runs, metric, figures, expected, with_costs)
         text = formats.FORMATS[form](comparison, with_runs)
         if plot is not None:
@@ -322,15 +323,17 @@ def compare(
             click.echo(text, nl=False)
 
 
-def _compared(source: str, filters: tuple[str, ...]) -> "tuple[list[Finished], list[dict[str, str]] | None]":
+def _compared(
+    sources: tuple[str, ...], filters: tuple[str, ...]
+) -> "tuple[list[Finished], list[dict[str, str]] | None]":
     """The runs to compare, and, of a sweep, the names of all cells that there should be."""
     from sakd.compare import read, select
     from sakd.configuration import short_names
 
     if not any(text.startswith("sweeps=") for text in filters):
-        return select(read(source), filters), None
+        return select(read(*sources), filters), None
     cells = {job.name: short_names(job.run.config) for job in _planned(filters).cells}
-    return [run for run in read(source) if run.name in cells], list(cells.values())
+    return [run for run in read(*sources) if run.name in cells], list(cells.values())
 
 
 @main.command()

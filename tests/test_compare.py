@@ -626,6 +626,7 @@ def test_folders_and_mlflow_give_the_same(tmp_path, monkeypatch):
     assert set(map(type, synchronise_all(folder).values())) == {int}
     assert read(uri) == read(str(folder))
     assert len(read(uri)) == 4
+    assert read(uri, str(folder)) == read(str(folder), uri) == read(uri)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     for form in ("terminal", "json"):
         assert command("--from", "mlflow", "--format", form, "--runs") == command(
@@ -702,6 +703,37 @@ def test_a_file_of_runs_that_was_changed_is_refused(change, told, tmp_path):
     file.write_text(change(file.read_text()))
     with pytest.raises(RunError, match=rf"kept\.json: {told}"):
         read(str(file))
+
+
+def test_runs_of_several_sources_are_one_table_and_a_result_that_two_have_counts_once(tmp_path):
+    """Folders of two machines, and a file of one of them."""
+    whole, first, second = (tmp_path / name for name in ("whole", "first", "second"))
+    file, again = tmp_path / "kept.json", tmp_path / "again.json"
+    changes = {"student.checkpoint": str(tmp_path / "weights.pt"), "dataset.root": "elsewhere"}
+    (tmp_path / "weights.pt").write_bytes(b"weights")
+    for folder, seeds in ((whole, range(3)), (first, (0, 1)), (second, (1, 2))):
+        for mode, accuracies in (("fixed", FIXED), ("adaptive", ADAPTIVE)):
+            for seed in seeds:
+                finish(
+                    folder, accuracies[seed], "distiller=at", f"spot_mode={mode}", seed=seed, changes=changes
+                )
+    command("--from", first, "--keep", file)
+    table = command("--from", whole, "--format", "json", "--runs")
+    for sources in ((first, second), (second, first), (second, file), (file, second), (first, file, second)):
+        named = [word for source in sources for word in ("--from", source)]
+        assert command(*named, "--format", "json", "--runs") == table
+    command("--from", file, "--from", second, "--keep", again)
+    assert command("--from", again, "--format", "json", "--runs") == table
+    assert len(json.loads(again.read_text())["runs"]) == 6
+    told = command("--from", first, "--from", file, "--keep", file, expect=1)
+    assert f"--keep: found '{file}', as in --from" in told
+
+
+def test_two_results_of_one_run_in_two_sources_are_an_error(tmp_path):
+    for folder, accuracy in (("first", 96.0), ("second", 97.0)):
+        finish(tmp_path / folder, accuracy, "distiller=at")
+    told = command("--from", tmp_path / "first", "--from", tmp_path / "second", expect=1)
+    assert "found two results of one configuration and seed" in told
 
 
 def sealed(content: dict, without: str = "") -> str:

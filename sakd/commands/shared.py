@@ -1,6 +1,6 @@
 """What commands share: the folder that they look into, and how they end that the user can mend."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,12 +36,12 @@ def check_output(path: Path, option: str = "--output") -> None:
         raise ConfigError(f"{option}: found no folder {str(path.parent)!r}, expected one for {path.name}")
 
 
-def check_outputs(paths: Mapping[str, Path], source: str) -> None:
-    """Check the outputs of one command, by option, which reads ``source``: no two are one file.
+def check_outputs(paths: Mapping[str, Path], sources: Iterable[str]) -> None:
+    """Check the outputs of one command, by option, which reads ``sources``: no two are one file.
 
     Raises ConfigError.
     """
-    taken = {Path(source).resolve(): "--from"}
+    taken = {Path(source).resolve(): "--from" for source in sources}
     for option, path in paths.items():
         check_output(path, option)
         other = taken.setdefault(path.resolve(), option)

@@ -23,12 +23,18 @@ STORES = re.compile(r"[a-z0-9+-]+://|databricks(-uc)?$")
 AnyRun = TypeVar("AnyRun", bound=Described)
 
 
-def read(source: str) -> list[Finished]:
-    """Read every finished student in a folder of runs, in an MLflow store by its URI, or in a file of them.
+def read(*sources: str) -> list[Finished]:
+    """Read every finished student in folders of runs, in MLflow stores by their URI, or in files of them.
 
     The name ``mlflow`` is the store that MLFLOW_TRACKING_URI names. Teachers, pretrainings and debugging runs
-    are left out. Raises RunError for what cannot be read, ConfigError where all that is finished is left out.
+    are left out, and a run that an earlier source has with the same result. Raises RunError for what cannot
+    be read, ConfigError where all that is finished in a source is left out.
     """
+    found = {(run.name, run.student_sha256): run for source in reversed(sources) for run in _read(source)}
+    return sorted(found.values(), key=lambda run: run.name)
+
+
+def _read(source: str) -> list[Finished]:
     if source == "mlflow":
         source = os.environ.get(credentials.STORE, "sqlite:///mlflow.db")
     elif not STORES.match(source) and not Path(source).is_dir():
@@ -44,7 +50,7 @@ def read(source: str) -> list[Finished]:
         if STORES.match(source)
         else _from_folders(Path(source), left_out)
     )
-    found = sorted(from_source, key=lambda run: run.name)
+    found = list(from_source)
     if left_out and not found:
         told = ", ".join(f"{count} {what}" for what, count in left_out.most_common())
         raise ConfigError(
