@@ -1,7 +1,7 @@
 """Passwords in the URIs of stores: used, neither shown nor stored, and sent only where the user says.
 
-Whatever is shown or stored has *** in a password's place. The process knows it, and leaves it to those that
-it starts in a variable of its own: MLFLOW_TRACKING_URI also says where runs go that name no store.
+Whatever is shown or stored has *** in a password's place. The process knows it, and leaves it in
+MLFLOW_TRACKING_URI to those that it starts.
 """
 
 import os
@@ -11,7 +11,6 @@ from urllib.parse import unquote
 from sakd.errors import ConfigError
 
 STORE = "MLFLOW_TRACKING_URI"  # the environment's name for the store, with its password
-HANDED_ON = "SAKD_STORE_HANDED_ON"  # the environment's name for the store of who started this process
 HIDDEN = "***"
 LEAST = 5  # characters of a password that is hidden also where no URI is around it
 
@@ -48,7 +47,7 @@ def remember(uri: str) -> str:
     found = {match[2] for pattern in (OF_A_USER, OF_A_QUERY) for match in pattern.finditer(uri)} - {HIDDEN}
     if found:
         _passwords.update(text for text in (*found, *map(unquote, found)) if len(text) >= LEAST)
-        _uris[shown] = os.environ[HANDED_ON] = uri
+        _uris[shown] = os.environ[STORE] = uri
     elif uri:
         _uris.setdefault(shown, uri)
     return shown
@@ -65,8 +64,7 @@ def revealed(uri: str) -> str:
     Raises ConfigError where that is not known here, and for a server that the user has not named: credentials
     go with what is sent there, and anybody who writes into a shared folder may have named it.
     """
-    for named in [os.environ.get(name, "") for name in (STORE, HANDED_ON)]:  # the last is handed on again
-        remember(named)
+    remember(os.environ.get(STORE, ""))
     shown = _shown(uri)
     if HIDDEN in _uris.get(shown, shown):
         raise ConfigError(

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from sakd import credentials
 from sakd.cli import main as cli
 from sakd.configuration import parameters
-from sakd.credentials import HANDED_ON, STORE, hidden, remember, remember_typed, revealed
+from sakd.credentials import STORE, hidden, remember, remember_typed, revealed
 from sakd.errors import ConfigError
 from sakd.runs.tracking.store import reason
 from tests.conftest import TINY, compose_config, compose_lazily, tracked_cells
@@ -72,25 +72,10 @@ def test_a_configuration_has_no_password(monkeypatch):
     config = compose_config(f"tracking.uri='http://user:{SECRET}@host:5000'")
     assert config["tracking"]["uri"] == "http://user:***@host:5000"
     assert SECRET not in str(parameters(config))
-    assert os.environ[HANDED_ON] == f"http://user:{SECRET}@host:5000", "for those that are started from here"
+    assert os.environ[STORE] == f"http://user:{SECRET}@host:5000", "for those that are started from here"
     credentials._uris.clear()  # as in one of those
     again = compose_config("tracking.uri=http://user:***@host:5000")
-    assert revealed(again["tracking"]["uri"]) == os.environ[HANDED_ON]
-
-
-def test_what_a_process_was_handed_on_it_hands_on_whatever_store_the_environment_names(monkeypatch):
-    mine, another = f"http://user:{SECRET}@mine", f"http://user:{SECRET}@another"
-    monkeypatch.setenv(STORE, another)
-    monkeypatch.setenv(HANDED_ON, mine)
-    assert revealed("http://user:***@mine") == mine
-    assert revealed("http://user:***@another") == another
-    assert os.environ[HANDED_ON] == mine
-
-
-def test_a_store_with_a_password_is_not_that_of_the_next_configuration():
-    usual = compose_config()["tracking"]["uri"]
-    compose_config(f"tracking.uri='http://user:{SECRET}@host:5000'")
-    assert compose_config()["tracking"]["uri"] == usual
+    assert revealed(again["tracking"]["uri"]) == os.environ[STORE]
 
 
 def test_a_password_that_is_not_known_is_asked_for():
