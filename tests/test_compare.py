@@ -782,11 +782,12 @@ def test_no_output_takes_the_place_of_another_or_of_what_is_no_file(tmp_path):
     assert pipe.is_fifo()
 
 
-def test_the_results_page_has_the_figures_of_the_runs_that_lie_beside_it():
+@pytest.mark.parametrize(("file", "groups"), [("cifar100_budget.json", 5), ("cifar100_other.json", 4)])
+def test_the_results_page_has_the_figures_of_the_runs_that_lie_beside_it(file, groups):
     """Each mode's mean, deviation and interval, as its table has them."""
     page = (ROOT / "results/cifar100.md").read_text()
-    comparison = compared(ROOT / "results/cifar100_budget.json", metric="test/accuracy")
-    assert len(comparison.groups) == 5
+    comparison = compared(ROOT / "results" / file, metric="test/accuracy")
+    assert len(comparison.groups) == groups
     for group in comparison.groups.itertuples():
         told = f"| {group.mean:.2f} ± {group.std:.2f} |"
         if group.spot_mode != "fixed":
