@@ -308,7 +308,8 @@ def compare(
         if plot is not None:
             plots.check_plot(plot)
         outputs = {"--plot": plot, "--keep": keep, "--output": output}
-        check_outputs({option: path for option, path in outputs.items() if path is not None}, sources)
+        asked = {option: path for option, path in outputs.items() if path is not None}
+        check_outputs(asked, map(compare.file_of, sources))
         figures = read_published(published or FIGURES)
         runs, expected = _compared(sources, filters)
         comparison = compare.compare(runs, metric, figures, expected, with_costs)

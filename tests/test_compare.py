@@ -626,8 +626,18 @@ def test_folders_and_mlflow_give_the_same(tmp_path, monkeypatch):
     assert set(map(type, synchronise_all(folder).values())) == {int}
     assert read(uri) == read(str(folder))
     assert len(read(uri)) == 4
-    assert read(uri, str(folder)) == read(str(folder), uri) == read(uri)
+    both = read(uri, str(folder))
+    assert both == read(str(folder), uri)
+    assert [(run.name, run.metrics, run.student_sha256) for run in both] == [
+        (run.name, run.metrics, run.student_sha256) for run in read(uri)
+    ]
+    before = (tmp_path / "mlflow.db").read_bytes()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for source in (uri, "mlflow"):
+        for option in ("--keep", "--output"):
+            told = command("--from", folder, "--from", source, option, folder / "../mlflow.db", expect=1)
+            assert "as in --from; expected a file of its own" in told
+    assert (tmp_path / "mlflow.db").read_bytes() == before
     for form in ("terminal", "json"):
         assert command("--from", "mlflow", "--format", form, "--runs") == command(
             "--from", folder, "--format", form, "--runs"
@@ -727,6 +737,41 @@ def test_runs_of_several_sources_are_one_table_and_a_result_that_two_have_counts
     assert len(json.loads(again.read_text())["runs"]) == 6
     told = command("--from", first, "--from", file, "--keep", file, expect=1)
     assert f"--keep: found '{file}', as in --from" in told
+
+
+def test_costs_are_known_of_a_result_if_one_of_its_sources_knows_them(tmp_path):
+    for folder in ("first", "second"):
+        finish(tmp_path / folder, 90.0, "distiller=at")
+    cost = {"student": {"parameters": 1234, "multiply_adds": 56}}
+    (path,) = (tmp_path / "second").glob("*/result.json")
+    result = json.loads(path.read_text()) | {"cost": cost}
+    del result["sha256"]
+    path.write_text(json.dumps(result))
+    for names in (("first", "second"), ("second", "first")):
+        (run,) = read(*(str(tmp_path / name) for name in names))
+        assert run.cost == cost
+
+
+def test_runs_of_several_sources_have_nothing_of_one_machine(tmp_path):
+    """Neither what a file leaves out, nor the folders around an image folder's own."""
+    for machine, seed in (("mine", 0), ("theirs", 1)):
+        changes = {"dataset.train": f"/{machine}/train", "dataset.root": f"/{machine}"}
+        finish(tmp_path / machine, 90.0, "distiller=at", "dataset=image_folder", seed=seed, changes=changes)
+    mine, theirs, file = tmp_path / "mine", tmp_path / "theirs", tmp_path / "kept.json"
+    command("--from", mine, "--keep", file)
+    table = command("--from", mine, "--from", theirs, "--format", "json", "--runs")
+    assert command("--from", file, "--from", theirs, "--format", "json", "--runs") == table
+    assert "dataset.root: no such key" in command(
+        "--from", file, "--from", theirs, "dataset.root=/mine", expect=1
+    )
+
+
+@pytest.mark.parametrize("sources", [("",), ("first", "")])
+def test_no_source_is_no_folder(sources, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    finish(tmp_path / "first", 90.0, "distiller=at")
+    told = command(*(word for source in sources for word in ("--from", source)), expect=1)
+    assert "--from: found '', expected a folder of runs" in told
 
 
 def test_two_results_of_one_run_in_two_sources_are_an_error(tmp_path):

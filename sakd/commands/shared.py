@@ -36,12 +36,12 @@ def check_output(path: Path, option: str = "--output") -> None:
         raise ConfigError(f"{option}: found no folder {str(path.parent)!r}, expected one for {path.name}")
 
 
-def check_outputs(paths: Mapping[str, Path], sources: Iterable[str]) -> None:
+def check_outputs(paths: Mapping[str, Path], sources: Iterable[Path]) -> None:
     """Check the outputs of one command, by option, which reads ``sources``: no two are one file.
 
     Raises ConfigError.
     """
-    taken = {Path(source).resolve(): "--from" for source in sources}
+    taken = {source.resolve(): "--from" for source in sources}
     for option, path in paths.items():
         check_output(path, option)
         other = taken.setdefault(path.resolve(), option)

@@ -4,7 +4,7 @@ Spot modes stand side by side, with how each differs from ``fixed``, paired by s
 """
 
 from sakd.compare.described import Described, Finished
-from sakd.compare.finished import checksums_of, facts_of, read, read_folder, select
+from sakd.compare.finished import checksums_of, facts_of, file_of, read, read_folder, select
 from sakd.compare.table import Comparison, compare, ordered
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "checksums_of",
     "compare",
     "facts_of",
+    "file_of",
     "ordered",
     "read",
     "read_folder",

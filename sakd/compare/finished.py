@@ -4,6 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from sakd.compare.described import ABSENT, Described, Finished
 from sakd.configuration import check_choice, parameters, read_config
 from sakd.errors import ConfigError, RunError, did_you_mean
 from sakd.runs import last_metrics, read_result
-from sakd.runs.tracking import finished_runs
+from sakd.runs.tracking import finished_runs, sqlite_path
 
 STORES = re.compile(r"[a-z0-9+-]+://|databricks(-uc)?$")
 
@@ -27,17 +28,32 @@ def read(*sources: str) -> list[Finished]:
     """Read every finished student in folders of runs, in MLflow stores by their URI, or in files of them.
 
     The name ``mlflow`` is the store that MLFLOW_TRACKING_URI names. Teachers, pretrainings and debugging runs
-    are left out, and a run that an earlier source has with the same result. Raises RunError for what cannot
-    be read, ConfigError where all that is finished in a source is left out.
+    are left out, and a run that another source has with the same result. Runs of several sources have no
+    facts that are so on one machine alone, as those of a file have none. Raises RunError for what cannot be
+    read, ConfigError where all that is finished in a source is left out.
     """
-    found = {(run.name, run.student_sha256): run for source in reversed(sources) for run in _read(source)}
+    found: dict[tuple[str, str], Finished] = {}
+    for run in (run for source in sources for run in _read(_named(source))):
+        known = found.setdefault((run.name, run.student_sha256), run)
+        if run.cost and not known.cost:  # a store has none
+            found[run.name, run.student_sha256] = run
+    if len(sources) > 1:
+        found = {key: replace(run, facts=kept.facts_of_anywhere(run)) for key, run in found.items()}
     return sorted(found.values(), key=lambda run: run.name)
 
 
+def file_of(source: str) -> Path:
+    """Where a source lies that is a folder or a file of this machine; of a server a path that nothing has."""
+    named = _named(source)
+    return sqlite_path(named) or Path(named)
+
+
+def _named(source: str) -> str:
+    return os.environ.get(credentials.STORE, "sqlite:///mlflow.db") if source == "mlflow" else source
+
+
 def _read(source: str) -> list[Finished]:
-    if source == "mlflow":
-        source = os.environ.get(credentials.STORE, "sqlite:///mlflow.db")
-    elif not STORES.match(source) and not Path(source).is_dir():
+    if not source or (not STORES.match(source) and not Path(source).is_dir()):
         if Path(source).is_file():
             return kept.read(Path(source))
         raise RunError(

@@ -31,7 +31,7 @@ def write(runs: Sequence[Finished], path: Path) -> None:
     Of a path that is the value of another key the last part is kept. Raises RunError if the file cannot be
     written.
     """
-    facts = [{key: _shown(text) for key, text in run.facts.items() if not _is_place(key)} for run in runs]
+    facts = [facts_of_anywhere(run) for run in runs]
     shared = dict(set.intersection(*(set(own.items()) for own in facts)))
     lines = [
         {
@@ -71,6 +71,11 @@ def read(path: Path) -> list[Finished]:
         if lacking := [key for key in NEEDED if key not in run.facts]:
             raise RunError(f"{path}: {run.name}: found no {lacking[0]}, {expected}")
     return runs
+
+
+def facts_of_anywhere(run: Finished) -> dict[str, str]:
+    """A run's facts without what is so on one machine alone: no places, and of other paths the last part."""
+    return {key: _shown(text) for key, text in run.facts.items() if not _is_place(key)}
 
 
 def _is_place(key: str) -> bool:

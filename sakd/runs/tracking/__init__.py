@@ -14,7 +14,7 @@ from sakd.runs.tracking.parents import (
     sweeps_going_on,
     under_way,
 )
-from sakd.runs.tracking.store import finished_runs, is_a_file, is_refusal, open_command, reason
+from sakd.runs.tracking.store import finished_runs, is_a_file, is_refusal, open_command, reason, sqlite_path
 from sakd.runs.tracking.sync import goes_on, page_of, seen_at, synchronise, view_of
 from sakd.runs.tracking.thread import Mirror, start_mirror
 
@@ -38,6 +38,7 @@ __all__ = [
     "page_of",
     "reason",
     "seen_at",
+    "sqlite_path",
     "start_mirror",
     "sweep_folder",
     "sweep_name",
